@@ -1,0 +1,15 @@
+"""Sparse attention for video diffusion: dynamic BlockMasks for FlexAttention.
+
+>>> tiling = VideoTiling(video=(4, 8, 8), tile=(2, 4, 4))
+>>> q, k, v = (tiling.to_tiles(torch.randn(1, 2, tiling.tokens, 16)) for _ in range(3))
+>>> mask = vsa_mask(q, k, tiling, top_k=2)
+>>> tiling.from_tiles(flex_attention(q, k, v, block_mask=mask)).shape
+torch.Size([1, 2, 256, 16])
+"""
+
+from flexsparse.flex import flex_attention
+from flexsparse.tiling import VideoTiling
+from flexsparse.vsa import vsa_attention, vsa_mask
+
+__all__ = ["VideoTiling", "flex_attention", "vsa_attention", "vsa_mask"]
+__version__ = "0.1.0"

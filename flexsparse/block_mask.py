@@ -1,0 +1,113 @@
+"""A choice of tiles as a BlockMask: its mask_mod, and its lists in both directions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from flexsparse.selection import tile_map
+from flexsparse.tiling import VideoTiling
+
+
+class TileBlockMask(BlockMask):
+    """A BlockMask whose blocks are the tiles of ``tiling``: within a listed block only padding of
+    the key tile is masked. Slicing or adjusting it gives a mask like any other."""
+
+    tiling: VideoTiling | None = None
+
+    def to_dense(self) -> Tensor:
+        """Which key blocks every query block visits: int32 ``[B, H, nq, nk]`` of 0 and 1.
+
+        torch's version takes the width of the lists for the number of key blocks."""
+        width = -(-self.seq_lengths[1] // self.BLOCK_SIZE[1])
+        dense = _to_map(self.kv_num_blocks, self.kv_indices, width)
+        if self.full_kv_num_blocks is not None and self.full_kv_indices is not None:
+            dense = dense | _to_map(self.full_kv_num_blocks, self.full_kv_indices, width)
+        return dense.int()
+
+
+def tile_block_mask(selected: Tensor, tiling: VideoTiling) -> TileBlockMask:
+    """The BlockMask in which each query tile attends to its selected key tiles.
+
+    Its ``mask_mod`` alone is the whole mask, tile choice and padding; the lists are an index into
+    it, in both directions (for inference, under ``no_grad``, in the forward direction alone). Key
+    tiles with padding are partial blocks, the others full ones. Nothing is read back from the
+    device.
+
+    Args:
+        selected: int32 ``[B, H, n, k]``, distinct tiles in ascending order per query tile.
+        tiling: the shape; ``n = tiling.num_tiles``.
+
+    Returns:
+        A BlockMask of ``BLOCK_SIZE == (rows, rows)`` over ``padded_tokens`` rows.
+    """
+    n, rows, device = tiling.num_tiles, tiling.rows, selected.device
+    chosen, counts = tile_map(selected, n), tiling.counts(device)
+
+    def mask_mod(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        return chosen[b, h, q // rows, kv // rows] & (kv % rows < counts[kv // rows])
+
+    is_full = counts == rows
+    partial, full = _forward_lists(selected, is_full, tiling)
+    by_key = _transposed_lists(chosen, is_full, tiling) if torch.is_grad_enabled() else (None,) * 4
+    mask = TileBlockMask(
+        (tiling.padded_tokens,) * 2, *partial, *full, *by_key, (rows, rows), mask_mod
+    )
+    mask.tiling = tiling
+    return mask
+
+
+def _forward_lists(selected: Tensor, is_full: Tensor, tiling: VideoTiling) -> tuple[Any, Any]:
+    """(counts, indices) of partial and of full key tiles, each as narrow as the tiling allows."""
+    n, k = tiling.num_tiles, selected.shape[-1]
+    every = selected.new_full(selected.shape[:-1], k)
+    if not tiling.has_padding:
+        none = selected.new_zeros((*selected.shape[:-1], 1))
+        return (torch.zeros_like(every), _widen(none, tiling)), (every, selected)
+    if tiling.full_tiles == 0:
+        return (every, _widen(selected, tiling)), (None, None)
+    ragged = ~is_full[selected.long()]
+    # One sort puts the full tiles before the ragged ones, both ascending.
+    order = torch.where(ragged, selected + n, selected).sort(-1).values % n
+    num_full = k - ragged.sum(-1, dtype=torch.int32)
+    width = min(k, n - tiling.full_tiles)
+    last = torch.arange(width, device=selected.device) + num_full[..., None]
+    partial = order.gather(-1, last.clamp(max=k - 1)).int()
+    full = order[..., : min(k, tiling.full_tiles)].int().contiguous()
+    return (every - num_full, _widen(partial, tiling)), (num_full, full)
+
+
+def _to_map(num: Tensor, indices: Tensor, width: int) -> Tensor:
+    """Lists to a bool map: entries past a row's count land past the end."""
+    listed = torch.arange(indices.shape[-1], device=num.device) < num[..., None]
+    return tile_map(torch.where(listed, indices, width), width + 1)[..., :width]
+
+
+def _widen(indices: Tensor, tiling: VideoTiling) -> Tensor:
+    """On CPU, torch's compiled kernel refuses partial lists narrower than the number of tiles."""
+    if indices.device.type != "cpu":
+        return indices
+    if indices.shape[-1] == 1:
+        return indices.expand(*indices.shape[:-1], tiling.num_tiles)
+    return F.pad(indices, (0, tiling.num_tiles - indices.shape[-1]))
+
+
+def _transposed_lists(chosen: Tensor, is_full: Tensor, tiling: VideoTiling) -> tuple[Any, ...]:
+    """The query tiles of every key tile, for the backward kernels: partial, then full lists."""
+    n = tiling.num_tiles
+    by_key = chosen.transpose(-1, -2)
+    rank = by_key.cumsum(-1, dtype=torch.int32)
+    total = rank[..., -1].contiguous()
+    slot = torch.where(by_key, rank - 1, n).long()  # those not chosen write past the end
+    tiles = torch.arange(n, dtype=torch.int32, device=chosen.device).expand_as(slot)
+    indices = tiles.new_zeros((*slot.shape[:-1], n + 1)).scatter_(-1, slot, tiles)
+    indices = indices[..., :n].contiguous()
+    if not tiling.has_padding:
+        return torch.zeros_like(total), indices[..., :1].contiguous(), total, indices
+    if tiling.full_tiles == 0:
+        return total, indices, None, None
+    return torch.where(is_full, 0, total), indices, torch.where(is_full, total, 0), indices.clone()

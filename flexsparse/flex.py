@@ -1,0 +1,195 @@
+"""``flex_attention`` on every device: torch's on CUDA, our operator on CPU."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask, create_mask
+from torch.nn.attention.flex_attention import flex_attention as torch_flex_attention
+
+from flexsparse import kernel_options as configs
+from flexsparse.cpu import block_sparse_attention
+
+if torch.version.cuda:
+    configs.install()
+
+_RECOMPILE_LIMIT = 64  # shapes that eager code may ask for before torch refuses to compile more
+
+
+def flex_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_mod: Any = None,
+    block_mask: BlockMask | None = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: bool = False,
+    kernel_options: Any = None,
+    *,
+    return_aux: AuxRequest | None = None,
+) -> Any:
+    """torch's ``flex_attention``, compiled on CUDA and trainable on CPU.
+
+    On CUDA this is torch's own, compiled even when it is called from eager code, with kernel
+    configs for small blocks. On CPU it is an operator of ours, forward and backward, for any
+    BlockMask without ``score_mod``. With a mask from :func:`tile_block_mask`, nothing that stands
+    in padding, NaN included, reaches a valid output or a gradient.
+
+    Args:
+        query, key, value: ``[B, Hq, Lq, D]``, ``[B, Hkv, Lk, D]``, ``[B, Hkv, Lk, Dv]``, one device
+            and dtype.
+        score_mod, block_mask, scale, enable_gqa, return_lse, kernel_options, return_aux: as in
+            ``torch.nn.attention.flex_attention.flex_attention``.
+
+    Returns:
+        ``[B, Hq, Lq, Dv]``; with ``return_lse``, also the natural log-sum-exp ``[B, Hq, Lq]``; with
+        ``return_aux``, also an AuxOutput.
+
+    Raises:
+        ValueError: mixed devices or dtypes, lengths that are not the mask's, head dims that CUDA
+            kernels cannot take.
+        NotImplementedError: on CPU, ``score_mod`` with gradients, or ``max_scores``.
+    """
+    _check(query, key, value, block_mask, enable_gqa)
+    if return_lse and return_aux is not None:
+        raise ValueError("give return_lse or return_aux, not both")
+    aux = AuxRequest(lse=True) if return_lse else return_aux
+    tiling = getattr(block_mask, "tiling", None)
+    if tiling is not None:
+        query, key, value = (tiling.zero_padding(x) for x in (query, key, value))
+
+    on_cpu = query.device.type == "cpu"
+    if on_cpu and score_mod is None:
+        out, extra = _cpu_attention(query, key, value, block_mask, scale, aux)
+    elif on_cpu and torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
+        raise NotImplementedError(
+            "score_mod has no gradient on CPU: use a BlockMask without score_mod, call it under "
+            "torch.no_grad(), or run on CUDA"
+        )
+    else:
+        out, extra = _torch_attention(
+            query, key, value, score_mod, block_mask, scale, enable_gqa, kernel_options, aux
+        )
+    if tiling is not None:
+        out = tiling.zero_padding(out)
+    if return_lse:
+        return out, extra.lse
+    return out if return_aux is None else (out, extra)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, gqa: bool) -> None:
+    if len({x.device for x in (q, k, v)}) > 1 or len({x.dtype for x in (q, k, v)}) > 1:
+        raise ValueError(
+            "query, key and value must share device and dtype, not "
+            + ", ".join(f"{x.device}/{x.dtype}" for x in (q, k, v))
+        )
+    if any(x.dim() != 4 for x in (q, k, v)):
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+        raise ValueError(f"query, key and value must be [batch, heads, tokens, dim], not {shapes}")
+    heads, kv_heads = q.shape[1], k.shape[1]
+    if heads % kv_heads or (heads != kv_heads and not gqa):
+        raise ValueError(
+            f"query has {heads} heads, key {kv_heads}: make them equal, or pass enable_gqa=True "
+            "with a divisor"
+        )
+    if q.is_cuda and (q.shape[-1] % 16 or v.shape[-1] % 16):
+        raise ValueError(
+            f"head dims {q.shape[-1]} and {v.shape[-1]} must be multiples of 16 on CUDA: pad them"
+        )
+    if mask is None:
+        return
+    tiling = getattr(mask, "tiling", None)
+    if tiling is not None:
+        for name, x in (("query", q), ("key", k), ("value", v)):
+            tiling.check_tiled(x, name)
+    elif (q.shape[-2], k.shape[-2]) != tuple(mask.seq_lengths):
+        raise ValueError(
+            f"query and key have {q.shape[-2]} and {k.shape[-2]} rows; the block mask is for "
+            f"{mask.seq_lengths[0]} and {mask.seq_lengths[1]}: make it for these lengths"
+        )
+    if mask.kv_num_blocks.device != q.device:
+        raise ValueError(f"the block mask is on {mask.kv_num_blocks.device}, query on {q.device}")
+    for size, due, what in zip(mask.kv_num_blocks.shape, q.shape, ("batch", "heads")):
+        if size not in (1, due):
+            raise ValueError(f"the block mask has {what} {size}, query {due}: give it 1 or {due}")
+
+
+_compiled_flex_attention = torch.compile(torch_flex_attention, dynamic=False, fullgraph=True)
+
+
+def _torch_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    score_mod: Any,
+    mask: BlockMask | None,
+    scale: float | None,
+    enable_gqa: bool,
+    kernel_options: Any,
+    aux: AuxRequest | None,
+) -> tuple[Tensor, Any]:
+    if getattr(mask, "tiling", None) is not None and q.is_cuda:
+        kernel_options = {"ROWS_GUARANTEED_SAFE": True, **(kernel_options or {})}
+    options: dict[str, Any] = dict(
+        score_mod=score_mod,
+        block_mask=mask,
+        scale=scale,
+        enable_gqa=enable_gqa,
+        kernel_options=kernel_options,
+        return_aux=aux,
+    )
+    if torch.compiler.is_compiling():
+        result = torch_flex_attention(q, k, v, **options)
+    else:
+        with torch._dynamo.config.patch(recompile_limit=_RECOMPILE_LIMIT):
+            result = _compiled_flex_attention(q, k, v, **options)
+    return result if aux is not None else (result, None)
+
+
+def _cpu_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask | None,
+    scale: float | None,
+    aux: AuxRequest | None,
+) -> tuple[Tensor, Any]:
+    if aux is not None and aux.max_scores:
+        raise NotImplementedError("max_scores is not computed on CPU: ask for lse alone")
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    k, v = (x.expand(q.shape[0], *x.shape[1:]) for x in (k, v))
+    if mask is None:
+        q_block, kv_block = 64, k.shape[-2]
+        full = torch.ones(1, 1, -(-q.shape[-2] // q_block), dtype=torch.int32)
+        lists = full, torch.zeros_like(full)[..., None], None, None, None
+    else:
+        q_block, kv_block = mask.BLOCK_SIZE
+        full = mask.full_kv_num_blocks, mask.full_kv_indices
+        tiling = getattr(mask, "tiling", None)
+        if tiling is not None and not tiling.has_padding:
+            lists = *full, None, None, None
+        else:
+            partial = mask.kv_num_blocks, mask.kv_indices
+            lists = *full, *partial, _partial_mask(mask, q, k)
+    out, lse = block_sparse_attention(q, k, v, *lists, q_block, kv_block, scale)
+    return out, AuxOutput(lse=lse)
+
+
+def _partial_mask(mask: BlockMask, q: Tensor, k: Tensor) -> Tensor:
+    """``mask_mod`` by blocks: bool, broadcastable to ``[B, H, nq, nk, q_block, kv_block]``.
+
+    Between tiles only the padding of key tiles is masked; any other mask is evaluated densely,
+    at ``Lq * Lk`` bytes for each of its own batches and heads.
+    """
+    (q_block, kv_block), tiling = mask.BLOCK_SIZE, getattr(mask, "tiling", None)
+    if tiling is not None:
+        return tiling.valid(q.device).view(1, 1, 1, tiling.num_tiles, 1, tiling.rows)
+    q_len, kv_len = q.shape[-2], k.shape[-2]
+    dense = create_mask(mask.mask_mod, *mask.kv_num_blocks.shape[:2], q_len, kv_len, "cpu")
+    dense = F.pad(dense, (0, -kv_len % kv_block, 0, -q_len % q_block))
+    return dense.unflatten(3, (-1, kv_block)).unflatten(2, (-1, q_block)).transpose(3, 4)

@@ -1,0 +1,91 @@
+"""Modules: they own the gate projections and call the functions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flexsparse.tiling import VideoTiling
+from flexsparse.vsa import vsa_attention
+
+
+class VSA(nn.Module):
+    """Video Sparse Attention with learned gates (VSA, arXiv 2505.13389).
+
+    Owns the gate projections only; q, k, v and the output projection belong to the block around it.
+    Gates are linear in the block's input, one value per token and channel. For pretraining both
+    gates exist and start near "the fine stage as it is, no coarse stage" (weights of std 0.02,
+    bias 1 and 0; the paper gives no initialisation). For adapting a dense checkpoint the coarse
+    gate starts at exactly zero and there is no fine gate, so that at ``top_k = num_tiles`` the
+    converted layer equals the dense one.
+
+    Args:
+        dim: width of the block's input.
+        num_heads: query heads.
+        top_k: key tiles per query tile.
+        adapt: adapt a dense checkpoint instead of pretraining.
+        head_dim: channels of a head; default ``dim // num_heads``.
+
+    >>> tiling = VideoTiling((2, 4, 4), tile=(2, 2, 2))
+    >>> x, q = torch.randn(1, tiling.padded_tokens, 32), torch.randn(1, 2, tiling.padded_tokens, 16)
+    >>> VSA(dim=32, num_heads=2, top_k=2)(x, q, q, q, tiling).shape
+    torch.Size([1, 2, 64, 16])
+    """
+
+    gate_fine: nn.Linear | None
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        top_k: int,
+        *,
+        adapt: bool = False,
+        head_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        if head_dim is None and dim % num_heads:
+            raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
+        self.num_heads, self.top_k, self.adapt = num_heads, top_k, adapt
+        width = num_heads * (head_dim or dim // num_heads)
+        self.gate_coarse = nn.Linear(dim, width)
+        self.gate_fine = None if adapt else nn.Linear(dim, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """(Re-)initialise the gates, as the class says."""
+        nn.init.zeros_(self.gate_coarse.bias)
+        if self.gate_fine is None:
+            nn.init.zeros_(self.gate_coarse.weight)
+        else:
+            nn.init.normal_(self.gate_coarse.weight, std=0.02)
+            nn.init.normal_(self.gate_fine.weight, std=0.02)
+            nn.init.ones_(self.gate_fine.bias)
+
+    def forward(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, tiling: VideoTiling) -> Tensor:
+        """Attend; everything tile-major.
+
+        Args:
+            x: ``[B, padded_tokens, dim]``, the block's (normed) input, from which gates are made.
+            q, k, v: ``[B, num_heads, padded_tokens, head_dim]``.
+            tiling: the shape.
+
+        Returns:
+            ``[B, num_heads, padded_tokens, head_dim]``.
+        """
+        fine = None if self.gate_fine is None else self._heads(self.gate_fine(x))
+        return vsa_attention(
+            q,
+            k,
+            v,
+            tiling,
+            top_k=self.top_k,
+            gate_coarse=self._heads(self.gate_coarse(x)),
+            gate_fine=fine,
+        )
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return torch.unflatten(x, -1, (self.num_heads, -1)).transpose(1, 2)
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, top_k={self.top_k}, adapt={self.adapt}"

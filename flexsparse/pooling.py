@@ -1,0 +1,40 @@
+"""Coarse pooling: one mean vector per tile."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+from flexsparse.tiling import VideoTiling
+
+if sys.platform == "linux":  # where the package depends on triton
+    from flexsparse.kernels import pool_tiles as kernels
+
+
+def pool_tiles(x: Tensor, tiling: VideoTiling) -> Tensor:
+    """Mean over the valid rows of each tile (VSA, arXiv 2505.13389, coarse stage).
+
+    Args:
+        x: tile-major ``[B, H, padded_tokens, D]``; padding is never read.
+        tiling: the shape.
+
+    Returns:
+        ``[B, H, num_tiles, D]``, summed and returned in fp32 (fp64 for fp64). Differentiable.
+
+    >>> tiling = VideoTiling((2, 4, 4), tile=(2, 2, 2))
+    >>> pool_tiles(torch.ones(1, 1, tiling.padded_tokens, 16), tiling).shape
+    torch.Size([1, 1, 4, 16])
+    """
+    tiling.check_tiled(x)
+    if x.is_cuda:
+        return kernels.pool_tiles(x, tiling.counts(x.device), tiling.rows)
+    return pool_tiles_twin(x, tiling)
+
+
+def pool_tiles_twin(x: Tensor, tiling: VideoTiling) -> Tensor:
+    """:func:`pool_tiles` in plain PyTorch, on any device."""
+    tiles = tiling.zero_padding(x).unflatten(-2, (tiling.num_tiles, tiling.rows))
+    sums = tiles.sum(-2, dtype=torch.promote_types(x.dtype, torch.float32))
+    return sums / tiling.counts(x.device)[:, None]

@@ -1,0 +1,230 @@
+"""The shape of a tiled video: which token of the grid lies in which row of memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Under 64 rows a tile takes the next power of two (the smallest tensor-core block is 16 rows);
+# above, the next multiple of 64, so that compute blocks of 64 rows always divide a tile.
+_ROWS_SMALL = (16, 32, 64)
+_MAX_ASPECT = 2.0
+
+
+def _default_rows(volume: int) -> int:
+    return next((r for r in _ROWS_SMALL if volume <= r), -(-volume // 64) * 64)
+
+
+def _triple(name: str, value: Any) -> tuple[int, int, int]:
+    sizes = tuple(value) if isinstance(value, (tuple, list, torch.Size)) else ()
+    if len(sizes) != 3 or not all(type(s) is int and s > 0 for s in sizes):
+        raise ValueError(f"{name} must be three positive ints (frames, height, width), not {value!r}")
+    return sizes
+
+
+@dataclass(frozen=True)
+class VideoTiling:
+    """A video of tokens cut into cuboid tiles, each stored in the same number of rows.
+
+    Raster order is ``(t h w)`` with w fastest. Tile-major order stores the tiles one after another,
+    ``rows`` rows each: first the valid tokens of the tile in raster order, then padding. Tiles at
+    the far edges may hold fewer tokens (ragged). Every size here follows from :meth:`layout`.
+
+    Args:
+        video: tokens along time, height and width (after patchify), ``(T, H, W)``.
+        tile: tokens of a tile along the same axes; an axis longer than the video is clipped to it.
+        rows: rows of a tile in memory, a multiple of 16 and at least the tile's volume. Default:
+            16, 32 or 64, whichever is the first to hold the tile, else the next multiple of 64:
+            the kernels work in blocks of 16 to 64 rows that must divide a tile.
+
+    Raises:
+        ValueError: sizes that are not positive ints, or rows that cannot hold a tile.
+
+    >>> tiling = VideoTiling(video=(21, 30, 52), tile=(3, 5, 4))
+    >>> tiling.rows, tiling.num_tiles, tiling.tokens, tiling.padded_tokens
+    (64, 546, 32760, 34944)
+    """
+
+    video: tuple[int, int, int]
+    tile: tuple[int, int, int] = (4, 4, 4)
+    rows: int = None  # pyright: ignore[reportAssignmentType]  # an int once constructed
+
+    def __post_init__(self) -> None:
+        video, tile = _triple("video", self.video), _triple("tile", self.tile)
+        tile = tuple(min(t, v) for t, v in zip(tile, video))
+        volume = math.prod(tile)
+        rows = _default_rows(volume) if self.rows is None else self.rows
+        if type(rows) is not int or rows % 16 or rows < volume:
+            raise ValueError(
+                f"rows={rows!r} cannot hold a tile of {volume} tokens: give a multiple of 16 of at "
+                f"least {volume}, or leave it out for {_default_rows(volume)}"
+            )
+        for name, value in (("video", video), ("tile", tile), ("rows", rows)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tiles along time, height and width."""
+        (a, b, c), (x, y, z) = self.video, self.tile
+        return -(-a // x), -(-b // y), -(-c // z)
+
+    @property
+    def num_tiles(self) -> int:
+        return math.prod(self.grid)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the video, the length of raster tensors."""
+        return math.prod(self.video)
+
+    @property
+    def padded_tokens(self) -> int:
+        """Rows in memory, the length of tile-major tensors."""
+        return self.num_tiles * self.rows
+
+    @property
+    def full_tiles(self) -> int:
+        """Tiles without a single padding row."""
+        if math.prod(self.tile) < self.rows:
+            return 0
+        return math.prod([v // t for v, t in zip(self.video, self.tile)])
+
+    @property
+    def has_padding(self) -> bool:
+        return self.full_tiles < self.num_tiles
+
+    @classmethod
+    def fit(cls, video: tuple[int, int, int], rows: int = 64) -> VideoTiling:
+        """The tiling of least padding whose tiles take ``rows`` rows and are not too long.
+
+        A tile's longest side is at most twice its shortest (a side that spans the whole video may
+        be shorter). Among tilings with equal padding the most cubic wins.
+
+        >>> VideoTiling.fit((21, 30, 52)).tile, VideoTiling.fit((21, 45, 80)).tile
+        ((3, 5, 4), (3, 5, 4))
+        """
+        sizes = _triple("video", video)
+        if type(rows) is not int or rows <= 0 or rows % 16:
+            raise ValueError(f"rows must be a positive multiple of 16, not {rows!r}")
+        best: tuple[tuple, VideoTiling] | None = None
+        for t, h in product(*(range(1, min(s, rows) + 1) for s in sizes[:2])):
+            for w in range(1, min(sizes[2], rows // (t * h)) + 1):
+                inner = [x for x, s in zip((t, h, w), sizes) if x < s]
+                aspect = max(t, h, w) / min(inner) if inner else 1.0
+                if aspect <= _MAX_ASPECT:
+                    tiling = cls(sizes, (t, h, w), rows)
+                    rank = (tiling.padded_tokens, aspect, -t * h * w, tiling.tile)
+                    best = min(best, (rank, tiling), key=lambda b: b[0]) if best else (rank, tiling)
+        assert best is not None, "a tile of one token always fits"
+        return best[1]
+
+    def layout(self, device: torch.device | str | None = None) -> Tensor:
+        """The raster index of the token in every row, -1 in padding: int64 ``[num_tiles, rows]``."""
+        video_t, video_h, video_w = self.video
+        tile_t, tile_h, tile_w = self.tile
+        at = [torch.arange(g, device=device) for g in self.grid]
+        start_t = (at[0] * tile_t)[:, None, None, None]
+        start_h = (at[1] * tile_h)[:, None, None]
+        start_w = (at[2] * tile_w)[:, None]
+        size_t = (video_t - start_t).clamp(max=tile_t)
+        size_h = (video_h - start_h).clamp(max=tile_h)
+        size_w = (video_w - start_w).clamp(max=tile_w)
+        row = torch.arange(self.rows, device=device)
+        t = start_t + row // (size_h * size_w)
+        h = start_h + row // size_w % size_h
+        w = start_w + row % size_w
+        index = (t * video_h + h) * video_w + w
+        valid = row < size_t * size_h * size_w
+        return torch.where(valid, index, -1).reshape(self.num_tiles, self.rows)
+
+    def counts(self, device: torch.device | str | None = None) -> Tensor:
+        """Valid tokens of every tile, in its first rows: int32 ``[num_tiles]``."""
+        return (self.layout(device) >= 0).sum(-1, dtype=torch.int32)
+
+    def valid(self, device: torch.device | str | None = None) -> Tensor:
+        """Which rows in memory hold a token: bool ``[padded_tokens]``."""
+        return (self.layout(device) >= 0).flatten()
+
+    def to_tiles(self, x: Tensor) -> Tensor:
+        """Raster ``[..., tokens, C]`` to tile-major ``[..., padded_tokens, C]``, zeros in padding.
+
+        Its gradient drops whatever gradient arrives in padding.
+
+        Raises:
+            ValueError: the second to last dimension is not ``tokens``.
+        """
+        self.check_raster(x)
+        layout = self.layout(x.device).flatten()
+        return _Permute.apply(x, layout, self._inverse(layout))
+
+    def from_tiles(self, x: Tensor) -> Tensor:
+        """Tile-major ``[..., padded_tokens, C]`` to raster ``[..., tokens, C]``: undoes to_tiles.
+
+        Raises:
+            ValueError: the second to last dimension is not ``padded_tokens``.
+        """
+        self.check_tiled(x)
+        layout = self.layout(x.device).flatten()
+        return _Permute.apply(x, self._inverse(layout), layout)
+
+    def zero_padding(self, x: Tensor) -> Tensor:
+        """Tile-major ``x`` with zeros in padding, whatever stood there (NaN, too).
+
+        The gradient is zero in padding as well. Without padding this is ``x`` itself.
+        """
+        return torch.where(self.valid(x.device)[:, None], x, 0) if self.has_padding else x
+
+    def check_tiled(self, x: Tensor, name: str = "x") -> None:
+        """Raise ValueError, with the numbers and the fix, unless ``x`` can be tile-major."""
+        self._check_rows(x, name, self.padded_tokens, "tile-major", self.tokens, "to_tiles")
+
+    def check_raster(self, x: Tensor, name: str = "x") -> None:
+        """Raise ValueError, with the numbers and the fix, unless ``x`` can be in raster order."""
+        self._check_rows(x, name, self.tokens, "raster", self.padded_tokens, "from_tiles")
+
+    def _check_rows(
+        self, x: Tensor, name: str, due: int, order: str, other: int, verb: str
+    ) -> None:
+        if x.dim() < 2:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; [..., tokens, channels] is due")
+        if x.shape[-2] != due:
+            fix = (
+                f"call tiling.{verb}({name}) first"
+                if x.shape[-2] == other
+                else "make the tiling for the video that it holds"
+            )
+            raise ValueError(
+                f"{name} has {x.shape[-2]} rows; VideoTiling(video={self.video}, tile={self.tile}) "
+                f"has {due} in {order} order: {fix}"
+            )
+
+    def _inverse(self, layout: Tensor) -> Tensor:
+        """The row in memory of every token: int64 ``[tokens]``, from the flattened layout."""
+        rows = torch.arange(self.padded_tokens, device=layout.device)
+        slot = torch.where(layout >= 0, layout, self.tokens)  # padding writes past the end
+        return rows.new_zeros(self.tokens + 1).scatter_(0, slot, rows)[: self.tokens]
+
+
+def _gather_rows(x: Tensor, index: Tensor) -> Tensor:
+    rows = x.index_select(-2, index.clamp(min=0))
+    return torch.where((index >= 0)[:, None], rows, 0)
+
+
+class _Permute(torch.autograd.Function):
+    """Rows of x by ``index`` (-1 gives zeros). ``inverse`` undoes it, so the gradient is a gather,
+    not the scatter-add that index_select would run."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return _gather_rows(x, index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return _gather_rows(grads[0], inverse), None, None

@@ -1,0 +1,110 @@
+"""Video Sparse Attention (VSA, arXiv 2505.13389): a coarse stage that chooses tiles, a fine one."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from flexsparse.block_mask import TileBlockMask, tile_block_mask
+from flexsparse.flex import flex_attention
+from flexsparse.pooling import pool_tiles
+from flexsparse.selection import coarse_scores, select_top_k, tile_map
+from flexsparse.tiling import VideoTiling
+
+
+def vsa_mask(q: Tensor, k: Tensor, tiling: VideoTiling, *, top_k: int) -> TileBlockMask:
+    """The BlockMask of VSA's fine stage: each query tile sees the ``top_k`` tiles of best score.
+
+    Scores are the scaled dot products of mean-pooled queries and keys, in fp32; ties go to the
+    lower tile. Works with torch's own ``flex_attention`` as well. Build it under ``no_grad`` for
+    inference and it leaves out the lists that only the backward reads.
+
+    Args:
+        q, k: tile-major ``[B, H, padded_tokens, D]``; padding is never read. No gradient flows
+            through the mask.
+        tiling: the shape.
+        top_k: key tiles per query tile, 1 to ``tiling.num_tiles``.
+
+    Returns:
+        A BlockMask of tiles, ``[B, H, padded_tokens, padded_tokens]``.
+
+    Raises:
+        ValueError: raster tensors, another video's tensors, or ``top_k`` out of range.
+
+    >>> tiling = VideoTiling((4, 8, 8), tile=(2, 4, 4))
+    >>> q = k = tiling.to_tiles(torch.randn(1, 2, tiling.tokens, 16))
+    >>> vsa_mask(q, k, tiling, top_k=2).sparsity()
+    75.0
+    """
+    return tile_block_mask(_select(q, k, tiling, top_k), tiling)
+
+
+def vsa_tile_map(q: Tensor, k: Tensor, tiling: VideoTiling, *, top_k: int) -> Tensor:
+    """Who attends to whom in :func:`vsa_mask`: bool ``[B, H, n, n]``, query tiles by key tiles."""
+    return tile_map(_select(q, k, tiling, top_k), tiling.num_tiles)
+
+
+def vsa_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tiling: VideoTiling,
+    *,
+    top_k: int,
+    gate_coarse: Tensor | None = None,
+    gate_fine: Tensor | None = None,
+) -> Tensor:
+    """VSA: ``O = softmax(Qc Kc^T / sqrt(D)) Vc * gate_coarse + fine * gate_fine``.
+
+    ``Qc, Kc, Vc`` are means over tiles, and the coarse output of a tile is spread to all of its
+    tokens. The fine stage is token attention over the ``top_k`` tiles of best coarse score. With
+    ``top_k = tiling.num_tiles`` and no gates this is dense attention.
+
+    Args:
+        q, k, v: tile-major ``[B, H, padded_tokens, D]``; what stands in padding has no effect.
+        tiling: the shape.
+        top_k: key tiles per query tile, 1 to ``tiling.num_tiles``.
+        gate_coarse: ``[B, H, padded_tokens, D]``; None leaves the coarse branch out.
+        gate_fine: ``[B, H, padded_tokens, D]``; None means 1.
+
+    Returns:
+        ``[B, H, padded_tokens, D]``, zeros in padding. Differentiable in q, k, v and the gates; the
+        choice of tiles has no gradient.
+
+    Raises:
+        ValueError: raster tensors, mixed devices or dtypes, or ``top_k`` out of range.
+    """
+    for name, x in (("gate_coarse", gate_coarse), ("gate_fine", gate_fine)):
+        if x is not None:
+            tiling.check_tiled(x, name)
+    if gate_coarse is None:
+        out = flex_attention(q, k, v, block_mask=vsa_mask(q, k, tiling, top_k=top_k))
+        return out if gate_fine is None else tiling.zero_padding(out * gate_fine)
+
+    _check(q, k, tiling, top_k)
+    tiling.check_tiled(v, "v")
+    scores = coarse_scores(pool_tiles(q, tiling), pool_tiles(k, tiling))
+    mask = tile_block_mask(select_top_k(scores, top_k), tiling)
+    fine = flex_attention(q, k, v, block_mask=mask)
+    coarse = (scores.softmax(-1) @ pool_tiles(v, tiling)).to(v.dtype)
+    gate = tiling.zero_padding(gate_coarse).unflatten(-2, (tiling.num_tiles, tiling.rows))
+    out = (coarse.unsqueeze(-2) * gate).flatten(-3, -2)
+    out = out + (fine if gate_fine is None else fine * gate_fine)
+    return tiling.zero_padding(out)
+
+
+def _select(q: Tensor, k: Tensor, tiling: VideoTiling, top_k: int) -> Tensor:
+    _check(q, k, tiling, top_k)
+    pooled = (pool_tiles(x.detach(), tiling) for x in (q, k))
+    return select_top_k(coarse_scores(*pooled), top_k)
+
+
+def _check(q: Tensor, k: Tensor, tiling: VideoTiling, top_k: int) -> None:
+    for name, x in (("q", q), ("k", k)):
+        tiling.check_tiled(x, name)
+        if x.dim() != 4:
+            raise ValueError(f"{name} must be [batch, heads, tokens, dim], not {tuple(x.shape)}")
+    if not 1 <= top_k <= tiling.num_tiles:
+        raise ValueError(
+            f"top_k={top_k} must lie in 1..{tiling.num_tiles}, the tiles of {tiling.video} cut "
+            f"into {tiling.tile}"
+        )
