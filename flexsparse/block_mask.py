@@ -19,6 +19,34 @@ class TileBlockMask(BlockMask):
 
     tiling: VideoTiling | None = None
 
+    def within_tiles(self) -> BlockMask:
+        """The same lists with a ``mask_mod`` that knows padding only.
+
+        Only for kernels that walk the lists, which settle the choice of tiles: it saves them a load
+        for every pair of tokens in a partial block.
+        """
+        tiling = self.tiling
+        assert tiling is not None, "only a mask made by tile_block_mask has tiles"
+        rows = tiling.rows
+        counts = tiling.counts(self.kv_num_blocks.device) if tiling.has_padding else None
+
+        def in_tile(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+            return kv >= 0 if counts is None else kv % rows < counts[kv // rows]
+
+        return BlockMask(
+            self.seq_lengths,
+            self.kv_num_blocks,
+            self.kv_indices,
+            self.full_kv_num_blocks,
+            self.full_kv_indices,
+            self.q_num_blocks,
+            self.q_indices,
+            self.full_q_num_blocks,
+            self.full_q_indices,
+            self.BLOCK_SIZE,
+            in_tile,
+        )
+
     def to_dense(self) -> Tensor:
         """Which key blocks every query block visits: int32 ``[B, H, nq, nk]`` of 0 and 1.
 

@@ -12,6 +12,7 @@ from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask, 
 from torch.nn.attention.flex_attention import flex_attention as torch_flex_attention
 
 from flexsparse import kernel_options as configs
+from flexsparse.block_mask import TileBlockMask
 from flexsparse.cpu import block_sparse_attention
 
 if torch.version.cuda:
@@ -133,8 +134,9 @@ def _torch_attention(
     kernel_options: Any,
     aux: AuxRequest | None,
 ) -> tuple[Tensor, Any]:
-    if getattr(mask, "tiling", None) is not None and q.is_cuda:
-        kernel_options = {"ROWS_GUARANTEED_SAFE": True, **(kernel_options or {})}
+    if isinstance(mask, TileBlockMask) and mask.tiling is not None and q.is_cuda:
+        mask = mask.within_tiles()
+        kernel_options = {configs.MARK: True, "ROWS_GUARANTEED_SAFE": True, **(kernel_options or {})}
     options: dict[str, Any] = dict(
         score_mod=score_mod,
         block_mask=mask,

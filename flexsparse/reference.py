@@ -1,4 +1,4 @@
-"""The oracle: dense, in raster order, in fp64, with no tiling, padding or BlockMask of ours."""
+"""The oracle: dense, in raster order, in fp64; it has no tiling, padding or BlockMask of ours."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def tile_of_token(video: Grid, tile: Grid) -> Tensor:
 
 
 def pool(x: Tensor, video: Grid, tile: Grid) -> Tensor:
-    """Means over tiles: raster ``[B, H, tokens, D]`` to fp64 ``[B, H, n, D]``."""
+    """Means over tiles: raster ``[B, H, tokens, D]`` to ``[B, H, n, D]``."""
     of_token = tile_of_token(video, tile).to(x.device)
-    member = torch.nn.functional.one_hot(of_token).double()
-    return member.T @ x.double() / member.sum(0)[:, None]
+    member = torch.nn.functional.one_hot(of_token).to(x.dtype)
+    return member.T @ x / member.sum(0)[:, None]
 
 
 def scores(q: Tensor, k: Tensor, video: Grid, tile: Grid) -> Tensor:
-    """Coarse scores ``Qc Kc^T / sqrt(D)``: fp64 ``[B, H, n, n]``."""
+    """Coarse scores ``Qc Kc^T / sqrt(D)``: ``[B, H, n, n]``."""
     qc, kc = (pool(x, video, tile) for x in (q, k))
     return qc @ kc.transpose(-1, -2) / math.sqrt(q.shape[-1])
 
@@ -41,8 +41,7 @@ def top_k_map(scores: Tensor, top_k: int) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Softmax attention in fp64 over the pairs where bool ``mask [B, H, tokens, tokens]`` is."""
-    q, k, v = (x.double() for x in (q, k, v))
+    """Softmax attention over the pairs where bool ``mask [B, H, tokens, tokens]`` is set."""
     s = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(~mask, -math.inf)
     return s.softmax(-1) @ v
 
@@ -58,6 +57,7 @@ def vsa(
     gate_coarse: Tensor | None = None,
     gate_fine: Tensor | None = None,
     tile_map: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """What :func:`flexsparse.vsa_attention` must compute, in raster order and fp64.
 
@@ -67,18 +67,21 @@ def vsa(
         top_k: key tiles per query tile.
         tile_map: bool ``[B, H, n, n]``, a choice to use in place of the oracle's own, since a
             choice between nearly equal scores depends on rounding.
+        dtype: what to compute in. In a lower one this is plain PyTorch, whose error to fp64 is
+            the measure of ours.
 
     Returns:
-        fp64 ``[B, H, tokens, D]``, differentiable.
+        ``[B, H, tokens, D]`` of ``dtype``, differentiable.
     """
+    q, k, v = (x.to(dtype) for x in (q, k, v))
     of_token = tile_of_token(video, tile).to(q.device)
     coarse_scores = scores(q, k, video, tile)
     if tile_map is None:
         tile_map = top_k_map(coarse_scores.detach(), top_k)
     out = attention(q, k, v, tile_map[..., of_token, :][..., of_token])
     if gate_fine is not None:
-        out = out * gate_fine.double()
+        out = out * gate_fine.to(dtype)
     if gate_coarse is not None:
         coarse = coarse_scores.softmax(-1) @ pool(v, video, tile)
-        out = out + coarse[..., of_token, :] * gate_coarse.double()
+        out = out + coarse[..., of_token, :] * gate_coarse.to(dtype)
     return out

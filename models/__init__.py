@@ -1,0 +1,1 @@
+"""Models that use the library, a folder each; `attention.py` is the slot that they share."""

@@ -1,0 +1,93 @@
+"""The attention slot: a frozen value that says which self-attention a model uses.
+
+It is asked three things: how tokens are ordered in memory for it (`tiling`), how many tiles each
+query tile selects (`top_k_for`), and a layer's module (`build`). All modules have one signature,
+
+    forward(x, q, k, v, tiling) -> [B, H, L, D]
+
+with x [B, L, dim] the layer's input and q, k, v [B, H, L, D], and `reset_parameters()`. L is
+`tokens`, in raster order, when `tiling` is None, else `tiling.padded_tokens`, in tile-major order:
+a model reorders its tokens once, at its door.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import flexsparse.nn
+from flexsparse import VideoTiling
+
+
+class Slot(Protocol):
+    """What a model asks of its attention. `Dense` and `VSA` are two; yours may be a third."""
+
+    def tiling(self, grid: tuple[int, int, int]) -> VideoTiling | None: ...
+
+    def top_k_for(self, tiling: VideoTiling | None) -> int | None: ...
+
+    def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module: ...
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Every token attends to every token, in raster order, by `scaled_dot_product_attention`."""
+
+    def tiling(self, grid: tuple[int, int, int]) -> None:
+        return None
+
+    def top_k_for(self, tiling: VideoTiling | None) -> None:
+        return None
+
+    def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module:
+        return DenseAttention()
+
+
+@dataclass(frozen=True)
+class VSA:
+    """Video Sparse Attention (arXiv 2505.13389): each query tile attends to its `top_k` best tiles.
+
+    Args:
+        sparsity: 1 - top_k / n wanted, in [0, 1). The nearest whole `top_k` is taken, at least 1.
+        top_k: tiles per query tile, in place of `sparsity`.
+        tile: tokens of a tile along (T, H, W); None lets `VideoTiling.fit` choose.
+        adapt: go on from a dense checkpoint: no fine gate, and a coarse gate that starts at zero.
+
+    >>> VSA(sparsity=0.875).top_k_for(VideoTiling(video=(16, 32, 32)))
+    32
+    """
+
+    sparsity: float = 0.875
+    top_k: int | None = None
+    tile: tuple[int, int, int] | None = (4, 4, 4)
+    adapt: bool = False
+
+    def __post_init__(self) -> None:
+        if self.top_k is None and not 0 <= self.sparsity < 1:
+            raise ValueError(
+                f"sparsity is {self.sparsity}; give 0 <= sparsity < 1: 0.875 keeps 1 tile in 8"
+            )
+
+    def tiling(self, grid: tuple[int, int, int]) -> VideoTiling:
+        return VideoTiling.fit(grid) if self.tile is None else VideoTiling(grid, self.tile)
+
+    def top_k_for(self, tiling: VideoTiling) -> int:
+        n = tiling.num_tiles
+        top_k = max(1, round(n * (1 - self.sparsity))) if self.top_k is None else self.top_k
+        if not 1 <= top_k <= n:
+            raise ValueError(
+                f"top_k is {top_k}, but {tiling} has {n} tiles: give 1 <= top_k <= {n}"
+            )
+        return top_k
+
+    def build(self, dim: int, num_heads: int, tiling: VideoTiling) -> nn.Module:
+        return flexsparse.nn.VSA(dim, num_heads, self.top_k_for(tiling), adapt=self.adapt)
+
+
+class DenseAttention(nn.Module):
+    def reset_parameters(self) -> None:
+        """There are none."""
+
+    def forward(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, tiling: None) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v)

@@ -1,0 +1,38 @@
+"""Rotary position embedding over (T, H, W): each axis turns its share of a head's channels."""
+
+import torch
+from torch import Tensor
+
+THETA = 10_000.0
+
+
+def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> Tensor:
+    """Cosines and sines of every token's angles: [2, tokens, head_dim / 2], fp32, raster order.
+
+    A third of the channels each (rounded down to a pair) turns with height and with width, the rest
+    with time; angles are computed in fp64; both as in Wan. The table is made anew in every forward,
+    from the grid alone: that is cheap, and there is no buffer for `to(torch.bfloat16)` to round or
+    `to_empty` to forget.
+    """
+    pairs = head_dim // 2
+    spatial = pairs // 3
+    turns = []
+    for axis, (size, n) in enumerate(zip(grid, (pairs - 2 * spatial, spatial, spatial))):
+        frequency = THETA ** -(torch.arange(n, device=device, dtype=torch.float64) / n)
+        angle = torch.arange(size, device=device)[:, None] * frequency
+        turn = torch.stack((angle.cos(), angle.sin())).float()
+        shape = [2, 1, 1, 1, n]
+        shape[1 + axis] = size
+        turns.append(turn.view(shape).expand(2, *grid, n))
+    return torch.cat(turns, -1).flatten(1, 3)
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotate x [B, H, L, D] by `table` [2, L, D / 2]: channels i and i + D / 2 make a pair.
+
+    Computed in the table's fp32, returned in x's dtype. The product of a rotated query with a
+    rotated key depends on the difference of their places alone.
+    """
+    cos, sin = table.unbind()
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)

@@ -1,0 +1,76 @@
+"""What the tests of the library share: drawn shapes, drawn tensors, and the one rule of tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from flexsparse import VideoTiling
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def tilings(draw: st.DrawFn, max_side: int = 8) -> VideoTiling:
+    """Videos that are rarely cubic, with ragged edges, and tiles smaller than their rows."""
+    video = tuple(draw(st.integers(1, max_side)) for _ in range(3))
+    tile = tuple(draw(st.integers(1, 5)) for _ in range(3))
+    tiling = VideoTiling(video, tile)
+    spare = draw(st.sampled_from([0, 0, 16, 48]))
+    return VideoTiling(video, tile, tiling.rows + spare)
+
+
+@st.composite
+def problems(draw: st.DrawFn, dims: tuple[int, ...] = (16, 32, 48, 128)) -> dict:
+    """A tiling, batch, heads, head dim, seed and top_k."""
+    # Fewer tokens than 8 leave nothing to measure: gradients cancel to the last bit, or not.
+    tiling = draw(tilings().filter(lambda t: 8 <= t.tokens and t.padded_tokens <= 2048))
+    return dict(
+        tiling=tiling,
+        batch=draw(st.integers(1, 2)),
+        heads=draw(st.integers(1, 3)),
+        dim=draw(st.sampled_from(dims)),
+        seed=draw(seeds),
+        top_k=draw(st.integers(1, tiling.num_tiles)),
+    )
+
+
+def tensors(
+    count: int, problem: dict, scale: float = 1.0, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """Raster tensors ``[B, H, tokens, D]`` that require grad; the first is scaled (logits)."""
+    generator = torch.Generator().manual_seed(problem["seed"])
+    shape = (problem["batch"], problem["heads"], problem["tiling"].tokens, problem["dim"])
+    drawn = [torch.randn(shape, generator=generator) for _ in range(count)]
+    drawn[0] *= scale
+    return [x.to(dtype).requires_grad_() for x in drawn]
+
+
+def poison(x: Tensor, tiling: VideoTiling) -> Tensor:
+    """Tile-major ``x`` with NaN in every padding row."""
+    return torch.where(tiling.valid()[:, None], x, torch.nan)
+
+
+def assert_accurate(
+    ours: Sequence[Tensor],
+    plain: Sequence[Sequence[Tensor]],
+    exact: Sequence[Tensor],
+    inputs: Sequence[Tensor] = (),
+) -> None:
+    """The error of each of ours to fp64 is at most twice that of plain PyTorch in the same dtype.
+
+    Given the results of one problem (an output and its gradients, say) and those of one or more
+    ways to write it in plain PyTorch, the root mean square over a tensor counts, plus one rounding
+    to the dtype of the problem's largest number, results and inputs: over few tokens gradients
+    cancel, and what is left of them is rounding that can come out as zero by luck.
+    """
+    largest = max(x.abs().max().item() for x in (*exact, *inputs))
+    for number, (a, c, *others) in enumerate(zip(ours, exact, *plain, strict=True)):
+        assert all(a.dtype == b.dtype for b in others) and a.shape == c.shape
+        assert c.dtype == torch.float64
+        error, *theirs = [(x.double() - c).square().mean().sqrt().item() for x in (a, *others)]
+        bound = 2 * max(theirs) + torch.finfo(a.dtype).eps * largest
+        assert error <= bound, f"result {number}: error {error:.3g}, not <= {bound:.3g}"

@@ -1,0 +1,57 @@
+"""torch.compile takes the whole model in one graph, forward and backward, once for all steps."""
+
+import pytest
+import torch
+from laws import assert_accurate
+from small_dit import draw_batch, gradients, small_model
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from models.attention import VSA, Dense
+
+SLOTS = [Dense(), VSA(top_k=2, tile=(2, 2, 2))]
+slots = pytest.mark.parametrize("attention", SLOTS, ids=["dense", "vsa"])
+
+
+@pytest.fixture(autouse=True)
+def no_graphs_of_other_tests():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@slots
+def test_ten_steps_of_changing_data_compile_once(attention):
+    counter = CompileCounterWithBackend("aot_eager")
+    model = small_model(attention=attention, layers=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    step = torch.compile(model, fullgraph=True, backend=counter)
+    for seed in range(10):
+        x, t, context = draw_batch(model.config, seed=seed)
+        step(x, t, context).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert counter.frame_count == 1
+
+
+@slots
+def test_blocks_compiled_one_by_one_share_a_graph(attention):
+    counter = CompileCounterWithBackend("aot_eager")
+    model = small_model(attention=attention, layers=4)
+    for block in model.layers.values():
+        block.compile(fullgraph=True, backend=counter)
+    model(*draw_batch(model.config)).square().mean().backward()
+    assert counter.frame_count == 1
+
+
+@slots
+def test_compiled_is_as_exact_as_eager(attention):
+    model = small_model(attention=attention, layers=1)
+    exact = small_model(attention=attention, layers=1).double()
+    x, t, context = draw_batch(model.config)
+    compiled = torch.compile(model, fullgraph=True)
+    outputs = [compiled(x, t, context), model(x, t, context), exact(x.double(), t, context)]
+    ours, eager, truth = (
+        [output, *gradients(of, output).values()]
+        for of, output in zip((model, model, exact), outputs)
+    )
+    assert_accurate(ours, [eager], truth)

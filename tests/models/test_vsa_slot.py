@@ -1,0 +1,112 @@
+"""VSA inside a model: dense attention as its limit, conversion, padding that nobody sees."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from laws import assert_accurate, seeds
+from small_dit import draw_batch, gradients, small_model
+
+from flexsparse import VideoTiling
+from models.attention import VSA, Dense
+
+videos = st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(1, 9))
+tiles = st.tuples(*[st.integers(1, 4)] * 3)
+
+
+@given(st.integers(1, 3000), st.integers(0, 999))
+@settings(max_examples=100)
+def test_top_k_is_the_whole_number_nearest_to_the_sparsity(frames, thousandths):
+    sparsity = thousandths / 1000
+    tiling = VideoTiling((frames, 1, 1), (1, 1, 1))
+    top_k = VSA(sparsity=sparsity).top_k_for(tiling)
+    assert 1 <= top_k <= frames
+    assert top_k == 1 or abs((1 - top_k / frames) - sparsity) * frames <= 0.5 * (1 + 1e-9)
+
+
+def test_a_choice_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="sparsity is 1"):
+        VSA(sparsity=1.0)
+    with pytest.raises(ValueError, match=r"top_k is 9, but .* has 8 tiles: give 1 <= top_k <= 8"):
+        VSA(top_k=9).top_k_for(VideoTiling((8, 8, 8)))
+    with pytest.raises(ValueError, match="top_k is 0"):
+        VSA(top_k=0).top_k_for(VideoTiling((8, 8, 8)))
+
+
+def test_the_layers_select_what_the_model_says():
+    model = small_model((4, 6, 8), VSA(sparsity=0.75, tile=(2, 2, 2)))
+    assert model.top_k == 6
+    assert {block.self_attention.slot.top_k for block in model.layers.values()} == {6}
+
+
+def test_a_dense_checkpoint_lacks_the_gates_alone():
+    dense = small_model()
+    sparse = replace(dense.config, attention=VSA(top_k=1, adapt=True)).build()
+    missing, unexpected = sparse.load_state_dict(dense.state_dict(), strict=False)
+    assert not unexpected
+    assert missing
+    assert all("slot.gate_coarse" in name for name in missing)
+
+
+def adapted(dense, tile):
+    """The dense model with VSA in every layer, all tiles selected."""
+    n = VideoTiling(dense.grid, tile).num_tiles
+    sparse = replace(dense.config, attention=VSA(top_k=n, tile=tile, adapt=True)).build()
+    sparse.load_state_dict(dense.state_dict(), strict=False)
+    return sparse
+
+
+@given(videos, tiles, seeds, st.sampled_from([torch.float32, torch.bfloat16]))
+@settings(max_examples=10)
+def test_with_all_tiles_an_adapted_model_is_the_dense_one(video, tile, seed, dtype):
+    dense = small_model(video, Dense(), seed).to(dtype)
+    sparse = adapted(dense, tile).to(dtype)
+    exact = small_model(video, Dense(), seed).double()
+    exact.load_state_dict(dense.state_dict())
+    x, t, context = draw_batch(dense.config, seed=seed)
+    x, context = x.to(dtype), context.to(dtype)
+    results = []
+    for model, video in ((sparse, x), (dense, x), (exact, x.double())):
+        output = model(video, t, context)
+        by_name = gradients(model, output)
+        results.append([output, *(by_name[name] for name in exact.state_dict())])
+    ours, eager, truth = results
+    assert_accurate(ours, [eager], truth)
+
+
+class Soil:
+    """A pre-hook on the first block: overwrites the padded rows of tokens and rotary table."""
+
+    def __init__(self, tiling: VideoTiling, value: float, seed: int):
+        row = torch.arange(1.0, tiling.tokens + 1)[:, None]
+        self.padding = tiling.to_tiles(row) == 0
+        self.value, self.seed = value, seed
+
+    def __call__(self, module, args):
+        x, modulation, context, rotary, tiling = args
+        torch.manual_seed(self.seed)
+        x, rotary = (
+            torch.where(self.padding, self.value * torch.randn_like(y), y) for y in (x, rotary)
+        )
+        return x, modulation, context, rotary, tiling
+
+
+@given(videos, tiles, seeds, st.booleans())
+@settings(max_examples=10)
+def test_no_output_and_no_gradient_depends_on_padding(video, tile, seed, adapt):
+    attention = VSA(sparsity=0.5, tile=tile, adapt=adapt)
+    model = small_model(video, attention, seed)
+    assume(model.tiling.padded_tokens > model.tiling.tokens)
+    batch = draw_batch(model.config, seed=seed)
+    clean = model(*batch)
+    wanted = gradients(model, clean)
+    for value in (1e4, torch.nan):
+        soil = model.layers["0"].register_forward_pre_hook(Soil(model.tiling, value, seed))
+        dirty = model(*batch)
+        assert torch.equal(dirty, clean)
+        if value == 1e4:  # a weight's own gradient is a product over all rows, where 0 * NaN is NaN
+            for (name, gradient), same in zip(wanted.items(), gradients(model, dirty).values()):
+                assert torch.equal(gradient, same), name
+        soil.remove()

@@ -1,0 +1,80 @@
+"""The Triton kernel (in Triton's interpreter where there is no GPU) and its PyTorch twin."""
+
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from laws import assert_accurate, poison, problems, tensors
+
+from flexsparse import VideoTiling, pooling, reference
+from flexsparse.pooling import pool_tiles, pool_tiles_twin
+
+device = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def kernel(x, tiling):
+    from flexsparse.kernels import pool_tiles
+
+    return pool_tiles.pool_tiles(x, tiling.counts(x.device), tiling.rows)
+
+
+implementations = pytest.mark.parametrize(
+    "pool",
+    [
+        pytest.param(
+            kernel,
+            id="triton",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux"),
+        ),
+        pytest.param(pool_tiles_twin, id="twin"),
+    ],
+)
+
+
+@implementations
+@settings(max_examples=12)
+@given(problem=problems(dims=(16, 24, 80)))
+def test_means_and_gradients_ignore_padding(pool, problem):
+    tiling = problem["tiling"]
+    (x,) = tensors(1, problem)
+    tiled = poison(tiling.to_tiles(x), tiling).to(device).detach().requires_grad_()
+    out = pool(tiled, tiling)
+    exact = reference.pool(x.double(), tiling.video, tiling.tile)
+    assert_accurate([out.cpu()], [[reference.pool(x, tiling.video, tiling.tile)]], [exact])
+
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(problem["seed"]))
+    (dx,) = torch.autograd.grad(out, tiled, grad.to(device))
+    expected = (grad / tiling.counts()[:, None]).repeat_interleave(tiling.rows, 2)
+    assert torch.equal(dx.cpu(), tiling.zero_padding(expected))
+
+
+@implementations
+def test_half_inputs_are_summed_in_fp32_and_any_strides_do(pool):
+    tiling = VideoTiling((3, 6, 8), (2, 4, 4))
+    x = torch.randn(2, tiling.padded_tokens, 3, 16, device=device).bfloat16().transpose(1, 2)
+    out = pool(x, tiling)
+    assert out.dtype == torch.float32 and out.shape == (2, 3, 8, 16)
+    exact = pool_tiles_twin(x.double(), tiling)
+    assert_accurate([out], [[pool_tiles_twin(x.float(), tiling)]], [exact])
+    assert pool(x.double(), tiling).dtype == torch.float64
+
+
+def test_the_device_decides(monkeypatch):
+    tiling = VideoTiling((2, 4, 4), (2, 2, 2))
+    x = torch.randn(1, 1, tiling.padded_tokens, 16, device=device)
+    called = []
+    monkeypatch.setattr(pooling, "pool_tiles_twin", lambda *a: called.append(a))
+    pool_tiles(x, tiling)
+    assert bool(called) == (device == "cpu")
+
+
+def test_the_kernel_is_a_well_formed_operator():
+    from flexsparse.kernels.pool_tiles import pool_tiles as op
+
+    tiling = VideoTiling((3, 4, 5), (2, 4, 4))
+    x = torch.randn(1, 2, tiling.padded_tokens, 16, device=device, requires_grad=True)
+    checks = ["test_schema", "test_autograd_registration"]
+    if device == "cuda":  # Triton's interpreter cannot run on fake tensors
+        checks += ["test_faketensor", "test_aot_dispatch_static"]
+    torch.library.opcheck(op, (x, tiling.counts(device), tiling.rows), test_utils=checks)

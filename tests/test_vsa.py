@@ -1,0 +1,167 @@
+"""VSA against the oracle, and the laws that need no oracle."""
+
+from functools import partial
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import assert_accurate, poison, problems, tensors
+
+from flexsparse import VideoTiling, flex_attention, reference, vsa_attention, vsa_mask
+from flexsparse.vsa import vsa_tile_map
+
+
+def ours(problem, q, k, v, gate_coarse=None, gate_fine=None):
+    """vsa_attention from raster tensors to a raster tensor."""
+    tiling = problem["tiling"]
+    q, k, v = map(tiling.to_tiles, (q, k, v))
+    gates = [None if g is None else tiling.to_tiles(g) for g in (gate_coarse, gate_fine)]
+    out = vsa_attention(
+        q, k, v, tiling, top_k=problem["top_k"], gate_coarse=gates[0], gate_fine=gates[1]
+    )
+    return tiling.from_tiles(out)
+
+
+def results(compute, inputs, seed):
+    """The output and the gradients of all inputs for one drawn output gradient."""
+    out = compute(*inputs)
+    generator = torch.Generator().manual_seed(seed)
+    grad = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    return out, *torch.autograd.grad(out, inputs, grad.to(out.dtype))
+
+
+def fused(q, k, v, mask):
+    """reference.attention as PyTorch fuses it, whose backward cancels as ours does."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def check_against_oracle(problem, inputs):
+    tiling, seed, dtype = problem["tiling"], problem["seed"], inputs[0].dtype
+    # the oracle is given our choice, made in the tested dtype
+    chosen = vsa_tile_map(*map(tiling.to_tiles, inputs[:2]), tiling, top_k=problem["top_k"])
+
+    def oracle(dtype, q, k, v, *gates):
+        gates = dict(zip(("gate_coarse", "gate_fine"), gates))
+        choice = dict(top_k=0, tile_map=chosen, dtype=dtype)
+        return reference.vsa(q, k, v, tiling.video, tiling.tile, **choice, **gates)
+
+    found = results(lambda *x: ours(problem, *x), inputs, seed)
+    plain = [results(partial(oracle, dtype), inputs, seed)]
+    with mock.patch.object(reference, "attention", fused):
+        plain.append(results(partial(oracle, dtype), inputs, seed))
+    doubles = [x.detach().double().requires_grad_() for x in inputs]
+    assert_accurate(found, plain, results(partial(oracle, torch.float64), doubles, seed), inputs)
+
+
+@settings(max_examples=25)
+@given(problems(), st.integers(0, 2), st.sampled_from([1.0, 8.0, 64.0]))
+def test_outputs_and_gradients_equal_the_oracle(problem, gates, scale):
+    check_against_oracle(problem, tensors(3 + gates, problem, scale))
+
+
+@settings(max_examples=8)
+@given(problems(dims=(16, 64)), st.integers(0, 2))
+def test_bf16(problem, gates):
+    check_against_oracle(problem, tensors(3 + gates, problem, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("tile", [(1, 1, 1), (1, 1, 2), (2, 1, 1)])
+def test_tiles_of_one_or_two_tokens(tile):
+    tiling = VideoTiling((3, 3, 5), tile)
+    problem = dict(tiling=tiling, batch=1, heads=2, dim=16, seed=0, top_k=7)
+    check_against_oracle(problem, tensors(5, problem))
+
+
+@settings(max_examples=15)
+@given(problems(dims=(16, 32)))
+def test_all_tiles_is_dense_attention(problem):
+    problem["top_k"] = problem["tiling"].num_tiles
+    inputs = tensors(3, problem)
+    found = results(lambda *x: ours(problem, *x), inputs, problem["seed"])
+    eager = results(F.scaled_dot_product_attention, inputs, problem["seed"])
+    doubles = [x.detach().double().requires_grad_() for x in inputs]
+    exact = results(F.scaled_dot_product_attention, doubles, problem["seed"])
+    assert_accurate(found, [eager], exact, inputs)
+
+
+@settings(max_examples=20)
+@given(problems(dims=(16, 32)))
+def test_nan_in_padding_changes_nothing(problem):
+    tiling, top_k = problem["tiling"], problem["top_k"]
+    raster = tensors(6, problem)
+    grad = tiling.to_tiles(raster.pop().detach())
+    clean = [tiling.to_tiles(x.detach()).requires_grad_() for x in raster]
+    poisoned = [poison(x, tiling).detach().requires_grad_() for x in clean]
+
+    def gated(q, k, v, gate_coarse, gate_fine):
+        gates = dict(gate_coarse=gate_coarse, gate_fine=gate_fine)
+        return vsa_attention(q, k, v, tiling, top_k=top_k, **gates)
+
+    def masked(q, k, v, *_):
+        return flex_attention(q, k, v, block_mask=vsa_mask(q, k, tiling, top_k=top_k))
+
+    for compute, count in ((gated, 5), (masked, 3)):
+        expected, out = compute(*clean), compute(*poisoned)
+        assert torch.equal(out, expected)
+        wanted = torch.autograd.grad(expected, clean[:count], grad)
+        found = torch.autograd.grad(out, poisoned[:count], poison(grad, tiling))
+        for name, x, y in zip("q k v gate_coarse gate_fine".split(), found, wanted):
+            assert torch.equal(tiling.from_tiles(x), tiling.from_tiles(y)), name
+
+
+@settings(max_examples=15)
+@given(problems(dims=(16,)))
+def test_an_unselected_tile_gets_no_gradient_from_the_fine_stage(problem):
+    tiling = problem["tiling"]
+    inputs = [tiling.to_tiles(x.detach()).requires_grad_() for x in tensors(3, problem)]
+    chosen = vsa_tile_map(*inputs[:2], tiling, top_k=problem["top_k"])
+    out = vsa_attention(*inputs, tiling, top_k=problem["top_k"])
+    _, dk, dv = torch.autograd.grad(out.square().sum(), inputs)
+    selected = chosen.any(-2)
+    for grad in (dk, dv):
+        by_tile = grad.unflatten(2, (tiling.num_tiles, tiling.rows)).abs().sum((-1, -2))
+        assert not by_tile[~selected].any()
+    assert dv.unflatten(2, (tiling.num_tiles, tiling.rows)).abs().sum((-1, -2))[selected].all()
+
+
+@settings(max_examples=10)
+@given(problems(dims=(16,)))
+def test_batch_and_head_permutations_commute(problem):
+    def turn(x):
+        return x.flip(0).roll(1, 1)
+
+    inputs = tensors(5, problem)
+    turned = [turn(x) for x in inputs]
+    exact = ours(problem, *[x.double() for x in turned])
+    assert_accurate([turn(ours(problem, *inputs))], [[ours(problem, *turned)]], [exact])
+
+
+def test_a_choice_follows_the_keys_that_matter():
+    tiling = VideoTiling((4, 8, 8), (4, 4, 4))
+    q, k = torch.zeros(2, 1, 1, tiling.tokens, 16)
+    of_token = reference.tile_of_token(tiling.video, tiling.tile)
+    for tile in range(4):  # queries of tile i look for the mark that tile 3 - i carries
+        q[..., of_token == tile, tile] = 1
+        k[..., of_token == 3 - tile, tile] = 1
+    chosen = vsa_tile_map(tiling.to_tiles(q), tiling.to_tiles(k), tiling, top_k=1)
+    assert torch.equal(chosen[0, 0], torch.eye(4, dtype=torch.bool).flip(0))
+
+
+def test_bad_input_is_one_clear_line():
+    tiling = VideoTiling((3, 5, 5), (2, 4, 4))
+    good = torch.randn(1, 2, tiling.padded_tokens, 16)
+    raster = torch.randn(1, 2, tiling.tokens, 16)
+    with pytest.raises(ValueError, match=r"^k has 75 rows.*call tiling.to_tiles\(k\) first$"):
+        vsa_attention(good, raster, good, tiling, top_k=2)
+    with pytest.raises(ValueError, match=r"^gate_fine has 75 rows"):
+        vsa_attention(good, good, good, tiling, top_k=2, gate_fine=raster)
+    for top_k in (0, 9, -1):
+        with pytest.raises(ValueError, match=rf"^top_k={top_k} must lie in 1..8"):
+            vsa_mask(good, good, tiling, top_k=top_k)
+    with pytest.raises(ValueError, match="share device and dtype.*cpu/torch.float64"):
+        vsa_attention(good, good, good.double(), tiling, top_k=2, gate_coarse=good)
+    with pytest.raises(ValueError, match=r"must be \[batch, heads, tokens, dim\]"):
+        vsa_mask(good[0], good[0], tiling, top_k=2)
