@@ -24,7 +24,9 @@ SAFE_LOGIT = 40.0  # exp(+-40) summed over all keys is far from fp32's limits: n
 class _Chunk(NamedTuple):
     rows: slice
     ids: Tensor  # [n * width] key blocks, counted through all batches and heads
-    hide: Tensor | None  # bool [n, 1 or q_block, width * kv_block]: the keys that a row must not see
+    hide: (
+        Tensor | None
+    )  # bool [n, 1 or q_block, width * kv_block]: the keys that a row must not see
     small: bool  # no |logit| is above SAFE_LOGIT
 
 
@@ -156,10 +158,14 @@ def block_sparse_attention(
     qs, ks, vs = _blocks(q, q_block), _blocks(k, kv_block), _blocks(v, kv_block)
     out = torch.empty(*qs.shape[:2], v.shape[-1], dtype=q.dtype)
     lse = torch.empty(*qs.shape[:2], 1, dtype=take.dtype)
-    for chunk in _chunks(q, k, lists, q_block, kv_block, scale, _block_bytes(q, v, q_block, kv_block, 1)):
+    for chunk in _chunks(
+        q, k, lists, q_block, kv_block, scale, _block_bytes(q, v, q_block, kv_block, 1)
+    ):
         here, n = chunk.rows, chunk.rows.stop - chunk.rows.start
         keys = take.gather("k", ks, chunk)
-        s = torch.bmm(qs[here].to(take.dtype) * scale, keys.mT, out=take("s", n, q_block, keys.shape[1]))
+        s = torch.bmm(
+            qs[here].to(take.dtype) * scale, keys.mT, out=take("s", n, q_block, keys.shape[1])
+        )
         if chunk.hide is not None:
             s.masked_fill_(chunk.hide, -torch.inf)
         if chunk.small or not keys.shape[1]:
@@ -181,7 +187,9 @@ def _(q, k, v, *_):
     return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(q.shape[:3], dtype=lse)
 
 
-@torch.library.custom_op("flexsparse::block_sparse_attention_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(
+    "flexsparse::block_sparse_attention_backward", mutates_args=(), device_types="cpu"
+)
 def _backward(
     g: Tensor,
     g_lse: Tensor,
@@ -206,7 +214,9 @@ def _backward(
     lses, g_lses = _blocks(lse[..., None], q_block), _blocks(g_lse[..., None], q_block)
     dq = torch.empty(qs.shape, dtype=q.dtype)
     dk, dv = torch.zeros(ks.shape, dtype=take.dtype), torch.zeros(vs.shape, dtype=take.dtype)
-    for chunk in _chunks(q, k, lists, q_block, kv_block, scale, _block_bytes(q, v, q_block, kv_block, 2)):
+    for chunk in _chunks(
+        q, k, lists, q_block, kv_block, scale, _block_bytes(q, v, q_block, kv_block, 2)
+    ):
         here, n = chunk.rows, chunk.rows.stop - chunk.rows.start
         blind = lses[here] == -torch.inf
         top = lses[here].masked_fill(blind, torch.inf)

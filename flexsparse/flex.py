@@ -73,6 +73,8 @@ def flex_attention(
             "torch.no_grad(), or run on CUDA"
         )
     else:
+        if on_cpu:  # torch refuses tensors that require grad there, under no_grad too
+            query, key, value = query.detach(), key.detach(), value.detach()
         out, extra = _torch_attention(
             query, key, value, score_mod, block_mask, scale, enable_gqa, kernel_options, aux
         )
@@ -136,7 +138,11 @@ def _torch_attention(
 ) -> tuple[Tensor, Any]:
     if isinstance(mask, TileBlockMask) and mask.tiling is not None and q.is_cuda:
         mask = mask.within_tiles()
-        kernel_options = {configs.MARK: True, "ROWS_GUARANTEED_SAFE": True, **(kernel_options or {})}
+        kernel_options = {
+            configs.MARK: True,
+            "ROWS_GUARANTEED_SAFE": True,
+            **(kernel_options or {}),
+        }
     options: dict[str, Any] = dict(
         score_mod=score_mod,
         block_mask=mask,

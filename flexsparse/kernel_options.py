@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import dtype as Dtype
 
-
 MARK = "FLEXSPARSE_TILES"  # reaches the kernel as a constant that nothing reads
 
 

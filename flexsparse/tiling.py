@@ -23,7 +23,9 @@ def _default_rows(volume: int) -> int:
 def _triple(name: str, value: Any) -> tuple[int, int, int]:
     sizes = tuple(value) if isinstance(value, (tuple, list, torch.Size)) else ()
     if len(sizes) != 3 or not all(type(s) is int and s > 0 for s in sizes):
-        raise ValueError(f"{name} must be three positive ints (frames, height, width), not {value!r}")
+        raise ValueError(
+            f"{name} must be three positive ints (frames, height, width), not {value!r}"
+        )
     return sizes
 
 
@@ -124,7 +126,7 @@ class VideoTiling:
         return best[1]
 
     def layout(self, device: torch.device | str | None = None) -> Tensor:
-        """The raster index of the token in every row, -1 in padding: int64 ``[num_tiles, rows]``."""
+        """The raster index of every row's token, -1 in padding: int64 ``[num_tiles, rows]``."""
         video_t, video_h, video_w = self.video
         tile_t, tile_h, tile_w = self.tile
         at = [torch.arange(g, device=device) for g in self.grid]

@@ -1,4 +1,4 @@
-"""What the tests of the library share: drawn shapes, drawn tensors, and the one rule of tolerance."""
+"""What the tests of the library share: drawn shapes and tensors, and the one rule of tolerance."""
 
 from __future__ import annotations
 

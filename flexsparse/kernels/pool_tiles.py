@@ -84,7 +84,7 @@ def pool_tiles(x: Tensor, counts: Tensor, rows: int) -> Tensor:
 
 @triton_op("flexsparse::pool_tiles_backward", mutates_args={})
 def pool_tiles_backward(dout: Tensor, counts: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-    """Gradient of :func:`pool_tiles` in x: ``[B, H, n * rows, D]`` of ``dtype``, zero in padding."""
+    """Gradient of :func:`pool_tiles` in x: ``[B, H, n * rows, D]`` of dtype, 0 in padding."""
     B, H, n, D = dout.shape
     dout = dout.contiguous()
     dx = dout.new_empty((B, H, n * rows, D), dtype=dtype)

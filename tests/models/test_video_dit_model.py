@@ -22,7 +22,11 @@ def test_a_fresh_model_says_zero_and_opens_from_the_head(attention):
     torch.manual_seed(0)
     model = small_model(attention=attention).config.build()
     x, t, context = draw_batch(model.config)
+    embedded = []
+    model.patch_in.register_forward_hook(lambda module, args, rows: embedded.append(rows))
+    model.head.register_forward_pre_hook(lambda module, args: embedded.append(args[0]))
     assert not model(x, t, context).any()
+    assert torch.equal(*embedded)
 
     awake = []
     for _ in range(3):

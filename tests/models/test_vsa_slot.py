@@ -35,6 +35,10 @@ def test_a_choice_that_cannot_be_is_refused():
         VSA(top_k=0).top_k_for(VideoTiling((8, 8, 8)))
 
 
+def test_without_a_tile_the_one_of_least_padding_is_taken():
+    assert VSA(tile=None).tiling((21, 30, 52)) == VideoTiling((21, 30, 52), (3, 5, 4))
+
+
 def test_the_layers_select_what_the_model_says():
     model = small_model((4, 6, 8), VSA(sparsity=0.75, tile=(2, 2, 2)))
     assert model.top_k == 6
@@ -68,8 +72,8 @@ def test_with_all_tiles_an_adapted_model_is_the_dense_one(video, tile, seed, dty
     x, t, context = draw_batch(dense.config, seed=seed)
     x, context = x.to(dtype), context.to(dtype)
     results = []
-    for model, video in ((sparse, x), (dense, x), (exact, x.double())):
-        output = model(video, t, context)
+    for model, noisy in ((sparse, x), (dense, x), (exact, x.double())):
+        output = model(noisy, t, context)
         by_name = gradients(model, output)
         results.append([output, *(by_name[name] for name in exact.state_dict())])
     ours, eager, truth = results

@@ -1,0 +1,165 @@
+"""VSA on the CPU against dense attention: time and peak memory of one attention layer.
+
+    python -m benchmarks.cpu [--rounds 15]
+
+8,192 tokens, 4 heads of 64, fp32, 64-token tiles, top 16 of 128 (sparsity 87.5 %), everything from
+q, k and v to the output included: pooling, scores, choice, mask and fine stage. Proves the output
+and the gradients right against the fp64 oracle, then times dense SDPA and VSA in turn, round by
+round, and quotes medians; measures the peak memory of each in a fresh process; appends rows to
+``benchmarks/results/cpu.jsonl``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.record import write_row
+from flexsparse import VideoTiling, reference, vsa_attention
+from flexsparse.vsa import vsa_tile_map
+
+TILING = VideoTiling(video=(8, 32, 32), tile=(4, 4, 4))
+TOP_K, HEADS, DIM = 16, 4, 64
+
+
+def draw(count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, HEADS, TILING.padded_tokens, DIM)
+    return [torch.randn(shape, generator=generator).requires_grad_() for _ in range(count)]
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def vsa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return vsa_attention(q, k, v, TILING, top_k=TOP_K)
+
+
+def gated_vsa(q: Tensor, k: Tensor, v: Tensor, coarse: Tensor, fine: Tensor) -> Tensor:
+    return vsa_attention(q, k, v, TILING, top_k=TOP_K, gate_coarse=coarse, gate_fine=fine)
+
+
+METHODS: dict[str, tuple[Callable[..., Tensor], int]] = {
+    "dense": (dense, 3),
+    "vsa": (vsa, 3),
+    "vsa_gated": (gated_vsa, 5),
+}
+
+
+def forward(method: str, inputs: list[Tensor], grad: Tensor) -> None:
+    compute, count = METHODS[method]
+    with torch.no_grad():
+        compute(*inputs[:count])
+
+
+def forward_backward(method: str, inputs: list[Tensor], grad: Tensor) -> None:
+    compute, count = METHODS[method]
+    torch.autograd.grad(compute(*inputs[:count]), inputs[:count], grad)
+
+
+def rms(x: Tensor) -> float:
+    return x.square().mean().sqrt().item()
+
+
+def prove() -> None:
+    """VSA's output and gradients have at most twice plain PyTorch's error to the fp64 oracle."""
+    inputs, (grad,) = draw(3), draw(1)
+    grad = grad.detach()
+    chosen = vsa_tile_map(*inputs[:2], TILING, top_k=TOP_K)
+    raster = [TILING.from_tiles(x.detach()) for x in (*inputs, grad)]
+    found = [vsa(*inputs), *torch.autograd.grad(vsa(*inputs), inputs, grad)]
+    found = [TILING.from_tiles(x.detach()) for x in found]
+    for head in range(HEADS):  # one at a time: the oracle is dense
+        results = []
+        for dtype in (torch.float64, torch.float32):
+            x = [t[:, head : head + 1].to(dtype).requires_grad_() for t in raster]
+            out = reference.vsa(
+                *x[:3],
+                TILING.video,
+                TILING.tile,
+                top_k=TOP_K,
+                tile_map=chosen[:, head : head + 1],
+                dtype=dtype,
+            )
+            results.append([out.detach(), *torch.autograd.grad(out, x[:3], x[3].detach())])
+        for ours, exact, plain in zip(found, *results):
+            errors = rms(ours[:, head : head + 1] - exact), rms(plain - exact)
+            assert errors[0] <= 2 * errors[1], f"error {errors[0]:.3g}, eager's {errors[1]:.3g}"
+    print("right: error to fp64 at most twice eager PyTorch's, output and gradients")
+
+
+def medians(step: Callable[..., None], rounds: int) -> dict[str, float]:
+    """Seconds of every method, timed in turn so that noise hits all alike."""
+    inputs, (grad,) = draw(5), draw(1)
+    times: dict[str, list[float]] = {name: [] for name in METHODS}
+    for number in range(rounds + 1):  # the first round warms up
+        for name in METHODS:
+            start = time.perf_counter()
+            step(name, inputs, grad.detach())
+            if number:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def peak_memory(method: str) -> int:
+    """Bytes that a forward and backward adds to a fresh process that holds the inputs."""
+    command = [sys.executable, "-m", "benchmarks.cpu", "--memory-of", method]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def measure_memory(method: str) -> int:
+    """Peak resident memory of a step over what the process holds before it (Linux)."""
+    inputs, (grad,) = draw(5), draw(1)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = _status("VmRSS")
+    forward_backward(method, inputs, grad.detach())
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(x.split()[1]) for x in lines if x.startswith(field + ":"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--memory-of", choices=METHODS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.memory_of:
+        print(measure_memory(args.memory_of))
+        return
+    prove()
+    memory = {name: peak_memory(name) for name in METHODS}
+    print(f"{'':18}{'method':>10}{'ms':>9}{'ratio':>8}{'peak MB':>10}{'ratio':>8}")
+    for step in (forward, forward_backward):
+        for name, seconds in (times := medians(step, args.rounds)).items():
+            row = write_row(
+                "cpu",
+                "cpu",
+                step=step.__name__,
+                method=name,
+                shape=[1, HEADS, TILING.tokens, DIM],
+                dtype="float32",
+                sparsity=0 if name == "dense" else 1 - TOP_K / TILING.num_tiles,
+                ms=round(1e3 * seconds, 2),
+                times_faster=round(times["dense"] / seconds, 2),
+                peak_bytes=memory[name] if step is forward_backward else None,
+            )
+            peak = f"{memory[name] / 1e6:10.1f}{memory[name] / memory['dense']:8.2f}"
+            shown = f"{step.__name__:18}{name:>10}{row['ms']:9.1f}{row['times_faster']:7.2f}x"
+            print(shown + (peak if step is forward_backward else ""))
+
+
+if __name__ == "__main__":
+    main()

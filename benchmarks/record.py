@@ -1,0 +1,36 @@
+"""Rows of results: one JSON line each, with the device and the versions that gave it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def device_name(device: str) -> str:
+    """The GPU's name, or the processor's model with the number of threads that torch uses."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "")
+    return f"{model or platform.processor()}, {torch.get_num_threads()} threads"
+
+
+def write_row(file: str, device: str, **row: Any) -> dict[str, Any]:
+    """Append ``row``, with device and versions, to ``benchmarks/results/<file>.jsonl``."""
+    row = {
+        **row,
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"{file}.jsonl").open("a") as out:
+        out.write(json.dumps(row) + "\n")
+    return row

@@ -1,0 +1,112 @@
+"""A mask means the same to every reader: mask_mod, the lists both ways, torch's kernels."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from laws import assert_accurate, problems, tensors
+from torch.nn.attention.flex_attention import create_mask
+from torch.nn.attention.flex_attention import flex_attention as torch_flex_attention
+
+from flexsparse import VideoTiling, flex_attention, vsa_mask
+from flexsparse.vsa import vsa_tile_map
+
+
+def make(problem):
+    """Tile-major q, k, v and their mask."""
+    tiling = problem["tiling"]
+    qkv = [tiling.to_tiles(x.detach()) for x in tensors(3, problem)]
+    return qkv, vsa_mask(*qkv[:2], tiling, top_k=problem["top_k"])
+
+
+def listed(num, indices, n):
+    """Lists to a bool map, one row at a time; checks that each row ascends without repetition."""
+    found = torch.zeros(*num.shape, n, dtype=torch.bool)
+    for place in torch.cartesian_prod(*map(torch.arange, num.shape)).tolist():
+        row = indices[tuple(place)][: num[tuple(place)]]
+        assert (row.diff() > 0).all()
+        found[tuple(place)][row.long()] = True
+    return found
+
+
+@settings(max_examples=20)
+@given(problems(dims=(16,)))
+def test_mask_mod_and_both_lists_agree(problem):
+    tiling = problem["tiling"]
+    n, rows = tiling.num_tiles, tiling.rows
+    (q, k, _), mask = make(problem)
+    size = tiling.padded_tokens
+    dense = create_mask(mask.mask_mod, problem["batch"], problem["heads"], size, size, "cpu")
+    by_tile = dense.unflatten(3, (n, rows)).unflatten(2, (n, rows))
+
+    # mask_mod is tile choice and padding, and nothing else
+    chosen = vsa_tile_map(q, k, tiling, top_k=problem["top_k"])
+    assert torch.equal(dense[..., ~tiling.valid()].any(), torch.tensor(False))
+    assert torch.equal(by_tile.any(-1).any(-2), chosen)
+
+    partial = listed(mask.kv_num_blocks, mask.kv_indices, n)
+    full = torch.zeros_like(partial)
+    if mask.full_kv_num_blocks is not None:
+        full = listed(mask.full_kv_num_blocks, mask.full_kv_indices, n)
+    assert torch.equal(full, by_tile.all(-1).all(-2))
+    assert torch.equal(partial, chosen & ~full)
+    assert torch.equal(mask.to_dense().bool(), chosen)
+
+    assert torch.equal(listed(mask.q_num_blocks, mask.q_indices, n), partial.transpose(-1, -2))
+    if mask.full_q_num_blocks is not None:
+        by_key = listed(mask.full_q_num_blocks, mask.full_q_indices, n)
+        assert torch.equal(by_key, full.transpose(-1, -2))
+
+
+@settings(max_examples=10)
+@given(problems(dims=(16,)))
+def test_torch_reads_it_the_same_in_eager_mode(problem):
+    tiling = problem["tiling"]
+    qkv, mask = make(problem)
+    with torch.no_grad():
+        theirs = tiling.from_tiles(torch_flex_attention(*qkv, block_mask=mask))
+        exact = [x.double() for x in qkv]
+        exact = tiling.from_tiles(torch_flex_attention(*exact, block_mask=mask))
+    ours = tiling.from_tiles(flex_attention(*qkv, block_mask=mask))
+    assert_accurate([ours], [[theirs]], [exact], qkv)
+
+
+@pytest.mark.parametrize(
+    "video, tile",
+    [
+        pytest.param((4, 8, 8), (4, 4, 4), id="full"),
+        pytest.param((3, 5, 8), (3, 5, 4), id="padded"),
+        pytest.param((5, 8, 9), (4, 4, 4), id="ragged"),
+    ],
+)
+def test_torch_compiled_on_cpu_reads_it_the_same(video, tile):
+    tiling = VideoTiling(video, tile)
+    problem = dict(tiling=tiling, batch=2, heads=2, dim=32, seed=0, top_k=2)
+    qkv, mask = make(problem)
+    compiled = torch.compile(torch_flex_attention, dynamic=False, fullgraph=True)
+    with torch.no_grad():
+        theirs = tiling.from_tiles(compiled(*qkv, block_mask=mask))
+        exact = [x.double() for x in qkv]
+        exact = tiling.from_tiles(torch_flex_attention(*exact, block_mask=mask))
+    ours = tiling.from_tiles(flex_attention(*qkv, block_mask=mask))
+    assert_accurate([ours], [[theirs]], [exact], qkv)
+    assert_accurate([theirs], [[ours]], [exact], qkv)
+
+
+def test_lists_are_narrow_and_inference_needs_one_direction():
+    tiling = VideoTiling((8, 16, 16), (4, 4, 4))
+    q = torch.randn(1, 2, tiling.padded_tokens, 16)
+    mask = vsa_mask(q, q, tiling, top_k=3)
+    assert mask.full_kv_indices.shape == (1, 2, 32, 3)
+    assert mask.kv_indices.untyped_storage().nbytes() == 2 * 32 * 4  # one entry a row
+    with torch.no_grad():
+        mask = vsa_mask(q, q, tiling, top_k=3)
+    assert mask.q_indices is None and mask.full_q_indices is None
+
+
+def test_it_draws_itself_and_knows_its_sparsity():
+    tiling = VideoTiling((4, 8, 8), (2, 4, 4))
+    q = torch.randn(1, 2, tiling.padded_tokens, 16)
+    mask = vsa_mask(q, q, tiling, top_k=2)
+    assert mask.sparsity() == 75.0
+    assert "sparsity=75.00%" in str(mask)
+    assert mask.shape == (1, 2, tiling.padded_tokens, tiling.padded_tokens)

@@ -1,0 +1,75 @@
+"""The house's own rules: imports point one way, docstrings run, FLOPs are the stated formula."""
+
+import ast
+import doctest
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import flexsparse
+from flexsparse import VideoTiling
+from flexsparse.flops import attention_flops
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT = {
+    "flexsparse": {"flexsparse", "torch", "einops", "triton"},
+    "models": {"flexsparse", "models", "torch", "einops"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names.add(str(node.module).split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_point_one_way(package):
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    for path in files:
+        alien = imported(path) - MAY_IMPORT[package] - set(sys.stdlib_module_names)
+        assert not alien, f"{path} imports {alien}"
+
+
+def test_train_imports_torchtitan_in_one_module():
+    users = [p.name for p in (ROOT / "train").rglob("*.py") if "torchtitan" in imported(p)]
+    assert users == ["titan.py"]
+
+
+def modules():
+    files = sorted((ROOT / "flexsparse").rglob("*.py"))
+    return [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_docstrings_run(name):
+    names = {n: getattr(flexsparse, n) for n in flexsparse.__all__} | {"torch": torch}
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, extraglobs=names, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
+
+
+def test_flops_are_the_stated_formula():
+    assert attention_flops(8192, 4, 64) == 4 * 8192**2 * 4 * 64
+    tiling = VideoTiling((8, 32, 32))
+    sparse = attention_flops(8192, 4, 64, tiling=tiling, top_k=16)
+    assert sparse == attention_flops(8192, 4, 64) // 8 + 4 * 128**2 * 4 * 64
+    assert attention_flops(8192, 4, 64, backward=True) == 3.5 * attention_flops(8192, 4, 64)
+    with pytest.raises(ValueError, match="together"):
+        attention_flops(8192, 4, 64, top_k=16)
+
+
+def test_importing_the_library_does_not_load_the_compiler():
+    code = "import sys, flexsparse; print('torch._inductor.choices' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert out.stdout == "False\n", out.stderr

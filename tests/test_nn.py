@@ -1,0 +1,62 @@
+import torch
+from laws import assert_accurate
+
+from flexsparse import VideoTiling, reference
+from flexsparse.nn import VSA
+from flexsparse.vsa import vsa_tile_map
+
+tiling = VideoTiling((3, 6, 8), (2, 4, 4))
+
+
+def inputs(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, tiling.tokens, 48, generator=generator)
+    qkv = [torch.randn(2, 3, tiling.tokens, 16, generator=generator) for _ in range(3)]
+    return [t.to(dtype) for t in (x, *qkv)]
+
+
+def heads(x):
+    return x.unflatten(-1, (3, 16)).transpose(1, 2)
+
+
+def test_it_owns_the_gates_alone_and_gates_by_its_input():
+    layer = VSA(48, 3, top_k=3)
+    torch.nn.init.normal_(layer.gate_coarse.weight)
+    torch.nn.init.normal_(layer.gate_fine.weight)
+    assert {n.split(".")[0] for n, _ in layer.named_parameters()} == {"gate_coarse", "gate_fine"}
+    x, q, k, v = inputs()
+    tiled = [tiling.to_tiles(t) for t in (x, q, k, v)]
+    chosen = vsa_tile_map(*tiled[1:3], tiling, top_k=3)
+
+    def plain(dtype):
+        gates = [
+            heads(torch.nn.functional.linear(x.to(dtype), g.weight.to(dtype), g.bias.to(dtype)))
+            for g in (layer.gate_coarse, layer.gate_fine)
+        ]
+        shape = (tiling.video, tiling.tile)
+        choice = dict(top_k=3, tile_map=chosen, dtype=dtype)
+        return reference.vsa(q, k, v, *shape, gate_coarse=gates[0], gate_fine=gates[1], **choice)
+
+    out = tiling.from_tiles(layer(*tiled, tiling))
+    assert_accurate([out], [[plain(torch.float32)]], [plain(torch.float64)], [x, q, k, v])
+
+
+def test_adapting_starts_as_dense_attention():
+    layer = VSA(48, 3, top_k=tiling.num_tiles, adapt=True)
+    assert [n for n, _ in layer.named_parameters()] == ["gate_coarse.weight", "gate_coarse.bias"]
+    x, *qkv = inputs()
+    out = layer(*[tiling.to_tiles(t) for t in (x, *qkv)], tiling)
+    dense = torch.nn.functional.scaled_dot_product_attention
+    exact = dense(*[t.double() for t in qkv])
+    assert_accurate([tiling.from_tiles(out)], [[dense(*qkv)]], [exact], qkv)
+    out.square().sum().backward()
+    assert layer.gate_coarse.weight.grad.abs().sum() > 0  # it can leave zero
+
+
+def test_reset_parameters_restores_the_start():
+    layer = VSA(48, 3, top_k=2)
+    for p in layer.parameters():
+        p.data.fill_(7)
+    layer.reset_parameters()
+    assert (layer.gate_fine.bias == 1).all() and (layer.gate_coarse.bias == 0).all()
+    assert 0.01 < layer.gate_coarse.weight.std() < 0.03
