@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from flexsparse.tiling import VideoTiling
@@ -85,7 +85,7 @@ class VSA(nn.Module):
         )
 
     def _heads(self, x: Tensor) -> Tensor:
-        return torch.unflatten(x, -1, (self.num_heads, -1)).transpose(1, 2)
+        return rearrange(x, "b l (h d) -> b h l d", h=self.num_heads)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, top_k={self.top_k}, adapt={self.adapt}"

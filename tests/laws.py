@@ -24,10 +24,12 @@ def tilings(draw: st.DrawFn, max_side: int = 8) -> VideoTiling:
 
 
 @st.composite
-def problems(draw: st.DrawFn, dims: tuple[int, ...] = (16, 32, 48, 128)) -> dict:
+def problems(
+    draw: st.DrawFn, dims: tuple[int, ...] = (16, 32, 48, 128), max_rows: int = 1024
+) -> dict:
     """A tiling, batch, heads, head dim, seed and top_k."""
     # Fewer tokens than 8 leave nothing to measure: gradients cancel to the last bit, or not.
-    tiling = draw(tilings().filter(lambda t: 8 <= t.tokens and t.padded_tokens <= 2048))
+    tiling = draw(tilings().filter(lambda t: 8 <= t.tokens and t.padded_tokens <= max_rows))
     return dict(
         tiling=tiling,
         batch=draw(st.integers(1, 2)),

@@ -1,0 +1,114 @@
+"""What torch.compile makes of VSA and of a DiT's train step on CUDA: launches, and calls outside.
+
+    python -m benchmarks.lowering        (needs a CUDA GPU; measures no time)
+
+Each case is a function of a device that returns a callable and its arguments, which require grad.
+``docs/performance.md`` has the counts, with registers and spills, compiled for sm_80, sm_90 and
+sm_100 by torch 2.11 and its Triton.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexsparse import VideoTiling, vsa_attention
+from models.attention import VSA, Dense
+from models.video_dit import VideoDiTConfig
+
+Case = Callable[[torch.device], tuple[Callable[..., Tensor], list[Tensor]]]
+TOKENS = {
+    "full64": ((16, 16, 16), (4, 4, 4)),  # 64 rows, no padding
+    "padded64": ((21, 10, 12), (3, 5, 4)),  # 60 tokens in 64 rows, as on Wan's grids
+    "ragged64": ((15, 15, 15), (4, 4, 4)),  # some tiles full, some not
+    "full128": ((16, 16, 16), (4, 4, 8)),  # 128 rows
+}
+
+
+def vsa_case(shape: str, dim: int, gates: bool) -> Case:
+    """One VSA layer in bf16: from q, k, v (and a coarse gate) to the output."""
+    tiling = VideoTiling(*TOKENS[shape])
+
+    def case(device: torch.device) -> tuple[Callable[..., Tensor], list[Tensor]]:
+        size = (1, 4, tiling.padded_tokens, dim)
+        options: dict[str, Any] = dict(device=device, dtype=torch.bfloat16, requires_grad=True)
+        inputs = [torch.empty(size, **options) for _ in range(4 if gates else 3)]
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None) -> Tensor:
+            return vsa_attention(q, k, v, tiling, top_k=8, gate_coarse=gate)
+
+        return attend, inputs
+
+    return case
+
+
+def dit_case(attention: Dense | VSA) -> Case:
+    """The flow-matching loss of a two-layer DiT in bf16, 4,096 tokens."""
+
+    def case(device: torch.device) -> tuple[Callable[..., Tensor], list[Tensor]]:
+        config = VideoDiTConfig(
+            channels=16,
+            video=(16, 32, 32),
+            patch=(1, 2, 2),
+            dim=256,
+            heads=4,
+            layers=2,
+            ffn=512,
+            context_dim=64,
+            attention=attention,
+        )
+        with device:
+            model = config.build().to(torch.bfloat16)
+            video = torch.empty(1, 16, 16, 32, 32, dtype=torch.bfloat16, requires_grad=True)
+            t, context = torch.empty(1), torch.empty(1, 8, 64, dtype=torch.bfloat16)
+
+        def loss(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+            return (model(x, t, context) - x).square().mean()
+
+        return loss, [video, t, context]
+
+    return case
+
+
+CASES: dict[str, Case] = {
+    **{
+        f"vsa_{shape}_d{dim}{'_gated' if gates else ''}": vsa_case(shape, dim, gates)
+        for shape in TOKENS
+        for dim in (64, 128)
+        for gates in (False, True)
+    },
+    "dit_dense": dit_case(Dense()),
+    "dit_vsa": dit_case(VSA(sparsity=0.875, tile=(4, 4, 4))),
+}
+globals().update(CASES)  # each case has a name of its own in this module
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        print("benchmarks.lowering: there is no CUDA GPU here to compile for", file=sys.stderr)
+        return 2
+    from torch._inductor.utils import run_and_get_code
+
+    for name, case in CASES.items():
+        function, inputs = case(torch.device("cuda"))
+        compiled = torch.compile(function, fullgraph=True, dynamic=False)
+
+        def step(*inputs: Tensor) -> None:
+            compiled(*inputs).sum().backward()  # noqa: B023
+
+        _, sources = run_and_get_code(step, *inputs)
+        for graph, source in zip(("forward", "backward"), sources):
+            body = source[source.rfind("def call(") :]
+            launches = re.findall(r"^\s+\w+\.run\(", body, re.M)
+            outside = re.findall(r"extern_kernels\.\w+|torch\.ops\.[\w.]+(?=\()", body)
+            print(f"{name:24} {graph:9} {len(launches):3} Triton, {len(outside):3} outside")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
