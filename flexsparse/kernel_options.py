@@ -41,23 +41,27 @@ def forward_config(
     """
     if dtype == torch.float32:  # twice the bytes: half the rows keep K and V in shared memory
         return Config(_block(q_rows, 32), _block(kv_rows, 32), 1 if head_dim > 128 else 2, 4)
-    m, n = _block(q_rows, 128), _block(kv_rows, 64 if major >= 9 else 32)
-    return Config(m, n, 2 if head_dim > 64 else 3, 8 if m == 128 else 4)
+    m = _block(q_rows, 128)
+    n = _block(kv_rows, 32 if major < 9 and head_dim <= 64 else 64)
+    # With four warps, ragged tilings with gates spill before sm_90, and on sm_100 at head dim 64.
+    wide = m == 128 or major < 9 or (major >= 10 and head_dim <= 64)
+    return Config(m, n, 2 if head_dim > 64 else 3, 8 if wide else 4)
 
 
 def backward_config(
     head_dim: int, dtype: Dtype, q_rows: int, kv_rows: int, major: int = 9
 ) -> Config:
-    """Compute blocks of the backward kernel; both of its loops use ``m`` by ``n`` blocks.
+    """Compute blocks of the backward kernel: its loop over queries steps by ``m`` for ``n`` keys,
+    its loop over keys by ``m`` for ``n`` queries.
 
-    Eight warps halve the accumulators that a thread holds: with four, head dim 128 spills, and
-    before sm_90 head dim 64 as well.
+    Eight warps halve the accumulators that a thread holds: with four, head dim 128 spills. Before
+    sm_90, 64 x 64 spills even so.
     """
     if dtype == torch.float32:
         return Config(16, 16, 1, 4)
-    side = min(_block(q_rows, 64), _block(kv_rows, 64))
-    few = head_dim <= 64 and major >= 9
-    return Config(side, side, 3 if head_dim <= 64 else 2, 4 if few else 8)
+    n = min(_block(q_rows, 64), _block(kv_rows, 64))
+    m = n if major >= 9 else min(n, 32)
+    return Config(m, n, 3 if head_dim <= 64 else 2, 4 if head_dim <= 64 and major >= 9 else 8)
 
 
 def _lowered_call() -> tuple[bool, int, int]:

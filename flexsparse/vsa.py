@@ -76,6 +76,10 @@ def vsa_attention(
     for name, x in (("gate_coarse", gate_coarse), ("gate_fine", gate_fine)):
         if x is not None:
             tiling.check_tiled(x, name)
+            if (x.device, x.dtype) != (q.device, q.dtype):
+                raise ValueError(
+                    f"{name} is {x.device}/{x.dtype}, q is {q.device}/{q.dtype}: make them alike"
+                )
     if gate_coarse is None:
         out = flex_attention(q, k, v, block_mask=vsa_mask(q, k, tiling, top_k=top_k))
         return out if gate_fine is None else tiling.zero_padding(out * gate_fine)

@@ -163,5 +163,7 @@ def test_bad_input_is_one_clear_line():
             vsa_mask(good, good, tiling, top_k=top_k)
     with pytest.raises(ValueError, match="share device and dtype.*cpu/torch.float64"):
         vsa_attention(good, good, good.double(), tiling, top_k=2, gate_coarse=good)
+    with pytest.raises(ValueError, match="gate_fine is cpu/torch.float64, q is cpu/torch.float32"):
+        vsa_attention(good, good, good, tiling, top_k=2, gate_fine=good.double())
     with pytest.raises(ValueError, match=r"must be \[batch, heads, tokens, dim\]"):
         vsa_mask(good[0], good[0], tiling, top_k=2)
