@@ -1,132 +1,118 @@
 """FlexAttention with a BlockMask on the CPU, forward and backward, from ATen calls alone.
 
-Query blocks of all batches and heads form one sequence of rows, walked in chunks so small that the gathered key blocks
-and their scores stay in cache. The forward keeps the log-sum-exp; the backward gathers and scores again, and adds the
-gradients of the gathered blocks back by index.
+Query blocks of all batches and heads form one sequence of rows, walked in chunks so small that the
+gathered key blocks and their scores stay in cache. The forward keeps the log-sum-exp; the backward
+gathers and scores again, and adds the gradients of the gathered blocks back by index.
 
-    s = scale q k^T      p = exp(s - lse)      out = p v
-    dv = p^T g           ds = p (g v^T - rowsum(g out) + g_lse)
-    dq = scale ds k      dk = scale ds^T q
+    s = scale k q^T      p = exp(s - lse)                            out = p^T v
+    dv = p g             ds = p (v g^T - rowsum(g out) + g_lse)
+    dq = scale ds^T k    dk = scale ds q
+
+Scores stand keys by queries: most of the products then read their operands in memory order.
 """
 
-import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 4 << 20  # gathered keys, values and scores of one chunk
-SAFE_LOGIT = 40.0  # exp(+-40) summed over all keys is far from fp32's limits: no row maximum needed
-
-
-class _Chunk(NamedTuple):
-    rows: slice
-    ids: Tensor  # [n * width] key blocks, counted through all batches and heads
-    hide: (
-        Tensor | None
-    )  # bool [n, 1 or q_block, width * kv_block]: the keys that a row must not see
-    small: bool  # no |logit| is above SAFE_LOGIT
+CHUNK_BYTES = 2 << 20  # what one thread gathers and scores at a time: a core's cache
+SAFE = 40.0  # a row whose |lse| is below needs no shift: exp and its sums stay in fp32's range
 
 
 def _blocks(x: Tensor, size: int) -> Tensor:
     """[B, H, L, D] -> [B * H * ceil(L / size), size, D], zero-padded."""
-    return F.pad(x, (0, 0, 0, -x.shape[2] % size)).contiguous().view(-1, size, x.shape[3])
+    pad = -x.shape[2] % size
+    x = F.pad(x, (0, 0, 0, pad)) if pad else x.contiguous()
+    return x.view(-1, size, x.shape[3])
 
 
 def _tokens(x: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """The inverse of `_blocks` for batch, heads and length of `like`: [B * H * n, size, ...] -> [B, H, L, ...]."""
+    """The inverse of `_blocks`, for batch, heads and length of `like`, and in `dtype`."""
     batch, heads, length = like.shape[:3]
     return x.view(batch, heads, -1, *x.shape[2:])[:, :, :length].to(dtype).contiguous()
 
 
-def _block_bytes(q: Tensor, v: Tensor, q_block: int, kv_block: int, scores: int) -> int:
-    """Memory of a chunk per gathered key block: keys, values and the scores."""
-    return kv_block * (q.shape[-1] + v.shape[-1] + scores * q_block) * max(4, q.element_size())
+class _Walk:
+    """The way of one call: it owns the memory that chunks gather and score in, used over and over.
+
+    Iterating gives, for each `size` rows (the last chunk may have less), the gathered blocks' places
+    among all key blocks, int64 [n * width]; what must not be seen, bool [n, keys, q_block or 1], or
+    None; and buffers [n, keys, D], [n, keys, Dv] and `scores` times [n, keys, q_block].
+    """
+
+    def __init__(self, q, k, v, lists, q_block: int, kv_block: int, scores: int):
+        full_num, full_idx, partial_num, partial_idx, self.see = lists
+        batch, heads, q_len, dim = q.shape
+        self.grid = batch, heads, -(-q_len // q_block), -(-k.shape[2] // kv_block)
+        self.k_len, self.kv_block = k.shape[2], kv_block
+        self.dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+
+        # one list: full blocks (kind 0), then partial ones (1), then stand-ins (2), to be hidden
+        blocks, kinds = [], []
+        for kind, (num, idx) in enumerate(((full_num, full_idx), (partial_num, partial_idx))):
+            if num is not None:
+                live = torch.arange(idx.shape[-1]) < num[..., None]
+                kinds.append(self._rows(torch.where(live, kind, 2)))
+                blocks.append(self._rows(idx))
+        self.kind, order = torch.cat(kinds, -1).sort(stable=True)
+        blocks = torch.cat(blocks, -1).gather(-1, order)
+        self.blocks = blocks.masked_fill_(self.kind == 2, 0).long()
+        first = torch.arange(batch * heads) // (heads // k.shape[1]) * self.grid[3]
+        self.ids = self.blocks + first.repeat_interleave(self.grid[2])[:, None]
+
+        count = (self.kind < 2).sum(-1)
+        widest = max(1, int(count.max()))
+        self.sizes = [dim, v.shape[3], *[q_block] * scores]
+        row = widest * kv_block * sum(self.sizes) * self.dtype.itemsize
+        self.size = min(torch.get_num_threads() * max(1, CHUNK_BYTES // row), len(count))
+        self.memory = [
+            torch.empty(self.size * widest * kv_block * n, dtype=self.dtype) for n in self.sizes
+        ]
+        pad = (0, -len(count) % self.size)
+        width = F.pad(count, pad).view(-1, self.size).amax(-1)
+        special = (self.kind == 1).any(-1) | (count < width.repeat_interleave(self.size)[: len(count)])
+        if self.k_len % kv_block:
+            special |= (self.blocks == self.grid[3] - 1).any(-1)
+        self.width = width.tolist()
+        self.special = F.pad(special, pad).view(-1, self.size).any(-1).tolist()
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return x.expand(*self.grid[:2], *x.shape[2:]).flatten(0, 2)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None, list[Tensor]]]:
+        views: dict[tuple[int, int], list[Tensor]] = {}
+        for i, (ids, width) in enumerate(zip(self.ids.split(self.size), self.width)):
+            n, keys = len(ids), width * self.kv_block
+            if (n, keys) not in views:
+                views[n, keys] = [
+                    m[: n * keys * d].view(n, keys, d) for m, d in zip(self.memory, self.sizes)
+                ]
+            hide = self._hidden(i * self.size, n, width) if self.special[i] else None
+            yield ids[:, :width].reshape(-1), hide, views[n, keys]
+
+    def _hidden(self, start: int, n: int, width: int) -> Tensor:
+        block, kind = (x[start : start + n, :width] for x in (self.blocks, self.kind))
+        key = block[..., None] * self.kv_block + torch.arange(self.kv_block)
+        hide = ((kind == 2)[..., None] | (key >= self.k_len))[..., None]  # [n, width, kv_block, 1]
+        if self.see is not None:
+            batch, heads, nq, nk = self.grid
+            row = torch.arange(start, start + n)[:, None]
+            see = self.see.expand(batch, heads, nq, nk, -1, self.kv_block)
+            see = see[row // (heads * nq), row // nq % heads, row % nq, block].mT
+            hide = hide | (kind == 1)[..., None, None] & ~see
+        return hide.flatten(1, 2)
 
 
-def _chunks(
-    q: Tensor,
-    k: Tensor,
-    lists: tuple[Tensor | None, ...],
-    q_block: int,
-    kv_block: int,
-    scale: float,
-    block_bytes: int,
-) -> Iterator[_Chunk]:
-    """Walk the query blocks; `block_bytes` is what one gathered key block takes."""
-    (batch, heads, q_len, _), (kv_heads, k_len) = q.shape, k.shape[1:3]
-    nq, nk = -(-q_len // q_block), -(-k_len // kv_block)
-
-    def rows(x: Tensor) -> Tensor:
-        return x.expand(batch, heads, *x.shape[2:]).flatten(0, 2)
-
-    # One list: full blocks (kind 0), then partial ones (1), then stand-ins (2), which are hidden.
-    indices, kinds = [], []
-    for kind, (num, idx) in enumerate((lists[:2], lists[2:4])):
-        if num is not None and idx is not None:
-            live = torch.arange(idx.shape[-1]) < rows(num)[:, None]
-            indices.append(rows(idx))
-            kinds.append(torch.where(live, kind, 2))
-    kind, order = torch.cat(kinds, -1).sort(stable=True)
-    blocks = torch.cat(indices, -1).gather(-1, order).masked_fill_(kind == 2, 0).long()
-    count = (kind < 2).sum(-1)
-    special = (kind == 1) | (blocks == nk - 1) if k_len % kv_block else kind == 1
-    head = torch.arange(batch)[:, None] * kv_heads + torch.arange(heads) // (heads // kv_heads)
-    ids = blocks + nk * rows(head[:, :, None].expand(-1, -1, nq))[:, None]
-
-    # |logit| <= scale |q| |k|; NaN shows in any case
-    q_norm = torch.linalg.vector_norm(q, dim=-1).nan_to_num_(0.0, torch.inf)
-    k_norm = torch.linalg.vector_norm(k, dim=-1).nan_to_num_(0.0, torch.inf).amax(-1)
-    q_norm = F.pad(q_norm, (0, -q_len % q_block)).view(batch, heads, nq, q_block).amax(-1)
-    bound = abs(scale) * q_norm * k_norm.repeat_interleave(heads // kv_heads, 1)[:, :, None]
-
-    size = max(1, CHUNK_BYTES // (block_bytes * max(1, int(count.max()))))
-    pad = (0, -len(count) % size)
-    width = F.pad(count, pad).view(-1, size).amax(-1)
-    special = special.any(-1) | (count < width.repeat_interleave(size)[: len(count)])
-    masked = F.pad(special, pad).view(-1, size).any(-1).tolist()
-    small = (F.pad(bound.flatten(), pad).view(-1, size).amax(-1) <= SAFE_LOGIT).tolist()
-    for i, w in enumerate(width.tolist()):
-        at = slice(i * size, min((i + 1) * size, len(count)))
-        hide = None
-        if masked[i]:
-            here, kind_here = blocks[at, :w], kind[at, :w, None, None]
-            key = here[..., None] * kv_block + torch.arange(kv_block)
-            hide = (kind_here == 2) | (key >= k_len)[:, :, None]  # [n, w, 1, kv_block]
-            if lists[4] is not None:
-                see = lists[4].expand(batch, heads, nq, nk, -1, kv_block)
-                row = torch.arange(at.start, at.stop)[:, None]
-                see = see[row // (heads * nq), row // nq % heads, row % nq, here]
-                hide = hide | (kind_here == 1) & ~see
-            hide = hide.transpose(1, 2).flatten(2)
-        yield _Chunk(at, ids[at, :w].reshape(-1), hide, small[i])
-
-
-class _Scratch:
-    """Memory that the chunks use again and again: one flat buffer per name."""
-
-    def __init__(self, dtype: torch.dtype):
-        self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        self.flat: dict[str, Tensor] = {}
-
-    def __call__(self, name: str, *shape: int) -> Tensor:
-        size = math.prod(shape)
-        if name not in self.flat or len(self.flat[name]) < size:
-            self.flat[name] = torch.empty(size, dtype=self.dtype)
-        return self.flat[name][:size].view(shape)
-
-    def gather(self, name: str, blocks: Tensor, chunk: _Chunk) -> Tensor:
-        """The chunk's blocks as [n, keys, D]; keys hidden from the whole query block are 0, be they NaN."""
-        n, (size, dim) = chunk.rows.stop - chunk.rows.start, blocks.shape[1:]
-        out = self(name, len(chunk.ids), size * dim)
-        if blocks.dtype == out.dtype:
-            torch.index_select(blocks.flatten(1), 0, chunk.ids, out=out)
-        else:
-            out.copy_(blocks.flatten(1).index_select(0, chunk.ids))
-        out = out.view(n, len(chunk.ids) // n * size, dim)
-        return out if chunk.hide is None else out.masked_fill_(chunk.hide.all(1)[..., None], 0)
+def _gather(blocks: Tensor, ids: Tensor, hide: Tensor | None, out: Tensor) -> Tensor:
+    """Key blocks into `out` [n, keys, D]; keys that the whole query block can't see are 0 there."""
+    blocks = blocks.flatten(1)
+    if blocks.dtype == out.dtype:
+        torch.index_select(blocks, 0, ids, out=out.view(len(ids), -1))
+    else:
+        out.copy_(blocks.index_select(0, ids).view_as(out))
+    return out if hide is None else out.masked_fill_(hide.all(-1, keepdim=True), 0)
 
 
 @torch.library.custom_op("flexsparse::block_sparse_attention", mutates_args=(), device_types="cpu")
@@ -145,46 +131,58 @@ def block_sparse_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attention of each query block to the key blocks in its lists; differentiable in q, k and v.
 
-    q [B, Hq, Lq, D], k [B, Hkv, Lk, D], v [B, Hkv, Lk, Dv] -> out [B, Hq, Lq, Dv] in q's dtype, lse [B, Hq, Lq] (natural
-    logarithm; fp32, or fp64 for fp64). Query head h reads key head h // (Hq // Hkv). Lengths need not fill the last block.
+    q [B, Hq, Lq, D], k [B, Hkv, Lk, D], v [B, Hkv, Lk, Dv] -> out [B, Hq, Lq, Dv] in q's dtype and
+    lse [B, Hq, Lq], the natural log-sum-exp, fp32, or fp64 for fp64. Query head h reads key head
+    h // (Hq // Hkv). Lengths need not fill the last block. Half precision is computed in fp32.
 
-    full_num int [B or 1, Hq or 1, nq] and full_idx int [.., nq, W]: row i sees the blocks full_idx[.., i, :full_num[.., i]]
-    whole, each listed once; the rest of the row may hold anything. partial_num and partial_idx likewise, seen through
-    partial_mask, bool, broadcastable to [B, Hq, nq, nk, q_block, kv_block] and indexed by query and key block. Either
-    pair may be None. A row that sees nothing has out 0, lse -inf and no gradient. Half precision is computed in fp32.
+    full_num int [B or 1, Hq or 1, nq] and full_idx int [.., nq, W]: query block i sees all of the
+    key blocks full_idx[.., i, :full_num[.., i]], each listed once; the rest may hold anything.
+    partial_num and partial_idx likewise, seen through partial_mask, bool, broadcastable to [B, Hq,
+    nq, nk, q_block, kv_block], indexed by query and key block. One of the two pairs may be None.
+    A row that sees nothing has out 0, lse -inf and no gradient. A key that one row of a query block
+    sees must be finite for the others to be; one that none sees may be anything.
     """
-    lists = (full_num, full_idx, partial_num, partial_idx, partial_mask)
-    take = _Scratch(q.dtype)
+    lists = full_num, full_idx, partial_num, partial_idx, partial_mask
+    walk = _Walk(q, k, v, lists, q_block, kv_block, scores=1)
     qs, ks, vs = _blocks(q, q_block), _blocks(k, kv_block), _blocks(v, kv_block)
-    out = torch.empty(*qs.shape[:2], v.shape[-1], dtype=q.dtype)
-    lse = torch.empty(*qs.shape[:2], 1, dtype=take.dtype)
-    for chunk in _chunks(
-        q, k, lists, q_block, kv_block, scale, _block_bytes(q, v, q_block, kv_block, 1)
-    ):
-        here, n = chunk.rows, chunk.rows.stop - chunk.rows.start
-        keys = take.gather("k", ks, chunk)
-        s = torch.bmm(
-            qs[here].to(take.dtype) * scale, keys.mT, out=take("s", n, q_block, keys.shape[1])
-        )
-        if chunk.hide is not None:
-            s.masked_fill_(chunk.hide, -torch.inf)
-        if chunk.small or not keys.shape[1]:
-            top = torch.zeros(())
-        else:
-            top = s.amax(-1, keepdim=True)
-            top.masked_fill_(top == -torch.inf, 0)
-            s.sub_(top)
-        total = s.exp_().sum(-1, keepdim=True)
-        torch.add(total.log(), top, out=lse[here])
-        total.masked_fill_(total == 0, 1)
-        out[here] = torch.bmm(s, take.gather("v", vs, chunk)).div_(total)
-    return _tokens(out, q, q.dtype), _tokens(lse[..., 0], q, lse.dtype)
+    out = torch.empty(*qs.shape[:2], v.shape[3], dtype=walk.dtype)
+    lse = torch.empty(qs.shape[:2], dtype=walk.dtype)
+    shift = False  # subtract each row's maximum: slower, and only large logits need it
+    rows = (x.split(walk.size) for x in (qs, out, lse))
+    for (ids, hide, (keys, values, p)), q_, out_, lse_ in zip(walk, *rows):
+        if not len(ids):
+            out_.zero_()
+            lse_.fill_(-torch.inf)
+            continue
+        q_ = q_.to(walk.dtype)
+        _gather(ks, ids, hide, keys)
+        while True:
+            p.baddbmm_(keys, q_.mT, beta=0, alpha=scale)
+            if hide is not None:
+                p.masked_fill_(hide, -torch.inf)
+            if shift:
+                top = p.amax(1)
+                p.sub_(top.masked_fill_(top == -torch.inf, 0)[:, None])
+            total = p.exp_().sum(1)
+            torch.log(total, out=lse_)
+            if shift:
+                lse_ += top
+            safe = bool(lse_.abs().amax() <= SAFE)
+            if safe or shift:
+                break
+            shift = True  # and once more
+        shift = not safe
+        if hide is not None:
+            total.masked_fill_(total == 0, 1)
+        _gather(vs, ids, hide, values)
+        torch.bmm(p.mT, values, out=out_).div_(total[..., None])
+    return _tokens(out, q, q.dtype), _tokens(lse, q, lse.dtype)
 
 
 @block_sparse_attention.register_fake
 def _(q, k, v, *_):
     lse = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(q.shape[:3], dtype=lse)
+    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=lse)
 
 
 @torch.library.custom_op(
@@ -207,46 +205,45 @@ def _backward(
     kv_block: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    lists = (full_num, full_idx, partial_num, partial_idx, partial_mask)
-    take = _Scratch(q.dtype)
-    qs, ks, vs = _blocks(q, q_block), _blocks(k, kv_block), _blocks(v, kv_block)
-    gs, outs = _blocks(g, q_block), _blocks(out, q_block)
-    lses, g_lses = _blocks(lse[..., None], q_block), _blocks(g_lse[..., None], q_block)
-    dq = torch.empty(qs.shape, dtype=q.dtype)
-    dk, dv = torch.zeros(ks.shape, dtype=take.dtype), torch.zeros(vs.shape, dtype=take.dtype)
-    for chunk in _chunks(
-        q, k, lists, q_block, kv_block, scale, _block_bytes(q, v, q_block, kv_block, 2)
-    ):
-        here, n = chunk.rows, chunk.rows.stop - chunk.rows.start
-        blind = lses[here] == -torch.inf
-        top = lses[here].masked_fill(blind, torch.inf)
-        qc, gc = qs[here].to(take.dtype) * scale, gs[here].to(take.dtype)
-        delta = (gc * outs[here]).sum(-1, keepdim=True).sub_(g_lses[here])
-        if chunk.hide is not None:
-            qc.masked_fill_(blind, 0)
-            gc.masked_fill_(blind, 0)
-            delta.masked_fill_(blind, 0)
-        if chunk.small:  # p = exp(s) w, with the weight w of a row in g instead
-            weight = top.neg().exp_()
-            gc *= weight
-            delta *= weight
-        keys, values = take.gather("k", ks, chunk), take.gather("v", vs, chunk)
-        p = torch.bmm(qc, keys.mT, out=take("p", n, q_block, keys.shape[1]))
-        p = p.exp_() if chunk.small else p.sub_(top).exp_()
-        if chunk.hide is not None:
-            p.masked_fill_(chunk.hide, 0)
-        ds = torch.bmm(gc, values.mT, out=take("ds", *p.shape)).sub_(delta).mul_(p)
-        dq[here] = torch.bmm(ds, keys).mul_(scale)
-        torch.bmm(p.mT, gc, out=values)
-        dv.flatten(1).index_add_(0, chunk.ids, values.view(len(chunk.ids), kv_block * v.shape[-1]))
-        torch.bmm(ds.mT, qc, out=keys)
-        dk.flatten(1).index_add_(0, chunk.ids, keys.view(len(chunk.ids), kv_block * k.shape[-1]))
+    lists = full_num, full_idx, partial_num, partial_idx, partial_mask
+    walk = _Walk(q, k, v, lists, q_block, kv_block, scores=2)
+    ks, vs = _blocks(k, kv_block), _blocks(v, kv_block)
+    by_row = [_blocks(x, q_block) for x in (q, g, out, lse[..., None], g_lse[..., None])]
+    dq = torch.empty(by_row[0].shape, dtype=walk.dtype)
+    dk, dv = (torch.zeros(x.shape, dtype=walk.dtype) for x in (ks, vs))
+    dk_flat, dv_flat = dk.flatten(1), dv.flatten(1)
+    rows = (x.split(walk.size) for x in (dq, *by_row))
+    for (ids, hide, (keys, values, p, ds)), dq_, q_, g_, out_, lse_, g_lse_ in zip(walk, *rows):
+        if not len(ids):
+            dq_.zero_()
+            continue
+        q_, g_ = q_.to(walk.dtype), g_.to(walk.dtype)
+        if hide is not None:  # rows that see nothing must not give anything, NaN included
+            blind = lse_ == -torch.inf
+            q_, g_, lse_, g_lse_ = (x.masked_fill(blind, 0) for x in (q_, g_, lse_, g_lse_))
+        safe = bool(lse_.abs().amax() <= SAFE)
+        if safe:  # p comes without its factor exp(-lse), and g with it
+            weight = lse_.neg().exp_()
+            g_, g_lse_ = g_ * weight, g_lse_ * weight
+        delta = (g_ * out_).sum(-1, keepdim=True).sub_(g_lse_)
+
+        p.baddbmm_(_gather(ks, ids, hide, keys), q_.mT, beta=0, alpha=scale)
+        p.exp_() if safe else p.sub_(lse_.mT).exp_()
+        if hide is not None:
+            p.masked_fill_(hide, 0)
+        torch.bmm(_gather(vs, ids, hide, values), g_.mT, out=ds).sub_(delta.mT).mul_(p)
+
+        torch.bmm(p, g_, out=values)
+        dv_flat.index_add_(0, ids, values.view(len(ids), -1))
+        dq_.baddbmm_(ds.mT, keys, beta=0, alpha=scale)
+        keys.baddbmm_(ds, q_, beta=0, alpha=scale)
+        dk_flat.index_add_(0, ids, keys.view(len(ids), -1))
     return _tokens(dq, q, q.dtype), _tokens(dk, k, k.dtype), _tokens(dv, v, v.dtype)
 
 
 @_backward.register_fake
 def _(g, g_lse, q, k, v, *_):
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _setup_context(ctx, inputs, output):
