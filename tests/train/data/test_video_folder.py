@@ -1,0 +1,110 @@
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from train.data import VideoFolder
+
+
+def open_folder(folder, **options: Any) -> VideoFolder:
+    """Clips of 8 frames of 32x32, with a cache beside the folder."""
+    usual = {"num_frames": 8, "height": 32, "width": 32, "cache_dir": folder.parent / "cache"}
+    return VideoFolder(folder, **{**usual, **options})
+
+
+@pytest.fixture
+def folder(tmp_path, write_scenes):
+    """Two videos of several scenes each, with room for a cache beside them."""
+    write_scenes(tmp_path / "videos" / "a.mov", [20, 9, 33])
+    write_scenes(tmp_path / "videos" / "b.mov", [4, 26])
+    (tmp_path / "videos" / "a.txt").write_text("caption of a")
+    return tmp_path / "videos"
+
+
+def clips_of(folder, split, origin_of, **options):
+    """Each clip as (caption, its frames' origins)."""
+    for clip in open_folder(folder, split=split, **options):
+        frames = clip["video"].permute(1, 2, 3, 0).numpy()
+        yield clip["caption"], [origin_of(frame) for frame in frames]
+
+
+def test_clips_are_consecutive_frames_of_one_shot(folder, origin_of):
+    for split in ("train", "validation"):
+        clips = list(clips_of(folder, split, origin_of, stride=1))
+        assert len(clips) >= 3
+        for _, origins in clips:
+            scenes, numbers = zip(*origins, strict=True)
+            assert len(set(scenes)) == 1
+            assert list(numbers) == list(range(numbers[0], numbers[0] + 8))
+
+
+def test_splits_share_no_frame_and_validation_is_the_tail(folder, origin_of):
+    seen = {
+        split: {(caption, *o) for caption, origins in clips for o in origins}
+        for split in ("train", "validation")
+        for clips in [list(clips_of(folder, split, origin_of, stride=1))]
+    }
+    assert not seen["train"] & seen["validation"]
+    whole = {("caption of a", 0, i) for i in range(20)} | {
+        ("caption of a", 1, i) for i in range(20, 29)
+    }
+    whole |= {("caption of a", 2, i) for i in range(29, 62)} | {("", 1, i) for i in range(4, 30)}
+    assert seen["train"] | seen["validation"] == whole  # all but the scene shorter than a clip
+    assert {("caption of a", 2, i) for i in range(54, 62)} <= seen["validation"]
+
+
+def test_clips_have_the_promised_form(folder):
+    clips = open_folder(folder, num_frames=5, height=24, width=40)
+    video = clips[0]["video"]
+    assert video.shape == (3, 5, 24, 40) and video.dtype == torch.uint8 and video.is_contiguous()
+
+
+@pytest.fixture
+def log(caplog):
+    """What train.data logs, also once the console has taken over the package's log."""
+    logger = logging.getLogger("train.data")
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO, "train.data"):
+        yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def test_bad_files_are_skipped_named_and_counted(folder, write_scenes, log):
+    (folder / "broken.mp4").write_bytes(b"\x00" * 5000)
+    (folder / "cut_off.mov").write_bytes((folder / "a.mov").read_bytes()[:3000])
+    write_scenes(folder / "short.mov", [7])
+    clips = open_folder(folder)
+    assert [p.name for p, _ in clips.skipped] == ["broken.mp4", "cut_off.mov", "short.mov"]
+    assert "7 frames" in clips.skipped[-1][1] and "takes 8" in clips.skipped[-1][1]
+    for name in ("broken.mp4", "cut_off.mov", "short.mov"):
+        assert any(f"left out {folder / name}" in message for message in log.messages)
+    assert "from 2 videos, 3 videos left out" in log.messages[-1]
+    assert len(clips) == len(open_folder(folder, cache_dir=folder.parent / "new"))
+
+
+def test_a_file_that_metadata_names_may_be_missing(folder):
+    (folder / "metadata.csv").write_text("file_name,text\na.mov,one\ngone.mov,two\n")
+    clips = open_folder(folder)
+    assert clips.skipped == [(folder / "gone.mov", "there is no such file")]
+    assert {clip["caption"] for clip in clips} == {"one"}
+
+
+def test_no_clip_left_is_an_error_with_the_numbers(folder):
+    with pytest.raises(ValueError, match="no train clip: 2 of 2 videos.*33 frames.*34 are due"):
+        open_folder(folder, num_frames=34)
+    with pytest.raises(ValueError, match="no validation clip: 0 of 2.*33 frames.*40 are due"):
+        open_folder(folder, num_frames=20, split="validation")
+
+
+@pytest.mark.parametrize("bad", [{"num_frames": 0}, {"height": -1}, {"fps": -1}, {"holdout": 1.0}])
+def test_bad_options_are_refused_before_any_work(tmp_path, bad):
+    with pytest.raises(ValueError, match=str(*bad)):
+        open_folder(tmp_path / "nowhere", **bad)
+
+
+def test_a_clip_is_the_same_whatever_else_is_asked(folder):
+    long = open_folder(folder, num_frames=12, stride=1)
+    short = open_folder(folder, num_frames=6, stride=1)
+    assert np.array_equal(long[0]["video"][:, :6], short[0]["video"])

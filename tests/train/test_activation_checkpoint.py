@@ -1,0 +1,90 @@
+"""Activation checkpointing changes what is kept, not what is computed; tiles are chosen once."""
+
+from collections import Counter
+
+import pytest
+import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch.utils._python_dispatch import TorchDispatchMode
+from trainer_runs import tiny
+
+from train.activation_checkpoint import apply_activation_checkpointing
+from train.titan import canonical_fqn
+
+aten = torch.ops.aten
+TOPK = aten.topk.default
+ATTENTION = torch.ops.flexsparse.block_sparse_attention.default
+CROSS_ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu.default
+GELU = aten.gelu.default
+
+# How often an operator that occurs once in a block's forward pass runs in forward and backward.
+RUNS = {
+    "none": {TOPK: 1, ATTENTION: 1, CROSS_ATTENTION: 1, GELU: 1},
+    "selective": {TOPK: 1, ATTENTION: 1, CROSS_ATTENTION: 1, GELU: 2},
+    "full": {TOPK: 1, ATTENTION: 2, CROSS_ATTENTION: 2, GELU: 2},
+}
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.counted = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counted[func] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def problem():
+    torch.manual_seed(0)
+    config = tiny("unused").model
+    model = config.build()
+    with torch.no_grad():  # nothing is zero: every path carries a gradient
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    inputs = torch.randn(2, 3, *config.video), torch.rand(2), torch.randn(2, 16, 64)
+    return model, inputs
+
+
+def gradients(model, inputs):
+    model(*inputs).square().mean().backward()
+    return {canonical_fqn(name): p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("mode", RUNS)
+def test_gradients_are_equal_and_the_selection_is_made_once(mode):
+    model, inputs = problem()
+    expected = gradients(model, inputs)
+    model, inputs = problem()
+    apply_activation_checkpointing(model, mode)
+    with Calls() as calls:
+        found = gradients(model, inputs)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    layers = model.config.layers
+    assert {op: calls.counted[op] / layers for op in RUNS[mode]} == RUNS[mode]
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_compiled_backward_has_no_selection(mode):
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(Counter(node.target for node in graph.graph.nodes))
+        return make_boxed_func(graph)
+
+    backend = aot_autograd(
+        fw_compiler=keep, bw_compiler=keep, partition_fn=min_cut_rematerialization_partition
+    )
+    model, inputs = problem()
+    apply_activation_checkpointing(model, mode)
+    for block in model.layers.children():
+        block.compile(backend=backend, fullgraph=True)
+    gradients(model, inputs)
+    assert len(graphs) == 2, "one forward and one backward graph serve all blocks"
+    assert sum((graph for graph in graphs), Counter())[TOPK] == RUNS[mode][TOPK]
+    assert sum((graph for graph in graphs), Counter())[ATTENTION] == RUNS[mode][ATTENTION]

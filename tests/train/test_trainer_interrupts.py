@@ -1,0 +1,122 @@
+"""Kills, signals, full disks, numbers that are none: the last good checkpoint survives them all."""
+
+import logging
+import os
+import resource
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from trainer_runs import finish, run, start, tiny
+
+from train.checkpoint import CheckpointNotSavedError, complete_steps
+from train.history import NonFiniteError
+
+
+@contextmanager
+def files_of_at_most(size):
+    """A disk on which no file grows beyond `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_kill_9_while_saving_leaves_the_checkpoint_before(tmp_path, caplog):
+    _, straight = run(tiny(tmp_path))
+    folder = tmp_path / "checkpoint"
+    assert complete_steps(folder) == [3, 6]
+    # Step 6 is saved again, over the one that is there, and the process dies in the midst of it.
+    finish(start(str(Path(__file__).with_name("killed_run.py")), str(tmp_path)), -signal.SIGKILL)
+    assert complete_steps(folder) == [3], "half new and half old must not count"
+    assert any((folder / "step-6").iterdir()), "it was killed after it had begun"
+    numbers, resumed = run(tiny(tmp_path))
+    assert "removed what a killed run left of step-6" in caplog.text
+    assert len(numbers) == 3
+    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+    assert complete_steps(folder) == [3, 6]
+
+
+def test_sigterm_saves_and_leaves_and_the_same_command_goes_on(tmp_path):
+    command = ("-m", "train", "--config", "debug_vsa", "--dump-folder", str(tmp_path))
+    options = ("--training.steps", "100000", "--validation.interval", "0")
+    process = start(*command, *options)[0]
+    log = tmp_path / "train.log"
+    patience = time.monotonic() + 90
+    while not (log.exists() and "step 2/" in log.read_text()):
+        assert time.monotonic() < patience and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output = finish([process])
+    (step,) = complete_steps(tmp_path / "checkpoint")
+    assert f"SIGTERM: saved at step {step}" in output
+    finish(start(*command, "--training.steps", str(step + 1), "--validation.interval", "0"))
+    assert complete_steps(tmp_path / "checkpoint") == [step, step + 1]
+
+
+def test_ctrl_c_ends_the_step_at_hand(tmp_path):
+    trainer = tiny(tmp_path).build()
+    real = trainer.train_step
+
+    def train_step():
+        if trainer.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        real()
+
+    trainer.train_step = train_step
+    before = signal.getsignal(signal.SIGINT)
+    trainer.train()
+    trainer.close()
+    assert trainer.step == 2
+    assert complete_steps(tmp_path / "checkpoint") == [2]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_full_disk_is_named_and_training_goes_on(tmp_path, caplog):
+    trainer = tiny(tmp_path, steps=9).build()
+    trainer.train(until=3)
+    with files_of_at_most(20_000):
+        trainer.train(until=6)
+    ours = [record for record in caplog.records if record.name == "train"]
+    (line,) = [record.getMessage() for record in ours if record.levelno == logging.ERROR]
+    assert "step-6 not saved: File too large" in line and "last good checkpoint is step-3" in line
+    assert "\n" not in line
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["step-3"]
+    with files_of_at_most(20_000), pytest.raises(CheckpointNotSavedError, match="step-3$"):
+        trainer.train()  # the end of a run is not lost in silence
+    assert complete_steps(tmp_path / "checkpoint") == [3]
+    trainer.checkpointer.save_now(trainer.step)
+    trainer.close()
+    assert complete_steps(tmp_path / "checkpoint") == [3, 9]
+
+
+def test_wherever_the_disk_fills_up_it_is_recognised(tmp_path):
+    trainer = tiny(tmp_path, steps=1).build()
+    trainer.train()
+    (file,) = (tmp_path / "checkpoint" / "step-1").glob("*.distcp")
+    size = file.stat().st_size
+    for part in range(5):
+        with files_of_at_most(size * part // 5), pytest.raises(CheckpointNotSavedError):
+            trainer.checkpointer.save_now(2)
+    trainer.close()
+    assert complete_steps(tmp_path / "checkpoint") == [1]
+
+
+@pytest.mark.parametrize("name, value", [("video", float("nan")), ("video", 1e30)])
+def test_a_loss_that_is_no_number_is_named_and_not_saved(tmp_path, name, value):
+    trainer = tiny(tmp_path, steps=9).build()
+    batches = enumerate(trainer._batches, start=1)
+    trainer._batches = ({**b, name: b[name] * value} if i == 5 else b for i, b in batches)
+    with pytest.raises(NonFiniteError) as error:
+        trainer.train()
+    trainer.close()
+    line = str(error.value)
+    assert "at step 5" in line and ("is nan" in line or "is inf" in line)
+    assert f"the loss was {trainer.history.steps[-1].loss:.4g} at the step before" in line
+    assert [record.step for record in trainer.history.steps] == [1, 2, 3, 4]
+    assert complete_steps(tmp_path / "checkpoint") == [3]

@@ -1,0 +1,96 @@
+"""The same global batch gives the same training, however it is divided: as exact as plain fp32."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from trainer_runs import finish, plain_run, run, start, tiny
+
+from models.attention import Dense
+from train.checkpoint import complete_steps
+
+NAMES = ("fsdp", "ddp")
+
+
+def distance(a, b):
+    """Euclidean, over all weights (or numbers) together, in fp64."""
+    if isinstance(a, dict):
+        keys = [key for key in a if key in b]
+        assert keys
+        return sum(distance(a[key], b[key]) ** 2 for key in keys) ** 0.5
+    return (torch.as_tensor(a).double() - torch.as_tensor(b).double()).norm().item()
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """Numbers and weights in fp64, and how far plain PyTorch in fp32 is from them."""
+    config = tiny("unused", attention=Dense())
+    numbers, weights = plain_run(config, torch.float64)
+    plain_numbers, plain_weights = plain_run(config, torch.float32)
+    rounding = torch.tensor(numbers).norm().item() * torch.finfo(torch.float32).eps
+    numbers_error = max(distance(plain_numbers, numbers), rounding)
+    return numbers, weights, numbers_error, distance(plain_weights, weights)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two_ranks")
+    finish(start(str(Path(__file__).with_name("two_ranks.py")), str(folder), ranks=2))
+    return folder
+
+
+def assert_as_exact_as_plain(numbers, weights, exact, first_step=1):
+    true_numbers, true_weights, numbers_error, weights_error = exact
+    true_numbers = true_numbers[first_step - 1 :]
+    assert len(numbers) == len(true_numbers)
+    assert distance(numbers, true_numbers) <= 2 * numbers_error
+    assert distance(weights, true_weights) <= 2 * weights_error
+
+
+def test_one_process_equals_plain_pytorch(tmp_path, exact):
+    assert_as_exact_as_plain(*run(tiny(tmp_path, attention=Dense())), exact)
+
+
+def test_gradient_accumulation_equals_the_large_batch(tmp_path, exact):
+    config = tiny(tmp_path, attention=Dense(), local_batch_size=1, global_batch_size=4)
+    assert_as_exact_as_plain(*run(config), exact)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_equal_one(two_ranks, exact, name):
+    results = [torch.load(two_ranks / name / f"rank{rank}.pt") for rank in range(2)]
+    assert results[0]["numbers"] == results[1]["numbers"]
+    assert_as_exact_as_plain(results[0]["numbers"], results[0]["weights"], exact)
+
+
+def test_shards_differ_and_make_up_the_initial_weights(two_ranks):
+    torch.manual_seed(0)
+    whole = dict(tiny("unused", attention=Dense()).model.build().named_parameters())
+    shards = [torch.load(two_ranks / "fsdp" / f"rank{rank}.pt")["shards"] for rank in range(2)]
+    random = 0
+    for name, weight in whole.items():
+        assert torch.equal(torch.cat([shard[name] for shard in shards]), weight), name
+        if weight.std() > 0 and len(weight) > 1:
+            random += 1
+            assert not torch.equal(shards[0][name], shards[1][name]), name
+    assert random > 10
+
+
+def test_ddp_keeps_everything_on_each_rank(two_ranks):
+    shards = [torch.load(two_ranks / "ddp" / f"rank{rank}.pt")["shards"] for rank in range(2)]
+    assert all(torch.equal(shards[0][name], shards[1][name]) for name in shards[0])
+
+
+def test_a_signal_to_one_rank_stops_all_at_one_step(two_ranks):
+    assert [torch.load(two_ranks / f"stopped_at_{rank}.pt") for rank in range(2)] == [2, 2]
+    assert complete_steps(two_ranks / "stopped" / "checkpoint") == [2]
+
+
+def test_one_process_goes_on_where_two_stopped(two_ranks, exact):
+    config = tiny(two_ranks / "stopped", attention=Dense(), local_batch_size=4)
+    assert_as_exact_as_plain(*run(config), exact, first_step=3)
+
+
+def test_batch_sizes_that_do_not_divide_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="global_batch_size is 6, not a multiple of .* 4 x 1"):
+        tiny(tmp_path, global_batch_size=6).build()

@@ -1,0 +1,82 @@
+"""An interrupted run ends as if it had not been, bit for bit; another run's is not gone on with."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from trainer_runs import run, tiny, weights
+
+from models.attention import Dense
+from train.checkpoint import Checkpointer, complete_steps
+from train.ema import EMA
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("mode", ["disabled", "async"])
+def test_resuming_equals_going_on(tmp_path, mode):
+    config = tiny(
+        tmp_path / "straight",
+        global_batch_size=8,
+        checkpoint=Checkpointer.Config(interval=3, async_mode=mode),
+    )
+    numbers, straight = run(config)
+    config = replace(config, dump_folder=str(tmp_path / "resumed"))
+    first, _ = run(config, until=4)  # the checkpoint is of step 3: step 4 is done again
+    second, resumed = run(config)
+    assert first == numbers[:4]
+    assert second == numbers[3:]
+    assert equal(resumed, straight)
+    assert any("gate" in name for name in straight), "the sparse layers' own weights are among them"
+
+
+def test_a_finished_run_goes_on_with_more_steps(tmp_path):
+    run(tiny(tmp_path, steps=2))
+    numbers, _ = run(tiny(tmp_path, steps=3))
+    assert len(numbers) == 1
+    assert complete_steps(tmp_path / "checkpoint") == [2, 3]
+
+
+def test_another_configs_checkpoint_is_refused_before_data_and_model(tmp_path):
+    run(tiny(tmp_path, steps=1))
+    other = tiny(tmp_path, steps=1, attention=Dense(), seed=7, ema=EMA.Config(decay=0.5))
+    other.dataloader = None  # whoever got as far as the data would fail there
+    with pytest.raises(ValueError) as error:
+        other.build()
+    line = str(error.value)
+    assert "\n" not in line and "--dump-folder" in line
+    assert "model.attention.class (VSA there, Dense here)" in line
+    assert "training.seed (0 there, 7 here)" in line
+    assert "ema.decay (0.999 there, 0.5 here)" in line
+    assert "local_batch_size" not in line, "only what differs is named"
+
+
+def test_what_may_change_between_two_starts(tmp_path):
+    run(tiny(tmp_path, steps=1))
+    config = tiny(tmp_path, steps=2, local_batch_size=2, global_batch_size=4, compile=False)
+    config.dataloader.num_workers = 1
+    numbers, _ = run(config)
+    assert len(numbers) == 1
+
+
+def test_weights_of_another_run_start_a_new_one(tmp_path):
+    _, trained = run(tiny(tmp_path / "first", steps=1))
+    path = str(tmp_path / "first" / "checkpoint" / "step-1")
+    config = tiny(tmp_path / "second", checkpoint=Checkpointer.Config(initial_load_path=path))
+    trainer = config.build()
+    trainer.close()
+    assert trainer.step == 0
+    found = weights(trainer)
+    assert all(torch.equal(found[k], trained[k]) for k in found if k.startswith("model."))
+    assert all(torch.equal(found[k], found["model" + k[3:]]) for k in found if k.startswith("ema."))
+
+
+def test_weights_that_do_not_fit_are_refused_in_a_line(tmp_path):
+    run(tiny(tmp_path / "dense", steps=1, attention=Dense()))
+    path = str(tmp_path / "dense" / "checkpoint" / "step-1")
+    config = tiny(tmp_path / "sparse", checkpoint=Checkpointer.Config(initial_load_path=path))
+    with pytest.raises(ValueError, match="does not fit this run: .*gate") as error:
+        config.build()
+    assert "\n" not in str(error.value)

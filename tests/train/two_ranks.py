@@ -1,0 +1,50 @@
+"""What test_trainer_ranks.py runs in two processes: python two_ranks.py FOLDER."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from trainer_runs import tiny, weights
+
+from models.attention import Dense
+from train.parallelize import ParallelConfig
+from train.trainer import Trainer
+
+
+def train(config: Trainer.Config, out: Path) -> None:
+    """Save this rank's first shards, and at the end what the steps measured and whole weights."""
+    trainer = config.build()
+    shards = {name: p.to_local().clone() for name, p in trainer.model.named_parameters()}
+    numbers = [(record.loss, record.grad_norm) for record in trainer.train().steps]
+    out.mkdir(exist_ok=True)
+    result = {"shards": shards, "numbers": numbers, "weights": weights(trainer)}
+    torch.save(result, out / f"rank{dist.get_rank()}.pt")
+    trainer.close()
+
+
+def stop_one_rank(trainer: Trainer, step: int) -> None:
+    """Send SIGTERM to rank 1 alone, in the midst of this step."""
+    real = trainer.train_step
+
+    def train_step() -> None:
+        if dist.get_rank() == 1 and trainer.step + 1 == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real()
+
+    trainer.train_step = train_step
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    for name, parallel in {"fsdp": ParallelConfig(), "ddp": ParallelConfig(replicas=2)}.items():
+        run = folder / f"{name}_run"
+        train(tiny(run, attention=Dense(), local_batch_size=2, parallel=parallel), folder / name)
+    stopped = tiny(folder / "stopped", attention=Dense(), local_batch_size=2).build()
+    stop_one_rank(stopped, step=2)
+    stopped.train()
+    stopped.close()
+    torch.save(stopped.step, folder / f"stopped_at_{dist.get_rank()}.pt")
+    dist.destroy_process_group()

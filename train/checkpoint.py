@@ -1,0 +1,153 @@
+"""Checkpoints: torchtitan's manager (torch's DCP), made safe against kills and full disks.
+
+A checkpoint is the folder `step-N`, and it counts once it has the file `.metadata`, which DCP
+writes last and moves into place in one step. What is added here keeps that sentence true:
+
+- a folder of the same name is removed before it is written again: DCP would write new data under
+  the old `.metadata`, and a kill in between would leave a mixture that looks whole;
+- a folder that a failed or killed save left behind is removed, so that it takes no space and is not
+  counted among the checkpoints that are kept.
+"""
+
+import errno
+import os
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+
+from train.log import logger
+from train.titan import CheckpointManager
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class CheckpointNotSavedError(OSError):
+    """The state at the end of training could not be written."""
+
+
+def complete_steps(folder: str | Path) -> list[int]:
+    """Steps of the checkpoints in `folder` that can be loaded, in order."""
+    return sorted(int(path.name[5:]) for path in _folders(folder) if _complete(path))
+
+
+class Checkpointer(CheckpointManager):
+    """`save(step)` writes every `interval` steps; `save_now(step)` whatever the step.
+
+    When storage fails (a full disk, a quota, a file size limit), `save` says so in one line,
+    removes what it wrote, and training goes on: the next save may fare better. `save_now`, on which
+    the end of a run relies, raises CheckpointNotSavedError instead. Checkpoints that were complete
+    stay.
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(CheckpointManager.Config):
+        enable: bool = True
+        interval: int = 500
+        keep_latest_k: int = 3
+        last_save_model_only: bool = False
+        """False: a finished run can be resumed with more --training.steps."""
+
+    _now = False
+    _target = Path()
+
+    def due(self, step: int) -> bool:
+        """Whether `save` will write at this step."""
+        return self.enable and self._should_save(step)
+
+    def save_now(self, step: int) -> None:
+        """Save whether or not `step` is a multiple of the interval, and wait until it is done."""
+        self._now = True
+        try:
+            self.save(step)
+            self.maybe_wait_for_saving()
+        finally:
+            self._now = False
+
+    def _should_save(self, curr_step: int, last_step: bool = False) -> bool:
+        return super()._should_save(curr_step, last_step or self._now)
+
+    def _save(self, curr_step: int, last_step: bool = False) -> bool:
+        if not self._should_save(curr_step, last_step):
+            return False
+        self.maybe_wait_for_saving()
+        self._target = Path(self._create_checkpoint_id(curr_step))
+        _remove([self._target])
+        try:
+            return super()._save(curr_step)
+        except CheckpointException as failure:
+            self._failed(failure)
+            return False
+
+    def _wait_for_saving(self) -> None:
+        try:
+            super()._wait_for_saving()
+        except CheckpointException as failure:
+            self.save_future = None
+            self._failed(failure)
+
+    def _close(self) -> None:
+        self.maybe_wait_for_saving()
+        super()._close()
+
+    def _failed(self, failure: CheckpointException) -> None:
+        cause = storage_error(failure)
+        if cause is None:
+            raise failure
+        _remove([self._target])
+        steps = complete_steps(self.folder)
+        good = f"the last good checkpoint is step-{steps[-1]}" if steps else "there is no other yet"
+        free = shutil.disk_usage(self.folder).free / 2**30
+        message = f"{self._target} not saved: {cause} ({free:.2f} GiB free); {good}"
+        if self._now:
+            raise CheckpointNotSavedError(message) from None
+        logger.error("%s; training goes on", message)
+
+    def _load(self, step: int = -1) -> bool:
+        unfinished = [path for path in _folders(self.folder) if not _complete(path)]
+        if unfinished:
+            names = ", ".join(path.name for path in unfinished)
+            logger.warning("removed what a killed run left of %s", names)
+        dist.barrier()
+        _remove(unfinished)
+        with (
+            warnings.catch_warnings()
+        ):  # torchtitan asks the schedulers for their lr as torch asks not to
+            warnings.filterwarnings("ignore", "To get the last learning rate", UserWarning)
+            try:
+                return super()._load(step)
+            except CheckpointException as failure:
+                error = next(iter(failure.failures.values()))[0]
+                reason = " ".join(str(error).split())
+                raise ValueError(f"this checkpoint does not fit this run: {reason}") from failure
+
+
+def storage_error(failure: CheckpointException) -> str | None:
+    """What the storage complained of on any rank; None when something else went wrong."""
+    for error, _ in failure.failures.values():
+        if isinstance(error, OSError) and error.errno in FULL:
+            return os.strerror(error.errno)
+        if isinstance(error, RuntimeError) and "inline_container" in str(error):
+            return (
+                "a file was cut short"  # all that torch.save says when a write fails in its midst
+            )
+    return None
+
+
+def _folders(folder: str | Path) -> list[Path]:
+    return [path for path in Path(folder).glob("step-*") if path.name[5:].isdecimal()]
+
+
+def _complete(path: Path) -> bool:
+    return (path / ".metadata").exists()
+
+
+def _remove(paths: list[Path]) -> None:
+    """Remove folders on one rank, and go on when they are gone: a collective."""
+    if dist.get_rank() == 0:
+        for path in paths:
+            shutil.rmtree(path, ignore_errors=True)
+    dist.barrier()

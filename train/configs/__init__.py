@@ -1,0 +1,1 @@
+"""Runs: functions that return a full config, one file for each folder of `models/`."""

@@ -1,0 +1,104 @@
+"""Runs of models/video_dit: the debug ones take seconds on a CPU, the others `--dataloader.path`.
+
+A run of your own is a function like these, in any module: take one, and change what differs.
+"""
+
+from typing import Any
+
+from models.attention import VSA, Dense
+from models.video_dit import VideoDiTConfig, debug, dit_1b4, dit_60m, dit_120m, dit_410m
+from train.checkpoint import Checkpointer
+from train.data import VideoDataLoader
+from train.flow import FlowConfig
+from train.metrics import Metrics
+from train.settings import TrainingConfig
+from train.titan import LRSchedulersContainer, default_adamw
+from train.trainer import Trainer
+from train.validation import Validator
+
+
+def debug_dense() -> Trainer.Config:
+    return _digits(debug(video=(4, 32, 32), attention=Dense()), "debug_dense")
+
+
+def debug_vsa() -> Trainer.Config:
+    return _digits(debug(video=(4, 32, 32), attention=VSA(sparsity=0.5)), "debug_vsa")
+
+
+def dit_60m_dense() -> Trainer.Config:
+    return _folder(dit_60m, Dense(), lr=6e-4, name="dit_60m_dense")
+
+
+def dit_60m_vsa() -> Trainer.Config:
+    return _folder(dit_60m, VSA(), lr=6e-4, name="dit_60m_vsa")
+
+
+def dit_120m_dense() -> Trainer.Config:
+    return _folder(dit_120m, Dense(), lr=4e-4, name="dit_120m_dense")
+
+
+def dit_120m_vsa() -> Trainer.Config:
+    return _folder(dit_120m, VSA(), lr=4e-4, name="dit_120m_vsa")
+
+
+def dit_410m_dense() -> Trainer.Config:
+    return _folder(dit_410m, Dense(), lr=3e-4, name="dit_410m_dense")
+
+
+def dit_410m_vsa() -> Trainer.Config:
+    return _folder(dit_410m, VSA(), lr=3e-4, name="dit_410m_vsa")
+
+
+def dit_1b4_dense() -> Trainer.Config:
+    return _folder(dit_1b4, Dense(), lr=2e-4, name="dit_1b4_dense")
+
+
+def dit_1b4_vsa() -> Trainer.Config:
+    return _folder(dit_1b4, VSA(), lr=2e-4, name="dit_1b4_vsa")
+
+
+def loader(model: VideoDiTConfig, **options: Any) -> VideoDataLoader.Config:
+    """Clips of the size that the model takes."""
+    frames, height, width = model.video
+    return VideoDataLoader.Config(
+        num_frames=frames,
+        height=height,
+        width=width,
+        context_dim=model.context_dim,
+        **options,
+    )
+
+
+def _digits(model: VideoDiTConfig, name: str) -> Trainer.Config:
+    """Some seconds of moving digits on a CPU."""
+    return Trainer.Config(
+        model=model,
+        dataloader=loader(model, source="digits"),
+        dump_folder=f"out/{name}",
+        training=TrainingConfig(steps=20, local_batch_size=2),
+        optimizer=default_adamw(lr=2e-3),
+        lr_scheduler=LRSchedulersContainer.Config(warmup_steps=5, decay_type="cosine"),
+        validation=Validator.Config(interval=10, batches=2, sample_steps=4),
+        checkpoint=Checkpointer.Config(interval=10),
+        metrics=Metrics.Config(log_freq=1),
+    )
+
+
+def _folder(size: Any, attention: Any, *, lr: float, name: str) -> Trainer.Config:
+    """Two seconds of pixels at 256 x 256: 16 x 32 x 32 tokens, VSA's pretraining grid."""
+    model = size(channels=3, video=(16, 256, 256), patch=(1, 8, 8), attention=attention)
+    return Trainer.Config(
+        model=model,
+        dataloader=loader(model, fps=8, num_workers=4),
+        dump_folder=f"out/{name}",
+        training=TrainingConfig(steps=20_000, local_batch_size=4, global_batch_size=-1),
+        flow=FlowConfig(shift=3.0),
+        optimizer=default_adamw(lr=lr, weight_decay=0.01),
+        lr_scheduler=LRSchedulersContainer.Config(
+            warmup_steps=1000, decay_type="cosine", min_lr_factor=0.1
+        ),
+        validation=Validator.Config(interval=500, batches=8),
+        checkpoint=Checkpointer.Config(interval=500),
+        activation_checkpoint="selective",
+        compile=True,
+    )

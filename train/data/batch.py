@@ -1,0 +1,29 @@
+"""The two forms of data: a clip as a dataset gives it, and a batch as a model takes it."""
+
+from typing import Protocol, TypedDict, TypeVar
+
+from torch import Tensor
+
+Item_co = TypeVar("Item_co", covariant=True)
+
+
+class Sample(TypedDict):
+    """One clip: video uint8 [3, T, H, W], and its caption."""
+
+    video: Tensor
+    caption: str
+
+
+class Batch(TypedDict):
+    """Clips in a row: video float [B, 3, T, H, W] in [-1, 1], context float [B, N, context_dim]."""
+
+    video: Tensor
+    context: Tensor
+
+
+class Clips(Protocol[Item_co]):
+    """What a stream reads from: items by index, all of them at any time."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Item_co: ...

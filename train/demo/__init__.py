@@ -1,0 +1,1 @@
+"""The demo: `python -m train.demo`. Read run.py first."""

@@ -1,0 +1,132 @@
+"""The demo's pictures: loss curves, and the tiles that one tile attends to, over the frames."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+COLOURS = ("#3c6eb4", "#e07b28")  # the dense run, the sparse run
+QUERY = "#ffe14d"
+CHOSEN = "#e07b28"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run: the loss and the seconds of each step, and (step, loss) on held-out clips."""
+
+    losses: Sequence[float]
+    seconds: Sequence[float]
+    held_out: Sequence[tuple[int, float]]
+
+
+def draw_losses(path: Path, runs: Mapping[str, Curve]) -> None:
+    """Two runs' losses, by step and by training time, as a PNG."""
+    figure = _figure(11, 4.4)
+    by_step, by_time = figure.subplots(1, 2, sharey=True)
+    for (name, run), colour in zip(runs.items(), COLOURS, strict=True):
+        clock = np.concatenate([[0.0], np.cumsum(run.seconds)])
+        steps, losses = zip(*run.held_out, strict=True)
+        for axes, times in ((by_step, np.arange(len(clock))), (by_time, clock)):
+            axes.plot(times[1:], run.losses, color=colour, alpha=0.22, linewidth=1)
+            style = {"color": colour, "linewidth": 2.2, "marker": "o", "markersize": 4}
+            axes.plot(times[list(steps)], losses, label=name, **style)
+    by_step.set(xlabel="training steps", ylabel="loss (lower is better)")
+    by_step.set_title("What each step brings", loc="left")
+    by_time.set(xlabel="seconds of training")
+    by_time.set_title("What each second brings", loc="left")
+    for axes in (by_step, by_time):
+        axes.set(xlim=(0, None), ylim=(0, None))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    by_step.legend(title="thick: held-out clips; faint: each training step", frameon=False)
+    _save(figure, path)
+
+
+def draw_chosen_tiles(
+    path: Path,
+    clip: np.ndarray,
+    grid: tuple[int, int, int],
+    tile: tuple[int, int, int],
+    query: int,
+    chosen: np.ndarray,
+) -> None:
+    """What one tile of a clip attends to, dense and sparse, as a PNG.
+
+    A column is a slice of tiles in time, shown by its middle frame; what is attended to is bright.
+
+    Args:
+        clip: uint8 [T, H, W, 3].
+        grid: tiles along (T, H, W).
+        tile: pixels of a tile along (T, H, W).
+        query: the tile that attends, an index into the grid in raster order.
+        chosen: bool [tiles], those it attends to with sparse attention.
+    """
+    slices, n = grid[0], math.prod(grid)
+    height, width = clip.shape[1:3]
+    figure = _figure(3.4 * slices + 0.3, 2 * (3.4 * height / width + 0.55) + 0.8)
+    panels = figure.subplots(2, slices, squeeze=False)
+    everything = np.ones(n, dtype=bool)
+    for row, lit in zip(panels, (everything, chosen), strict=True):
+        for time, axes in enumerate(row):
+            frame = clip[min(time * tile[0] + tile[0] // 2, len(clip) - 1)]
+            shade = lit.reshape(grid)[time].repeat(tile[1], 0).repeat(tile[2], 1)
+            _show_slice(axes, frame, shade[:height, :width], tile)
+    time, y, x = np.unravel_index(query, grid)
+    for row in panels:
+        box = {"edgecolor": QUERY, "facecolor": "none", "linewidth": 3.5, "zorder": 3}
+        corner = (x * tile[2] - 0.5, y * tile[1] - 0.5)
+        row[time].add_patch(Rectangle(corner, tile[2], tile[1], **box))
+    for time, axes in enumerate(panels[1]):
+        first, last = time * tile[0] + 1, min((time + 1) * tile[0], len(clip))
+        axes.set_xlabel(f"frames {first} to {last}", fontsize=11)
+    left = {"loc": "left", "fontsize": 12.5}
+    panels[0][0].set_title(f"Dense attention: the yellow tile looks at all {n} tiles", **left)
+    count = int(chosen.sum())
+    panels[1][0].set_title(f"Sparse attention: it looks at {count} tiles that it chose", **left)
+    handles = [
+        Patch(facecolor="none", edgecolor=QUERY, linewidth=3, label="the tile that looks"),
+        Patch(facecolor="none", edgecolor=CHOSEN, linewidth=2, label="tiles it looks at (bright)"),
+        Patch(facecolor="#3a3a3a", label="tiles it ignores (dark)"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=11)
+    _save(figure, path)
+
+
+def busiest_tile(clip: np.ndarray, grid: tuple[int, int, int], tile: tuple[int, int, int]) -> int:
+    """The tile in which the picture changes most: an index into the grid in raster order."""
+    motion = np.zeros(clip.shape[:3])
+    motion[1:] = np.abs(np.diff(clip.astype(np.int16), axis=0)).mean(-1)
+    frame, row, column = (np.arange(n) // size for n, size in zip(clip.shape, tile, strict=False))
+    index = (frame[:, None, None] * grid[1] + row[:, None]) * grid[2] + column
+    return int(np.argmax(np.bincount(index.ravel(), motion.ravel(), math.prod(grid))))
+
+
+def _show_slice(axes, frame: np.ndarray, lit: np.ndarray, tile: tuple[int, int, int]) -> None:
+    grey = frame.mean(-1, keepdims=True) * 0.28 + 12
+    axes.imshow(np.where(lit[..., None], frame, grey).astype(np.uint8), interpolation="nearest")
+    height, width = lit.shape
+    for y in range(0, height, tile[1]):
+        for x in range(0, width, tile[2]):
+            size = (min(tile[2], width - x), min(tile[1], height - y))
+            edge = {"edgecolor": CHOSEN, "linewidth": 1.6, "zorder": 2}
+            if not lit[y, x]:
+                edge = {"edgecolor": "#666666", "linewidth": 0.4}
+            axes.add_patch(Rectangle((x - 0.5, y - 0.5), *size, facecolor="none", **edge))
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure that belongs to no window, so that the demo needs no display."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=110)

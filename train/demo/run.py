@@ -1,0 +1,204 @@
+"""The demo from the clips to the report: read `run` from top to bottom."""
+
+import logging
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from flexsparse.vsa import vsa_tile_map
+from train.data import VideoDataLoader, embed_caption
+from train.data.batch import Clips, Sample
+from train.data.fetch import fetch_clips
+from train.data.progress import WorkProgress
+from train.demo.clips import side_by_side, to_pixels, write_gif
+from train.demo.measure import Trial, attention_seconds, plain_copy, slot_calls, try_steps
+from train.demo.model import PixelDiT
+from train.demo.pictures import Curve, busiest_tile, draw_chosen_tiles, draw_losses
+from train.demo.report import Outcome, Scene, table, write_report
+from train.demo.settings import RUNS, Settings
+from train.demo.training import build_trainers, train_in_turns
+from train.flow import keyed_generator, sample
+from train.log import Console, time_text
+from train.metrics import attention_cost
+from train.trainer import Trainer
+
+TITLES = {"dense": "dense attention", "vsa": "sparse attention (VSA)"}
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def run(settings: Settings, out: Path, own_clips: Path | None = None) -> None:
+    """Everything, with the report in `out` at the end; an earlier one's files are replaced.
+
+    Raises what its parts raise, and KeyboardInterrupt on Ctrl-C or SIGTERM.
+    """
+    begin = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    say("1/5  clips")
+    folder = own_clips or fetch_clips()
+    train, held_out = load_clips(settings.trainer("vsa", folder, out, 1).dataloader)
+
+    say("2/5  trial steps of each model, in a process of its own: memory and time")
+    trials = {name: try_steps(settings.trainer(name, folder, out, 1)) for name in RUNS}
+    pair = sum(trial.step_seconds for trial in trials.values())
+    steps = max(settings.validations, min(settings.steps, int(settings.seconds / pair)))
+
+    say(f"3/5  training both for {steps} steps, about {time_text(steps * pair)}")
+    trainers = build_trainers(settings, folder, out, steps)
+    try:
+        train_in_turns(trainers, steps, settings.validations, say)
+        models = {name: plain_copy(trainer) for name, trainer in trainers.items()}
+
+        say("4/5  a clip of each model for each of some captions")
+        shown = one_a_caption(held_out, settings.samples)
+        made = sample_clips(models, [clip["caption"] for clip in shown], settings)
+        for name, trainer in trainers.items():
+            trainer.metrics.clips("samples", made[name], steps)
+
+        say("5/5  attention alone, pictures, report")
+        example = shown[0]
+        calls = {name: slot_calls(m, *noisy(example, m)) for name, m in models.items()}
+        attention = attention_seconds(calls, settings.repeats)
+    finally:
+        for trainer in trainers.values():
+            trainer.close()
+        dist.destroy_process_group()
+
+    outcomes = {
+        name: outcome(trainer, trials[name], attention[name]) for name, trainer in trainers.items()
+    }
+    draw_losses(out / "losses.png", {TITLES[name]: curve(t) for name, t in trainers.items()})
+    draw_tiles(out / "tiles.png", models["vsa"], calls["vsa"][-1].inputs, example)
+    write_clips(out, shown, made, settings.fps)
+    vsa = models["vsa"]
+    scene = Scene(
+        device=device_name(),
+        tokens=vsa.tokens,
+        tiles=calls["vsa"][0].inputs[-1].num_tiles,
+        top_k=vsa.top_k or 0,
+        layers=len(vsa.layers),
+        parameters=sum(p.numel() for p in models["dense"].parameters()),
+        steps=steps,
+        clips=len(train),
+        held_out=len(held_out),
+        seconds=time.monotonic() - begin,
+    )
+    write_report(out / "report.md", scene, outcomes)
+    say(f"\n{table(outcomes)}\n\nread {out / 'report.md'}, made in {time_text(scene.seconds)}")
+
+
+def load_clips(config: VideoDataLoader.Config) -> tuple[Clips[Sample], Clips[Sample]]:
+    """Both splits, decoded where they are not yet, with a word on files that are left out."""
+    console, logger = Console(logging.INFO), logging.getLogger("train.data")
+    console.setFormatter(logging.Formatter("     %(message)s"))
+    logger.addHandler(console)
+    logger.setLevel(logging.INFO)
+    try:
+        return config.build(split="train").clips, config.build(split="validation").clips
+    finally:
+        logger.removeHandler(console)
+        logger.setLevel(logging.ERROR)  # the trainers will load the same again
+
+
+def one_a_caption(clips: Clips[Sample], at_most: int) -> list[Sample]:
+    """The first clip of each caption, in order."""
+    first: dict[str, Sample] = {}
+    for i in range(len(clips)):
+        first.setdefault(clips[i]["caption"], clips[i])
+    return list(first.values())[:at_most]
+
+
+@torch.no_grad()
+def sample_clips(
+    models: Mapping[str, PixelDiT], captions: list[str], settings: Settings
+) -> dict[str, Tensor]:
+    """A clip [3, T, H, W] of each model for each caption, from the same noise: [captions, ...]."""
+    made: dict[str, list[Tensor]] = {name: [] for name in models}
+    with WorkProgress("sampling", len(models) * len(captions), say=say) as progress:
+        for i, caption in enumerate(captions):
+            for name, model in models.items():
+                made[name].append(
+                    sample(
+                        model,
+                        context_of(caption, model),
+                        (3, *settings.video),
+                        steps=settings.sample_steps,
+                        seed=i,
+                        shift=settings.shift,
+                    )[0]
+                )
+                progress.show(sum(map(len, made.values())), caption)
+    return {name: torch.stack(clips) for name, clips in made.items()}
+
+
+def context_of(caption: str, model: PixelDiT) -> Tensor:
+    """Condition tokens [1, N, context_dim] on the model's device."""
+    tokens = VideoDataLoader.Config().context_tokens
+    context = embed_caption(caption, tokens, model.config.context_dim)
+    return context[None].to(next(model.parameters()).device)
+
+
+def noisy(clip: Sample, model: PixelDiT, t: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
+    """A clip with some noise, as a model meets it: x_t, t and the context."""
+    context = context_of(clip["caption"], model)
+    x0 = clip["video"][None].to(context.device).float() / 127.5 - 1
+    noise = torch.randn(x0.shape, generator=keyed_generator(x0.device, "demo"), device=x0.device)
+    return (1 - t) * x0 + t * noise, torch.full((1,), t, device=x0.device), context
+
+
+def outcome(trainer: Trainer, trial: Trial, attention: float) -> Outcome:
+    history = trainer.history
+    return Outcome(
+        first_loss=history.validation[0][1],
+        validation_loss=history.validation[-1][1],
+        step_seconds=statistics.median(step.seconds for step in history.steps),
+        attention_seconds=attention,
+        attention_flops=int(attention_cost(trainer.model)["attention__flops_per_clip"]),
+        peak_memory=trial.peak_memory,
+    )
+
+
+def curve(trainer: Trainer) -> Curve:
+    steps = trainer.history.steps
+    return Curve(
+        losses=[step.loss for step in steps],
+        seconds=[step.seconds for step in steps],
+        held_out=trainer.history.validation,
+    )
+
+
+def draw_tiles(path: Path, model: PixelDiT, inputs: tuple, clip: Sample) -> None:
+    """Which tiles the busiest tile of the clip chose in one layer's first head."""
+    _, q, k, _, tiling = inputs
+    tile_map = vsa_tile_map(q, k, tiling, top_k=model.top_k)[0, 0].cpu().numpy()
+    pixels = clip["video"].permute(1, 2, 3, 0).numpy()
+    tile = tuple(t * p for t, p in zip(tiling.tile, model.config.patch, strict=True))
+    query = busiest_tile(pixels, tiling.grid, tile)
+    draw_chosen_tiles(path, pixels, tiling.grid, tile, query, tile_map[query])
+
+
+def write_clips(out: Path, shown: list[Sample], made: Mapping[str, Tensor], fps: float) -> None:
+    """samples.gif, side by side with real clips, and each model's own GIF."""
+    captions = [clip["caption"] or "(no caption)" for clip in shown]
+    real = [clip["video"].permute(1, 2, 3, 0).numpy() for clip in shown]
+    columns = {name: [to_pixels(clip) for clip in clips] for name, clips in made.items()}
+    for name, clips in columns.items():
+        rows = [[clip] for clip in clips]
+        write_gif(out / f"{name}.gif", side_by_side(rows, [TITLES[name]], captions), fps)
+    rows = list(zip(real, *columns.values(), strict=True))
+    names = ["real clip", *(TITLES[name] for name in columns)]
+    write_gif(out / "samples.gif", side_by_side(rows, names, captions), fps)
+
+
+def device_name() -> str:
+    """The GPU's name, or how many threads of a CPU."""
+    if torch.accelerator.is_available():
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "accelerator"
+    return f"CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,96 @@
+"""What the demo runs: one small model, twice, alike but for its attention."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from models.attention import VSA, Dense
+from models.video_dit import VideoDiTConfig
+from train.checkpoint import Checkpointer
+from train.data import VideoDataLoader
+from train.demo.model import PixelDiTConfig
+from train.ema import EMA
+from train.flow import FlowConfig
+from train.metrics import Metrics
+from train.settings import TrainingConfig
+from train.titan import LRSchedulersContainer, default_adamw
+from train.trainer import Trainer
+from train.validation import Validator
+
+RUNS = {"dense": Dense(), "vsa": VSA(sparsity=0.875, tile=(4, 4, 4))}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes of the demo. `steps` are taken if both trainings fit into `seconds`, else fewer."""
+
+    video: tuple[int, int, int] = (16, 64, 96)
+    patch: tuple[int, int, int] = (1, 4, 4)
+    dim: int = 128
+    heads: int = 2
+    layers: int = 3
+    ffn: int = 256
+    fps: float = 12
+    lr: float = 2e-3
+    shift: float = 3.0
+    steps: int = 160
+    seconds: float = 240
+    validations: int = 8
+    samples: int = 3
+    sample_steps: int = 20
+    repeats: int = 5
+
+    def trainer(self, run: str, clips: Path, folder: Path, steps: int) -> Trainer.Config:
+        """The config of one of the RUNS, which goes to `folder / run`."""
+        model = VideoDiTConfig(
+            channels=3,
+            video=self.video,
+            patch=self.patch,
+            dim=self.dim,
+            heads=self.heads,
+            layers=self.layers,
+            ffn=self.ffn,
+            attention=RUNS[run],
+        )
+        frames, height, width = self.video
+        data = VideoDataLoader.Config(
+            path=str(clips),
+            num_frames=frames,
+            height=height,
+            width=width,
+            fps=self.fps,
+            stride=max(1, frames // 4),
+            context_dim=model.context_dim,
+        )
+        return Trainer.Config(
+            model=PixelDiTConfig(model),
+            dataloader=data,
+            dump_folder=str(folder / run),
+            training=TrainingConfig(steps=steps),
+            flow=FlowConfig(shift=self.shift),
+            optimizer=default_adamw(lr=self.lr),
+            lr_scheduler=LRSchedulersContainer.Config(
+                warmup_steps=min(10, steps // 4), decay_type="cosine", min_lr_factor=0.05
+            ),
+            ema=EMA.Config(enable=False),
+            validation=Validator.Config(interval=turn(steps, self.validations), sample_steps=0),
+            checkpoint=Checkpointer.Config(enable=False),
+            metrics=Metrics.Config(log_freq=1),
+        )
+
+
+def turn(steps: int, validations: int) -> int:
+    """Steps from one validation to the next."""
+    return max(1, round(steps / validations))
+
+
+CPU = Settings()
+GPU = replace(
+    CPU, video=(32, 128, 192), patch=(2, 4, 4), dim=256, heads=4, layers=6, ffn=1024, steps=600
+)
+
+
+def settings() -> Settings:
+    """Those for this machine."""
+    return GPU if torch.accelerator.is_available() else CPU

@@ -1,0 +1,57 @@
+"""Lines for people: on the terminal (where they make way for the progress bar) and in train.log."""
+
+import logging
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+logger = logging.getLogger("train")
+
+
+class File(logging.FileHandler):
+    """A file that may run out of disk, of which one line elsewhere is enough."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+class Console(logging.Handler):
+    """Standard output, through tqdm, which lifts its bar out of the way."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not getattr(record, "on_bar", False)  # what the bar shows anyway
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def to_console() -> None:
+    """Show this package's log. The trainer silences all ranks but the first."""
+    if not any(isinstance(handler, Console) for handler in logger.handlers):
+        console = Console(logging.INFO)
+        console.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+        logger.addHandler(console)
+    logger.setLevel(logging.INFO)
+
+
+def to_file(path: Path) -> logging.Handler:
+    """Append every line to a file too; remove it with `logger.removeHandler`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = File(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    return handler
+
+
+def time_text(seconds: float) -> str:
+    """Seconds as 5 s, 3 min 20 s or 2 h 5 min."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60} s"
+    return f"{s // 3600} h {s % 3600 // 60} min"

@@ -1,0 +1,97 @@
+"""What a run shows in TensorBoard, what its attention costs, and how much memory it takes."""
+
+import contextlib
+import ctypes
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from flexsparse.flops import attention_flops
+from train.log import logger
+from train.titan import BaseLogger, LoggerContainer, MetricsProcessor, TensorBoardLogger
+
+
+class Metrics(MetricsProcessor):
+    """torchtitan's loggers (TensorBoard, W&B), under our own names and with images."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(MetricsProcessor.Config):
+        enable_tensorboard: bool = True
+
+    def scalars(self, step: int, **values: float) -> None:
+        """Log values by name; `group__name` becomes "group/name"."""
+        named = {name.replace("__", "/"): value for name, value in values.items()}
+        with self._surviving_a_full_disk():
+            self.logger.log(named, step)
+
+    def clips(self, name: str, clips: Tensor, step: int) -> None:
+        """Log clips [B, C, T, H, W] in [-1, 1] as an image: a row each, time from left to right."""
+        if isinstance(self.logger, LoggerContainer):
+            for log in self.logger._loggers:
+                if isinstance(log, TensorBoardLogger):
+                    with self._surviving_a_full_disk():
+                        log.writer.add_image(name, film_strip(clips), step)
+
+    def close(self) -> None:
+        with self._surviving_a_full_disk():
+            super().close()
+
+    @contextlib.contextmanager
+    def _surviving_a_full_disk(self) -> Iterator[None]:
+        """Training matters more than its curves: without room for them it goes on without."""
+        try:
+            yield
+        except OSError as error:
+            logger.error("no TensorBoard from here on: %s", error)
+            self.logger = BaseLogger()
+
+
+def film_strip(clips: Tensor, rows: int = 4, columns: int = 8) -> Tensor:
+    """[B, C, T, H, W] in [-1, 1] -> an image [3, rows * H, columns * W] in [0, 1].
+
+    Evenly spaced frames of the first clips; of a latent, three channels.
+    """
+    frames = torch.linspace(0, clips.shape[2] - 1, min(columns, clips.shape[2])).round().int()
+    picked = clips[:rows, :3, frames.to(clips.device)].float().cpu().clamp(-1, 1)
+    picked = picked.expand(-1, 3, -1, -1, -1) if picked.shape[1] == 1 else picked
+    return (picked.permute(1, 0, 3, 2, 4).flatten(3, 4).flatten(1, 2) + 1) / 2
+
+
+def attention_cost(model: nn.Module) -> dict[str, float]:
+    """Sparsity, and FLOPs of self-attention for a clip, forward and backward; {} if not known.
+
+    Known for models that have `config` (heads, head_dim, layers), `tokens`, `tiling` and `top_k`,
+    as VideoDiT does. For the formula see `flexsparse.flops`.
+    """
+    if not all(hasattr(model, name) for name in ("config", "tokens", "tiling", "top_k")):
+        return {}
+    m = cast(Any, model)
+    flops = m.config.layers * attention_flops(
+        m.tokens, m.config.heads, m.config.head_dim, tiling=m.tiling, top_k=m.top_k, backward=True
+    )
+    sparsity = 0.0 if m.top_k is None else 1 - m.top_k / m.tiling.num_tiles
+    return {"attention__sparsity": sparsity, "attention__flops_per_clip": flops}
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Measure from here; memory that the allocator holds unused is given back first."""
+    gc.collect()
+    if device.type != "cpu":
+        torch.accelerator.reset_peak_memory_stats(device)
+        return
+    ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(PermissionError):  # some sandboxes: the peak is then the process's own
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM falls to what is resident now
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use since `reset_peak_memory`."""
+    if device.type != "cpu":
+        return torch.accelerator.max_memory_allocated(device)
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])

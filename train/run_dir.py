@@ -1,0 +1,79 @@
+"""The directory of a run, and whether the checkpoints in it are of the run that is about to start.
+
+config.json    the resolved config of the last start
+train.log      plain lines, from every start
+checkpoint/    step-N, one folder each
+tb/            TensorBoard
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+CONFIG = "config.json"
+
+# Fields that make the trained weights what they are; a run may go on with any other changed ...
+BINDING = ("model", "dataloader", "optimizer", "lr_scheduler", "training", "flow", "ema")
+# ... and with these, whatever section they are in.
+FREE = (
+    "training.steps",
+    "training.local_batch_size",
+    "training.param_dtype",
+    "dataloader.path",
+    "dataloader.cache_dir",
+    "dataloader.num_workers",
+)
+
+
+def describe(value: Any) -> Any:
+    """A config as JSON values; every dataclass with its class, which may be all that differs."""
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": type(value).__qualname__, **fields}
+    if isinstance(value, dict):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+
+
+def write_config(folder: str | Path, config: Any) -> None:
+    """Replace config.json in one step: whoever reads it finds the old one or the new one, whole."""
+    path = Path(folder, CONFIG)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(describe(config), indent=2) + "\n")
+    os.replace(draft, path)
+
+
+def check_config(folder: str | Path, config: Any, sections: tuple[str, ...] = BINDING) -> None:
+    """ValueError naming the binding fields in which `config` differs from the run in `folder`."""
+    path = Path(folder, CONFIG)
+    if not path.exists():
+        return
+    there, here = dict(_flat(json.loads(path.read_text()))), dict(_flat(describe(config)))
+    fields = [key for key in here | there if key.startswith(sections) and key not in FREE]
+    differing = [
+        f"{key} ({there.get(key, 'absent')} there, {here.get(key, 'absent')} here)"
+        for key in fields
+        if there.get(key) != here.get(key)
+    ]
+    if differing:
+        raise ValueError(
+            f"the checkpoints in {folder} were made with another config: {', '.join(differing)}; "
+            f"give a new --dump-folder, or the values that they were made with"
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, leaf) of nested dicts and lists."""
+    if isinstance(value, list):
+        value = {str(i): item for i, item in enumerate(value)}
+    if not isinstance(value, dict):
+        yield prefix, value
+        return
+    for key, item in value.items():
+        yield from _flat(item, f"{prefix}.{key}" if prefix else key)

@@ -1,0 +1,306 @@
+"""The training loop.
+
+    config -> process group -> data -> model -> parallelize -> optimizer, EMA -> checkpoint -> steps
+
+From Python, with any of the configs in `configs/`:
+
+    trainer = debug_vsa().build()       # goes on where the run directory has a checkpoint
+    history = trainer.train()           # see history.py: losses, validation losses, seconds, memory
+    trainer.close()
+"""
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.stateful import Stateful
+
+from train import log
+from train.activation_checkpoint import Mode
+from train.checkpoint import Checkpointer, complete_steps
+from train.ema import EMA
+from train.flow import FlowConfig, draw, flow_loss
+from train.history import History, Unread
+from train.log import logger
+from train.metrics import Metrics, attention_cost, peak_memory, reset_peak_memory
+from train.parallelize import ParallelConfig, init_process_group, parallel_dims, parallelize
+from train.progress import Progress
+from train.run_dir import check_config, describe, write_config
+from train.settings import TrainingConfig
+from train.signals import StopSignal
+from train.titan import (
+    Configurable,
+    LRSchedulersContainer,
+    OptimizersContainer,
+    Profiler,
+    clip_grad_norm_,
+    default_adamw,
+)
+from train.validation import Validator
+
+
+class Trainer(Stateful, Configurable):
+    """Trains `config.model` by flow matching. All ranks build it and call its methods together.
+
+    Attributes:
+        model: `.layers` (ModuleDict of blocks), `.tokens`, forward(x, t, context) -> velocity,
+            computed in its weights' dtype.
+        step: steps done.
+        history: what was measured since it was built.
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Configurable.Config):
+        model: Any
+        """A dataclass with `.build()`."""
+        dataloader: Any
+        """A dataclass with `.build(dp_world_size=, dp_rank=, local_batch_size=, split=)`."""
+        dump_folder: str = "out/run"
+        """Directory of the run; one that holds checkpoints is resumed."""
+        training: TrainingConfig = field(default_factory=TrainingConfig)
+        flow: FlowConfig = field(default_factory=FlowConfig)
+        optimizer: OptimizersContainer.Config = field(default_factory=default_adamw)
+        lr_scheduler: LRSchedulersContainer.Config = field(
+            default_factory=lambda: LRSchedulersContainer.Config(decay_type="cosine")
+        )
+        ema: EMA.Config = field(default_factory=EMA.Config)
+        validation: Validator.Config = field(default_factory=Validator.Config)
+        checkpoint: Checkpointer.Config = field(default_factory=Checkpointer.Config)
+        activation_checkpoint: Mode = "none"
+        compile: bool = False
+        parallel: ParallelConfig = field(default_factory=ParallelConfig)
+        metrics: Metrics.Config = field(default_factory=Metrics.Config)
+        profiler: Profiler.Config = field(default_factory=Profiler.Config)
+
+    def __init__(self, config: Config) -> None:
+        self.device = init_process_group(config.parallel.timeout_seconds)
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        training = config.training.resolved(self.world, self.device)
+        self.config = c = replace(config, training=training)
+        dims = parallel_dims(c.parallel)
+        self._open_folder(Path(c.dump_folder))
+
+        self.accumulation = training.global_batch_size // (training.local_batch_size * self.world)
+        self.dataloader = self._build_data("train")
+        self.validator = None
+        if c.validation.interval:
+            self.validator = c.validation.build(
+                dataloader=self._build_data("validation"), device=self.device, shift=c.flow.shift
+            )
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(training.seed)
+            model = c.model.build()
+        self.tokens, self._costs = int(model.tokens), attention_cost(model)
+        parameters = sum(p.numel() for p in model.parameters())
+        self.model = parallelize(
+            model,
+            dims,
+            activation_checkpoint=c.activation_checkpoint,
+            compile=c.compile,
+            param_dtype=getattr(torch, training.param_dtype),
+        )
+        self.optimizers = c.optimizer.build(model_parts=[self.model])
+        self.lr_schedulers = c.lr_scheduler.build(
+            optimizers=self.optimizers, training_steps=training.steps
+        )
+        self.ema = c.ema.build(model=self.model) if c.ema.enable else None
+
+        self.step = 0
+        self.history = History()
+        self._unread = Unread(self.history)
+        self._batches = endless(self.dataloader)
+        self._data_seconds = 0.0
+        self.metrics = c.metrics.build(
+            parallel_dims=dims, dump_folder=c.dump_folder, config_dict=describe(c)
+        )
+        self.checkpointer = c.checkpoint.build(
+            dataloader=self.dataloader,
+            model_parts=[self.model],
+            optimizers=self.optimizers,
+            lr_schedulers=self.lr_schedulers,
+            states={"train_state": self} | ({"ema": self.ema} if self.ema else {}),
+            sd_adapter=None,
+            base_folder=c.dump_folder,
+        )
+        self.checkpointer.load(step=c.checkpoint.load_step)
+        if self.step == 0 and self.ema:
+            self.ema.restart()  # the weights may have come from another run
+        self._say(
+            f"{c.dump_folder}: {parameters:,} parameters, {self.tokens:,} tokens a clip, "
+            f"{self.world} x {self.device.type} in {training.param_dtype}, "
+            f"step {self.step} of {training.steps}"
+        )
+
+    def train(self, until: int | None = None) -> History:
+        """Train to the end, or to step `until` if that comes first.
+
+        The end is validated and saved. SIGTERM or Ctrl-C ends the step at hand, saves and returns.
+
+        Raises:
+            NonFiniteError: names step and value; what they spoilt is not saved.
+            CheckpointNotSavedError: the checkpoint at the end did not fit on the disk.
+        """
+        c = self.config
+        last = c.training.steps if until is None else min(until, c.training.steps)
+        reset_peak_memory(self.device)
+        with (
+            StopSignal() as stop,
+            Progress(step=self.step, steps=c.training.steps, show=self.rank == 0) as progress,
+            c.profiler.build(global_step=self.step, base_folder=c.dump_folder) as profiler,
+        ):
+            if self.step == 0 and self.validator:
+                self.validate()
+            self._unread.restart_clock()
+            while self.step < last:
+                self.train_step()
+                profiler.step()
+                signal = stop.agreed()
+                ends = signal is not None or self.step == c.training.steps
+                validates = signal is None and self._validation_due()
+                saves = ends or self.checkpointer.due(self.step)
+                if validates or saves or self.step == last or self.metrics.should_log(self.step):
+                    self._report(progress)
+                if validates:
+                    self.validate()
+                if saves:
+                    save = self.checkpointer.save_now if ends else self.checkpointer.save
+                    save(self.step)
+                if validates or saves:
+                    self._unread.restart_clock()
+                if signal is not None:
+                    saved = "saved" if c.checkpoint.enable else "not saved (checkpoint.enable)"
+                    self._say(f"{signal}: {saved} at step {self.step}; start again to go on")
+                    break
+        self.history.peak_memory = peak_memory(self.device)
+        return self.history
+
+    def train_step(self) -> None:
+        """One optimizer step on the next global batch."""
+        training = self.config.training
+        self.step += 1
+        loss = torch.zeros((), device=self.device)
+        self.optimizers.zero_grad()
+        for part in range(self.accumulation):
+            asked = time.perf_counter()
+            batch = next(self._batches)
+            self._data_seconds += time.perf_counter() - asked
+            x0 = batch["video"].to(self.device, non_blocking=True)
+            context = batch["context"].to(self.device, non_blocking=True)
+            first = (part * self.world + self.rank) * training.local_batch_size
+            noise, t = draw(
+                x0,
+                seed=training.seed,
+                step=self.step,
+                positions=range(first, first + len(x0)),
+                shift=self.config.flow.shift,
+            )
+            share = flow_loss(self.model, x0, context, noise, t).sum() / training.global_batch_size
+            share.backward()
+            loss += share.detach()
+        grad_norm = clip_grad_norm_(self.model.parameters(), training.max_norm)
+        lr = float(self.lr_schedulers.schedulers[0].get_last_lr()[0])
+        self.checkpointer.maybe_wait_for_staging()
+        self.optimizers.step()
+        self.lr_schedulers.step()
+        if self.ema:
+            self.ema.update(self.step)
+        self._unread.add(self.step, lr, loss, grad_norm)
+
+    def validate(self) -> float:
+        """The loss on held-out clips, logged with samples; see `averaged` and `Validator`."""
+        assert self.validator is not None
+        with self.averaged() as model:
+            loss = self.validator.loss(model)
+            if self.config.validation.sample_steps:
+                self.metrics.clips("samples", self.validator.sample(model), self.step)
+        self.history.validation.append((self.step, loss))
+        self.metrics.scalars(self.step, validation__loss=loss)
+        self._say(f"step {self.step}  validation loss {loss:.4f}")
+        return loss
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """Within it, the model evaluates with its averaged weights (its own without ema.enable)."""
+        with self.ema.applied() if self.ema else nullcontext():
+            self.model.eval()
+            try:
+                yield self.model
+            finally:
+                self.model.train()
+
+    def close(self) -> None:
+        """Release files and workers. The process group stays, for this process's next trainer."""
+        self._batches.close()
+        self.checkpointer.close()
+        self.metrics.close()
+        if self._log_file:
+            logger.removeHandler(self._log_file)
+            self._log_file.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.step = state_dict["step"]
+
+    def _open_folder(self, folder: Path) -> None:
+        c = self.config
+        if c.checkpoint.enable and complete_steps(folder / c.checkpoint.folder):
+            check_config(folder, c)
+        dist.barrier()
+        self._log_file = None
+        if self.rank == 0:
+            write_config(folder, c)
+            self._log_file = log.to_file(folder / "train.log")
+
+    def _build_data(self, split: str) -> Any:
+        return self.config.dataloader.build(
+            dp_world_size=self.world,
+            dp_rank=self.rank,
+            local_batch_size=self.config.training.local_batch_size,
+            split=split,
+        )
+
+    def _validation_due(self) -> bool:
+        c = self.config
+        at_end = self.step == c.training.steps
+        return self.validator is not None and (at_end or self.step % c.validation.interval == 0)
+
+    def _report(self, progress: Progress) -> None:
+        records = self._unread.read()
+        now = records[-1]
+        tokens = self.config.training.global_batch_size * self.tokens / now.seconds
+        self.metrics.scalars(
+            self.step,
+            train__loss=now.loss,
+            train__lr=now.lr,
+            train__grad_norm=now.grad_norm,
+            speed__tokens_per_second=tokens,
+            speed__step_seconds=now.seconds,
+            speed__data_seconds=self._data_seconds / len(records),
+            memory__peak_gib=peak_memory(self.device) / 2**30,
+            **self._costs,
+        )
+        progress.report(now, tokens)
+        self._data_seconds = 0.0
+
+    def _say(self, line: str) -> None:
+        if self.rank == 0:
+            logger.info(line)
+
+
+def endless(dataloader: Any) -> Generator[dict[str, Tensor], None, None]:
+    """The loader's batches, over and over; ValueError when it has none."""
+    while True:
+        batch = None
+        for batch in dataloader:
+            yield batch
+        if batch is None:
+            raise ValueError("the training data has no batch")

@@ -1,0 +1,72 @@
+"""The loss on held-out clips at fixed noise: a number to compare between steps and runs."""
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from train.flow import flow_loss, keyed_generator, sample, shifted
+from train.titan import Configurable
+
+
+class Validator(Configurable):
+    """Holds the clips and meets them with the same noise and times whenever it is asked.
+
+    Clip i of n has noise keyed by (seed, i) and the time (i + 1/2) / n: spread evenly, so that a
+    few clips see all noise levels. Sampled clips start from noise keyed by (seed, i), with the
+    clips' captions.
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Configurable.Config):
+        interval: int = 500
+        """Steps between two, besides one before the first step and one at the end; 0: none."""
+        batches: int = 4
+        """How many to take at most, each of training.local_batch_size clips on each rank."""
+        sample_steps: int = 20
+        """Steps of the sampler for one batch of clips at each validation; 0: no samples."""
+        seed: int = 0
+
+    def __init__(
+        self, config: Config, *, dataloader: Any, device: torch.device, shift: float
+    ) -> None:
+        self.config, self.device, self.shift = config, device, shift
+        self.batches = list(islice(dataloader, config.batches))
+        if not self.batches:
+            raise ValueError(
+                "the validation split has no clips: hold some out, or set interval to 0"
+            )
+
+    @torch.no_grad()
+    def loss(self, model: nn.Module) -> float:
+        """Mean over all clips, the same on every rank."""
+        world, rank = dist.get_world_size(), dist.get_rank()
+        size = len(self.batches[0]["video"])
+        clips = len(self.batches) * world * size
+        total = torch.zeros((), device=self.device)
+        for i, batch in enumerate(self.batches):
+            x0 = batch["video"].to(self.device)
+            noise = torch.empty_like(x0)
+            positions = [(i * world + rank) * size + j for j in range(size)]
+            for row, position in zip(noise, positions, strict=True):
+                key = ("validation", self.config.seed, position)
+                row.normal_(generator=keyed_generator(self.device, *key))
+            t = shifted((torch.tensor(positions, device=self.device) + 0.5) / clips, self.shift)
+            total += flow_loss(model, x0, batch["context"].to(self.device), noise, t).sum()
+        dist.all_reduce(total)
+        return total.item() / clips
+
+    def sample(self, model: nn.Module) -> Tensor:
+        """One clip for each of this rank's first captions: [B, C, T, H, W], about [-1, 1]."""
+        first = self.batches[0]
+        return sample(
+            model,
+            first["context"].to(self.device),
+            first["video"].shape[1:],
+            steps=self.config.sample_steps,
+            seed=self.config.seed,
+            shift=self.shift,
+        )
