@@ -104,7 +104,8 @@ class Checkpointer(CheckpointManager):
         message = f"{self._target} not saved: {cause} ({free:.2f} GiB free); {good}"
         if self._now:
             raise CheckpointNotSavedError(message) from None
-        logger.error("%s; training goes on", message)
+        if dist.get_rank() == 0:
+            logger.error("%s; training goes on", message)
 
     def _load(self, step: int = -1) -> bool:
         unfinished = [path for path in _folders(self.folder) if not _complete(path)]

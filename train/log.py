@@ -29,7 +29,7 @@ class Console(logging.Handler):
 
 
 def to_console() -> None:
-    """Show this package's log. The trainer silences all ranks but the first."""
+    """Show this package's log. Of all ranks but the first the trainer lets errors alone pass."""
     if not any(isinstance(handler, Console) for handler in logger.handlers):
         console = Console(logging.INFO)
         console.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
@@ -37,14 +37,21 @@ def to_console() -> None:
     logger.setLevel(logging.INFO)
 
 
-def to_file(path: Path) -> logging.Handler:
-    """Append every line to a file too; remove it with `logger.removeHandler`."""
+def to_file(path: Path) -> None:
+    """Append every line to a file too, in place of the file before it."""
+    close_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = File(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
-    logger.addHandler(handler)
+    file = File(path)
+    file.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
+    logger.addHandler(file)
     logger.setLevel(logging.INFO)
-    return handler
+
+
+def close_file() -> None:
+    for handler in logger.handlers[:]:
+        if isinstance(handler, File):
+            logger.removeHandler(handler)
+            handler.close()
 
 
 def time_text(seconds: float) -> str:

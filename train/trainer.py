@@ -9,6 +9,7 @@ From Python, with any of the configs in `configs/`:
     trainer.close()
 """
 
+import logging
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
@@ -81,6 +82,8 @@ class Trainer(Stateful, Configurable):
     def __init__(self, config: Config) -> None:
         self.device = init_process_group(config.parallel.timeout_seconds)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        if self.rank > 0:
+            logger.setLevel(logging.ERROR)
         training = config.training.resolved(self.world, self.device)
         self.config = c = replace(config, training=training)
         dims = parallel_dims(c.parallel)
@@ -132,7 +135,7 @@ class Trainer(Stateful, Configurable):
         self.checkpointer.load(step=c.checkpoint.load_step)
         if self.step == 0 and self.ema:
             self.ema.restart()  # the weights may have come from another run
-        self._say(
+        logger.info(
             f"{c.dump_folder}: {parameters:,} parameters, {self.tokens:,} tokens a clip, "
             f"{self.world} x {self.device.type} in {training.param_dtype}, "
             f"step {self.step} of {training.steps}"
@@ -176,7 +179,7 @@ class Trainer(Stateful, Configurable):
                     self._unread.restart_clock()
                 if signal is not None:
                     saved = "saved" if c.checkpoint.enable else "not saved (checkpoint.enable)"
-                    self._say(f"{signal}: {saved} at step {self.step}; start again to go on")
+                    logger.info(f"{signal}: {saved} at step {self.step}; start again to go on")
                     break
         self.history.peak_memory = peak_memory(self.device)
         return self.history
@@ -222,7 +225,7 @@ class Trainer(Stateful, Configurable):
                 self.metrics.clips("samples", self.validator.sample(model), self.step)
         self.history.validation.append((self.step, loss))
         self.metrics.scalars(self.step, validation__loss=loss)
-        self._say(f"step {self.step}  validation loss {loss:.4f}")
+        logger.info(f"step {self.step}  validation loss {loss:.4f}")
         return loss
 
     @contextmanager
@@ -240,9 +243,7 @@ class Trainer(Stateful, Configurable):
         self._batches.close()
         self.checkpointer.close()
         self.metrics.close()
-        if self._log_file:
-            logger.removeHandler(self._log_file)
-            self._log_file.close()
+        log.close_file()
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step}
@@ -252,13 +253,12 @@ class Trainer(Stateful, Configurable):
 
     def _open_folder(self, folder: Path) -> None:
         c = self.config
-        if c.checkpoint.enable and complete_steps(folder / c.checkpoint.folder):
+        if complete_steps(folder / c.checkpoint.folder):
             check_config(folder, c)
         dist.barrier()
-        self._log_file = None
         if self.rank == 0:
             write_config(folder, c)
-            self._log_file = log.to_file(folder / "train.log")
+            log.to_file(folder / "train.log")
 
     def _build_data(self, split: str) -> Any:
         return self.config.dataloader.build(
@@ -290,10 +290,6 @@ class Trainer(Stateful, Configurable):
         )
         progress.report(now, tokens)
         self._data_seconds = 0.0
-
-    def _say(self, line: str) -> None:
-        if self.rank == 0:
-            logger.info(line)
 
 
 def endless(dataloader: Any) -> Generator[dict[str, Tensor], None, None]:

@@ -10,21 +10,20 @@ def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device
     """Cosines and sines of every token's angles: [2, tokens, head_dim / 2], fp32, raster order.
 
     A third of the channels each (rounded down to a pair) turns with height and with width, the rest
-    with time; angles are computed in fp64; both as in Wan. The table is made anew in every forward,
-    from the grid alone: that is cheap, and there is no buffer for `to(torch.bfloat16)` to round or
-    `to_empty` to forget.
+    with time, as in Wan. The table is made anew in every forward, from the grid alone: that is
+    cheap, and there is no buffer for `to(torch.bfloat16)` to round or `to_empty` to forget.
     """
     pairs = head_dim // 2
     spatial = pairs // 3
-    turns = []
+    angles = []
     for axis, (size, n) in enumerate(zip(grid, (pairs - 2 * spatial, spatial, spatial))):
-        frequency = THETA ** -(torch.arange(n, device=device, dtype=torch.float64) / n)
+        frequency = THETA ** -(torch.arange(n, device=device, dtype=torch.float32) / n)
         angle = torch.arange(size, device=device)[:, None] * frequency
-        turn = torch.stack((angle.cos(), angle.sin())).float()
-        shape = [2, 1, 1, 1, n]
-        shape[1 + axis] = size
-        turns.append(turn.view(shape).expand(2, *grid, n))
-    return torch.cat(turns, -1).flatten(1, 3)
+        shape = [1, 1, 1, n]
+        shape[axis] = size
+        angles.append(angle.view(shape).expand(*grid, n))
+    angle = torch.cat(angles, -1).flatten(0, 2)
+    return torch.stack((angle.cos(), angle.sin()))
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Writes the report, its pictures and TensorBoard logs to out/demo.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--clips", type=Path, help="a folder of videos in place of the demo's own")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="default: out/demo")
     arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         run(settings(), arguments.out, arguments.clips)
     except KeyboardInterrupt:

@@ -4,19 +4,22 @@ A busy machine slows whatever runs at the moment, so what is compared is timed i
 figure is a median.
 """
 
+import contextlib
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -53,18 +56,29 @@ def try_steps(config: Trainer.Config) -> Trial:
             validation=replace(config.validation, interval=0),
         )
         child = context.Process(target=_child, args=(config, theirs), daemon=True)
-        child.start()
+        with _ignoring_ctrl_c():  # the child would inherit the key, and end with a traceback
+            child.start()
         theirs.close()
         try:
             answer = ours.recv()
+            child.join(30)
         except EOFError:
             answer = "its process ended early (out of memory?)"
         finally:
-            child.terminate()
+            child.kill()
             child.join()
     if isinstance(answer, str):
         raise RuntimeError(f"the trial training steps failed: {answer}")
     return answer
+
+
+@contextlib.contextmanager
+def _ignoring_ctrl_c() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _child(config: Trainer.Config, answer: Connection) -> None:
@@ -73,6 +87,8 @@ def _child(config: Trainer.Config, answer: Connection) -> None:
         before = _resident()
         trainer = config.build()
         history = trainer.train()
+        trainer.close()
+        dist.destroy_process_group()
         peak = history.peak_memory - (before if trainer.device.type == "cpu" else 0)
         answer.send(Trial(peak, history.steps[-1].seconds))
     except Exception as e:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -68,14 +69,15 @@ def draw_chosen_tiles(
     """
     slices, n = grid[0], math.prod(grid)
     height, width = clip.shape[1:3]
+    index = tile_of_pixel((len(clip), height, width), grid, tile)
     figure = _figure(3.4 * slices + 0.3, 2 * (3.4 * height / width + 0.55) + 0.8)
     panels = figure.subplots(2, slices, squeeze=False)
-    everything = np.ones(n, dtype=bool)
-    for row, lit in zip(panels, (everything, chosen), strict=True):
+    for row, looked_at in zip(panels, (np.ones(n, dtype=bool), chosen), strict=True):
         for time, axes in enumerate(row):
-            frame = clip[min(time * tile[0] + tile[0] // 2, len(clip) - 1)]
-            shade = lit.reshape(grid)[time].repeat(tile[1], 0).repeat(tile[2], 1)
-            _show_slice(axes, frame, shade[:height, :width], tile)
+            middle = min(time * tile[0] + tile[0] // 2, len(clip) - 1)
+            lit = looked_at[index[middle]]
+            axes.imshow(spotlight(clip[middle], lit), interpolation="nearest")
+            _outline_tiles(axes, lit, tile)
     time, y, x = np.unravel_index(query, grid)
     for row in panels:
         box = {"edgecolor": QUERY, "facecolor": "none", "linewidth": 3.5, "zorder": 3}
@@ -97,25 +99,35 @@ def draw_chosen_tiles(
     _save(figure, path)
 
 
-def busiest_tile(clip: np.ndarray, grid: tuple[int, int, int], tile: tuple[int, int, int]) -> int:
-    """The tile in which the picture changes most: an index into the grid in raster order."""
+def tile_of_pixel(
+    shape: tuple[int, int, int], grid: tuple[int, int, int], tile: tuple[int, int, int]
+) -> np.ndarray:
+    """Index of the tile, in raster order of the grid, that each pixel lies in: int [T, H, W]."""
+    t, y, x = (np.arange(size) // of for size, of in zip(shape, tile, strict=True))
+    return (t[:, None, None] * grid[1] + y[:, None]) * grid[2] + x
+
+
+def busiest_tile(clip: np.ndarray, index: np.ndarray) -> int:
+    """The tile in which a clip, uint8 [T, H, W, 3], changes most; `index` as of tile_of_pixel."""
     motion = np.zeros(clip.shape[:3])
     motion[1:] = np.abs(np.diff(clip.astype(np.int16), axis=0)).mean(-1)
-    frame, row, column = (np.arange(n) // size for n, size in zip(clip.shape, tile, strict=False))
-    index = (frame[:, None, None] * grid[1] + row[:, None]) * grid[2] + column
-    return int(np.argmax(np.bincount(index.ravel(), motion.ravel(), math.prod(grid))))
+    return int(np.argmax(np.bincount(index.ravel(), motion.ravel())))
 
 
-def _show_slice(axes, frame: np.ndarray, lit: np.ndarray, tile: tuple[int, int, int]) -> None:
+def spotlight(frame: np.ndarray, lit: np.ndarray) -> np.ndarray:
+    """The frame [H, W, 3] as it is where `lit` [H, W], and dark grey elsewhere."""
     grey = frame.mean(-1, keepdims=True) * 0.28 + 12
-    axes.imshow(np.where(lit[..., None], frame, grey).astype(np.uint8), interpolation="nearest")
+    return np.where(lit[..., None], frame, grey).astype(np.uint8)
+
+
+def _outline_tiles(axes: Axes, lit: np.ndarray, tile: tuple[int, int, int]) -> None:
     height, width = lit.shape
     for y in range(0, height, tile[1]):
         for x in range(0, width, tile[2]):
+            edge = {"edgecolor": "#666666", "linewidth": 0.4}
+            if lit[y, x]:
+                edge = {"edgecolor": CHOSEN, "linewidth": 1.6, "zorder": 2}
             size = (min(tile[2], width - x), min(tile[1], height - y))
-            edge = {"edgecolor": CHOSEN, "linewidth": 1.6, "zorder": 2}
-            if not lit[y, x]:
-                edge = {"edgecolor": "#666666", "linewidth": 0.4}
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), *size, facecolor="none", **edge))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)

@@ -16,9 +16,9 @@ from train.data.batch import Clips, Sample
 from train.data.fetch import fetch_clips
 from train.data.progress import WorkProgress
 from train.demo.clips import side_by_side, to_pixels, write_gif
-from train.demo.measure import Trial, attention_seconds, plain_copy, slot_calls, try_steps
+from train.demo.measure import SlotCall, Trial, attention_seconds, plain_copy, slot_calls, try_steps
 from train.demo.model import PixelDiT
-from train.demo.pictures import Curve, busiest_tile, draw_chosen_tiles, draw_losses
+from train.demo.pictures import Curve, busiest_tile, draw_chosen_tiles, draw_losses, tile_of_pixel
 from train.demo.report import Outcome, Scene, table, write_report
 from train.demo.settings import RUNS, Settings
 from train.demo.training import build_trainers, train_in_turns
@@ -75,15 +75,15 @@ def run(settings: Settings, out: Path, own_clips: Path | None = None) -> None:
         name: outcome(trainer, trials[name], attention[name]) for name, trainer in trainers.items()
     }
     draw_losses(out / "losses.png", {TITLES[name]: curve(t) for name, t in trainers.items()})
-    draw_tiles(out / "tiles.png", models["vsa"], calls["vsa"][-1].inputs, example)
+    draw_tiles(out / "tiles.png", models["vsa"], calls["vsa"][-1], example)
     write_clips(out, shown, made, settings.fps)
-    vsa = models["vsa"]
+    tiling = calls["vsa"][0].inputs[-1]
     scene = Scene(
         device=device_name(),
-        tokens=vsa.tokens,
-        tiles=calls["vsa"][0].inputs[-1].num_tiles,
-        top_k=vsa.top_k or 0,
-        layers=len(vsa.layers),
+        tokens=tiling.tokens,
+        tiles=tiling.num_tiles,
+        top_k=RUNS["vsa"].top_k_for(tiling),
+        layers=settings.layers,
         parameters=sum(p.numel() for p in models["dense"].parameters()),
         steps=steps,
         clips=len(train),
@@ -174,14 +174,14 @@ def curve(trainer: Trainer) -> Curve:
     )
 
 
-def draw_tiles(path: Path, model: PixelDiT, inputs: tuple, clip: Sample) -> None:
-    """Which tiles the busiest tile of the clip chose in one layer's first head."""
-    _, q, k, _, tiling = inputs
-    tile_map = vsa_tile_map(q, k, tiling, top_k=model.top_k)[0, 0].cpu().numpy()
+def draw_tiles(path: Path, model: PixelDiT, call: SlotCall, clip: Sample) -> None:
+    """Which tiles the busiest tile of the clip chose, in a layer's first head."""
+    _, q, k, _, tiling = call.inputs
+    tile_map = vsa_tile_map(q, k, tiling, top_k=RUNS["vsa"].top_k_for(tiling))[0, 0]
     pixels = clip["video"].permute(1, 2, 3, 0).numpy()
     tile = tuple(t * p for t, p in zip(tiling.tile, model.config.patch, strict=True))
-    query = busiest_tile(pixels, tiling.grid, tile)
-    draw_chosen_tiles(path, pixels, tiling.grid, tile, query, tile_map[query])
+    query = busiest_tile(pixels, tile_of_pixel(pixels.shape[:3], tiling.grid, tile))
+    draw_chosen_tiles(path, pixels, tiling.grid, tile, query, tile_map[query].cpu().numpy())
 
 
 def write_clips(out: Path, shown: list[Sample], made: Mapping[str, Tensor], fps: float) -> None:

@@ -1,0 +1,79 @@
+"""The whole demo on tiny settings and videos of moving digits, without a network."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from train.demo import run as demo
+from train.demo.__main__ import main
+from train.demo.measure import Trial, try_steps
+from train.demo.settings import RUNS
+
+
+def test_the_demo_runs_and_runs_again(tmp_path, videos, tiny, monkeypatch, capsys):
+    out = tmp_path / "demo"
+    demo.run(tiny, out, videos)
+    said = capsys.readouterr().out
+    assert "| loss on held-out clips" in said and str(out / "report.md") in said
+    text = (out / "report.md").read_text()
+    for picture in ("losses.png", "tiles.png", "samples.gif", "dense.gif", "vsa.gif"):
+        assert f"]({picture})" in text
+        with Image.open(out / picture) as image:
+            assert image.width > 60 and getattr(image, "n_frames", 1) in (1, tiny.video[0])
+    for name in RUNS:
+        assert len(list((out / name).glob("tb/*/events*"))) == 1
+    mine = out / "notes.txt"
+    mine.write_text("not the demo's")
+    monkeypatch.setattr(demo, "try_steps", lambda config: Trial(2**20, 0.1))
+    demo.run(tiny, out, videos)
+    assert mine.exists()
+    for name in RUNS:  # the first one's logs are gone
+        assert len(list((out / name).glob("tb/*/events*"))) == 1
+
+
+def test_a_slow_machine_takes_fewer_steps(tmp_path, videos, tiny, monkeypatch):
+    monkeypatch.setattr(demo, "try_steps", lambda config: Trial(2**20, tiny.seconds / 4))
+    demo.run(tiny, tmp_path, videos)
+    assert "for 2 steps each" in (tmp_path / "report.md").read_text()
+
+
+def test_a_trial_that_fails_says_why(videos, tiny, tmp_path):
+    config = tiny.trainer("dense", videos, tmp_path, 4)
+    config.dataloader.path = str(tmp_path / "nowhere")
+    with pytest.raises(RuntimeError, match="trial training steps failed: .*no folder.*nowhere"):
+        try_steps(config)
+
+
+def test_a_missing_folder_is_one_line(tmp_path, capsys):
+    arguments = ["--clips", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.startswith("error: no folder of videos at ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_stops_cleanly(tmp_path, videos, number):
+    """In the middle of training that would go on for hours."""
+    code = (
+        "import sys, train.demo.__main__ as demo, train.demo.run as run\n"
+        "from train.demo.measure import Trial\n"
+        "from train.demo.settings import Settings\n"
+        "run.try_steps = lambda config: Trial(2**20, 0.01)\n"
+        "demo.settings = lambda: Settings(video=(8, 32, 32), dim=32, layers=1, ffn=32, fps=10,"
+        " steps=10**6, seconds=1e9, validations=2)\n"
+        f"sys.exit(demo.main(['--clips', {str(videos)!r}, '--out', {str(tmp_path)!r}]))"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], env=env, **pipes) as child:
+        log = tmp_path / "dense" / "train.log"
+        while child.poll() is None and not (log.exists() and "step 3/" in log.read_text()):
+            time.sleep(0.1)
+        child.send_signal(number)
+        said, complaints = child.communicate(timeout=60)
+    assert child.returncode == 130 and "stopped" in said
+    assert "Traceback" not in complaints

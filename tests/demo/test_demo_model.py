@@ -1,0 +1,58 @@
+from dataclasses import replace
+
+import torch
+
+from models.attention import VSA
+from models.video_dit import VideoDiTConfig
+from train.demo.model import LEAST_TIME, PixelDiTConfig
+from train.demo.settings import CPU, GPU, RUNS, turn
+
+SIZE = VideoDiTConfig(
+    channels=3, video=(4, 16, 24), patch=(1, 4, 4), dim=32, heads=2, layers=2, ffn=32
+)
+
+
+def test_velocity_leads_to_the_predicted_clip():
+    """x_t - t * velocity is x0 from LEAST_TIME on; a new model predicts x0 = 0."""
+    model = PixelDiTConfig(SIZE).build()
+    x, context = torch.randn(3, 3, *SIZE.video), torch.randn(3, 5, SIZE.context_dim)
+    t = torch.tensor([LEAST_TIME / 2, LEAST_TIME, 0.9])
+    velocity = model(x, t, context)
+    assert torch.allclose(velocity[1:] * t[1:, None, None, None, None], x[1:])
+    assert torch.allclose(velocity[0] * LEAST_TIME, x[0])
+
+
+def test_a_place_is_seen():
+    """A constant clip is not mapped to a constant one, once the head is not zero."""
+    torch.manual_seed(0)
+    model = PixelDiTConfig(SIZE).build()
+    torch.nn.init.normal_(model.dit.head.out.weight, std=0.1)
+    velocity = model(torch.zeros(1, 3, *SIZE.video), torch.ones(1), torch.zeros(1, 5, 64))
+    per_token = velocity[0, 0, :, ::4, ::4]
+    assert len(per_token.unique()) == per_token.numel()
+
+
+def test_both_runs_begin_with_the_same_weights():
+    weights = []
+    for slot in RUNS.values():
+        torch.manual_seed(5)
+        weights.append(PixelDiTConfig(replace(SIZE, attention=slot)).build().state_dict())
+    dense, vsa = weights
+    assert all(torch.equal(dense[name], vsa[name]) for name in dense)
+    assert set(vsa) - set(dense) == {name for name in vsa if "slot" in name} != set()
+
+
+def test_the_demo_is_as_large_as_promised():
+    """At least 4,096 tokens, no ragged tile, and exactly 87.5 % sparse, on either device."""
+    for settings in (CPU, GPU):
+        grid = tuple(s // p for s, p in zip(settings.video, settings.patch, strict=True))
+        slot = RUNS["vsa"]
+        assert isinstance(slot, VSA)
+        tiling = slot.tiling(grid)
+        assert tiling.tokens >= 4096 and tiling.tokens == tiling.padded_tokens
+        assert slot.top_k_for(tiling) * 8 == tiling.num_tiles
+        assert settings.video[1] % 8 == settings.video[2] % 8 == 0
+
+
+def test_turns_make_up_the_validations():
+    assert turn(160, 8) == 20 and turn(3, 8) == 1

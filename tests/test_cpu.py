@@ -1,0 +1,267 @@
+"""The CPU operator, against a masked softmax in raster order that knows lists only as a mask."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import assert_accurate, seeds
+from torch import Tensor
+
+from flexsparse import cpu_chunks
+from flexsparse.cpu import block_sparse_attention
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+GARBAGE = torch.tensor([-1, 2**31 - 1, -(2**31), 12345], dtype=torch.int32)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Inputs of the operator: q, k, v, then lists, block sizes and scale."""
+
+    tensors: tuple[Tensor, Tensor, Tensor]
+    lists: tuple[Tensor | None, ...]
+    blocks: tuple[int, int]
+    scale: float
+
+    def to(self, dtype: torch.dtype) -> "Problem":
+        return replace(self, tensors=tuple(x.detach().to(dtype) for x in self.tensors))
+
+    def attend(self) -> tuple[Tensor, Tensor]:
+        return block_sparse_attention(*self.tensors, *self.lists, *self.blocks, self.scale)
+
+    def mask(self) -> Tensor:
+        """Bool [B, Hq, Lq, Lk]: who sees whom, written from the lists one entry at a time."""
+        q, k, _ = self.tensors
+        (q_block, kv_block), (batch, heads, q_len, _), k_len = self.blocks, q.shape, k.shape[2]
+        nq, nk = -(-q_len // q_block), -(-k_len // kv_block)
+        see = torch.zeros(batch, heads, nq, nk, q_block, kv_block, dtype=torch.bool)
+        whole = torch.ones((), dtype=torch.bool)
+        for num, idx, part in (*self.lists[:2], whole), self.lists[2:]:
+            if num is None:
+                continue
+            part = part.expand(see.shape)
+            num, idx = num.expand(batch, heads, -1), idx.expand(batch, heads, -1, -1)
+            for b, h, i in torch.cartesian_prod(*map(torch.arange, (batch, heads, nq))).tolist():
+                for j in idx[b, h, i, : num[b, h, i]].tolist():
+                    see[b, h, i, j] = part[b, h, i, j]
+        return see.transpose(3, 4).reshape(batch, heads, nq * q_block, -1)[:, :, :q_len, :k_len]
+
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """Plain PyTorch: masked scores and softmax in the dtype of the tensors."""
+        q, k, v = self.tensors
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        mask = self.mask()
+        sees = mask.any(-1, keepdim=True)
+        s = (q @ k.mT * self.scale).masked_fill(~mask, -torch.inf).masked_fill(~sees, 0)
+        lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+        lse = s.to(lse_dtype).logsumexp(-1).masked_fill(~sees[..., 0], -torch.inf)
+        return s.softmax(-1) * sees @ v, lse
+
+
+def differentiate(problem: Problem, attend, g: Tensor, g_lse: Tensor) -> list[Tensor]:
+    """Output, lse of the rows that see something, and the gradients of q, k and v."""
+    inputs = tuple(x.detach().requires_grad_() for x in problem.tensors)
+    out, lse = attend(replace(problem, tensors=inputs))
+    g, g_lse, sees = g.to(out.dtype), g_lse.to(lse.dtype), lse != -torch.inf
+    grads = torch.autograd.grad([out, lse[sees]], inputs, [g, g_lse[sees]])
+    return [out.detach(), lse.detach(), *grads]
+
+
+def random_lists(generator, batch, heads, nq, nk):
+    """Lists of full and partial blocks: any counts, no block twice in a row, garbage at the end."""
+    order = torch.rand(batch, heads, nq, nk, generator=generator).argsort(-1)
+    full = torch.randint(0, nk + 1, (batch, heads, nq), generator=generator)
+    partial = torch.randint(0, nk + 1, (batch, heads, nq), generator=generator)
+    partial = torch.minimum(partial, nk - full)
+    lists = []
+    for num, start in (full, torch.zeros_like(full)), (partial, full):
+        slot = torch.arange(nk)
+        idx = order.gather(-1, (slot + start[..., None]) % nk).int()
+        garbage = GARBAGE[torch.randint(0, 4, idx.shape, generator=generator)]
+        lists += [num.int(), torch.where(slot < num[..., None], idx, garbage)]
+    return lists
+
+
+@st.composite
+def problems(draw: st.DrawFn, min_len: int = 1) -> Problem:
+    generator = torch.Generator().manual_seed(draw(seeds))
+    batch, kv_heads, group = (draw(st.integers(1, 2)) for _ in range(3))
+    heads, dim, v_dim = kv_heads * group, draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    q_len, k_len = draw(st.integers(min_len, 40)), draw(st.integers(min_len, 40))
+    q_block, kv_block = draw(st.integers(4, 12)), draw(st.integers(4, 12))
+    nq, nk = -(-q_len // q_block), -(-k_len // kv_block)
+    one_or = lambda n: draw(st.sampled_from([1, n]))  # noqa: E731
+    lists = random_lists(generator, one_or(batch), one_or(heads), nq, nk)
+    columns = (1, 1, 1, nk, 1, kv_block)
+    cells = one_or(batch), one_or(heads), one_or(nq), nk, one_or(q_block), kv_block
+    part = torch.rand(draw(st.sampled_from([columns, cells])), generator=generator) < 0.6
+    which = draw(st.sampled_from(["both", "full", "partial"]))
+    lists = lists[:2] + ([None] * 3 if which == "full" else [*lists[2:], part])
+    if which == "partial":
+        lists[:2] = None, None
+    shapes = (
+        (batch, heads, q_len, dim),
+        (batch, kv_heads, k_len, dim),
+        (batch, kv_heads, k_len, v_dim),
+    )
+    tensors = tuple(torch.randn(shape, generator=generator) for shape in shapes)
+    return Problem(tensors, tuple(lists), (q_block, kv_block), dim**-0.5)
+
+
+def gradients_like(problem: Problem, seed: int) -> tuple[Tensor, Tensor]:
+    (q, _, v), generator = problem.tensors, torch.Generator().manual_seed(seed)
+    g = torch.randn(*q.shape[:3], v.shape[3], generator=generator)
+    return g, torch.randn(q.shape[:3], generator=generator)
+
+
+@given(problems(8), seeds, st.sampled_from(DTYPES), st.sampled_from([1, 8, 64]), st.integers(1, 9))
+def test_matches_masked_softmax(problem, seed, dtype, logits, chunk):
+    q, k, v = problem.to(dtype).tensors
+    problem = replace(problem, tensors=(q * logits, k, v))
+    given_ = gradients_like(problem, seed)
+    given_ = [g.to(dtype).double() for g in given_]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_chunks, "CHUNK_BYTES", 4**chunk)
+        ours = differentiate(problem, Problem.attend, *given_)
+    plain = differentiate(problem, Problem.dense, *given_)
+    exact = differentiate(problem.to(torch.float64), Problem.dense, *given_)
+    blind = exact[1] == -torch.inf
+    assert torch.equal(ours[1] == -torch.inf, blind)
+    for results in (ours, plain, exact):
+        results[1] = results[1].masked_fill(blind, 0)
+    assert_accurate(ours, [plain], exact, [*problem.tensors, *given_])
+
+    mask = problem.mask().unflatten(1, (k.shape[1], -1))
+    unseen = ~mask.any(2).any(-2)
+    assert not ours[0][blind].any() and not ours[2][blind].any()
+    assert not ours[3][unseen].any() and not ours[4][unseen].any()
+
+
+@settings(max_examples=40)
+@given(problems(), seeds)
+def test_nothing_unseen_reaches_a_result(problem, seed):
+    """Not NaN in blocks that nobody lists, nor in keys hidden from all, nor what follows counts."""
+    q, k, v = problem.tensors
+    mask = problem.mask().unflatten(1, (k.shape[1], -1))
+    unseen = ~mask.any(2).any(-2)[..., None]
+    g = gradients_like(problem, seed)
+    plain = replace(problem, tensors=(q, *(x.masked_fill(unseen, 0) for x in (k, v))))
+    dirty = replace(problem, tensors=(q, *(x.masked_fill(unseen, torch.nan) for x in (k, v))))
+    swept = [
+        x if i not in (1, 3) or x is None else torch.where(live(x, problem.lists[i - 1]), x, 0)
+        for i, x in enumerate(problem.lists)
+    ]
+    clean = replace(plain, lists=tuple(swept))
+    for ours, theirs in zip(*(differentiate(p, Problem.attend, *g) for p in (dirty, clean))):
+        assert torch.equal(ours, theirs)
+
+
+def live(idx: Tensor, num: Tensor) -> Tensor:
+    return torch.arange(idx.shape[-1]) < num[..., None]
+
+
+@settings(max_examples=40)
+@given(problems(), seeds)
+def test_rows_that_see_nothing_take_no_part(problem, seed):
+    q, k, v = problem.tensors
+    blind = ~problem.mask().any(-1)
+    g, g_lse = gradients_like(problem, seed)
+    dirty = replace(problem, tensors=(q.masked_fill(blind[..., None], torch.nan), k, v))
+    results = [
+        differentiate(dirty, Problem.attend, g.masked_fill(blind[..., None], torch.nan), g_lse),
+        differentiate(problem, Problem.attend, g, g_lse),
+    ]
+    for ours, theirs in zip(*results):
+        assert torch.equal(ours, theirs)
+
+
+@settings(max_examples=40)
+@given(problems(), seeds, st.sampled_from("kv"))
+def test_nan_that_is_seen_shows(problem, seed, where):
+    q, k, v = problem.tensors
+    generator = torch.Generator().manual_seed(seed)
+    hit = torch.rand(k.shape[:3], generator=generator)[..., None] < 0.1
+    k, v = (x.masked_fill(hit, torch.nan) if name == where else x for name, x in zip("kv", (k, v)))
+    sees = problem.mask() & hit[..., 0].repeat_interleave(q.shape[1] // k.shape[1], 1)[:, :, None]
+    out, lse = replace(problem, tensors=(q, k, v)).attend()
+    assert out[sees.any(-1)].isnan().all()
+    assert where == "v" or lse[sees.any(-1)].isnan().all()
+
+
+@settings(max_examples=40)
+@given(problems(), seeds)
+def test_strides_and_uninitialised_memory_do_not_matter(problem, seed):
+    g = gradients_like(problem, seed)
+    plain = differentiate(problem, Problem.attend, *g)
+    strided = tuple(x.transpose(1, 2).contiguous().transpose(1, 2) for x in problem.tensors)
+    torch.use_deterministic_algorithms(True)  # which fills what torch.empty returns with NaN
+    try:
+        other = differentiate(replace(problem, tensors=strided), Problem.attend, *g)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for ours, theirs in zip(other, plain):
+        assert torch.equal(ours, theirs)
+
+
+@settings(max_examples=25)
+@given(problems())
+def test_gradcheck(problem):
+    problem = problem.to(torch.float64)
+    sees = problem.mask().any(-1)
+
+    def attend(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        out, lse = replace(problem, tensors=tensors).attend()
+        return out, lse[sees]
+
+    inputs = tuple(x.requires_grad_() for x in problem.tensors)
+    assert torch.autograd.gradcheck(attend, inputs, fast_mode=True)
+
+
+def small() -> Problem:
+    """Full and partial blocks, two heads on one, ragged lengths; every row sees something."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (1, 2, 30, 8), (1, 1, 27, 8), (1, 1, 27, 8)
+    tensors = tuple(torch.randn(shape, generator=generator) for shape in shapes)
+    full_idx = torch.tensor([[2, 0], [1, 7], [0, 3], [3, 2]], dtype=torch.int32)[None, None]
+    full_num = torch.tensor([2, 1, 2, 1], dtype=torch.int32)[None, None]
+    partial_idx = torch.tensor([[1], [3], [2], [0]], dtype=torch.int32)[None, None]
+    partial_num = torch.ones(1, 1, 4, dtype=torch.int32)
+    part = (torch.arange(8) % 3 > 0).expand(1, 1, 1, 4, 1, 8)
+    return Problem(tensors, (full_num, full_idx, partial_num, partial_idx, part), (8, 8), 8**-0.5)
+
+
+def differentiates_well(problem: Problem, attend, plain) -> None:
+    results = []
+    for f, p in (attend, problem), (plain, problem), (plain, problem.to(torch.float64)):
+        inputs = tuple(x.requires_grad_() for x in p.to(p.tensors[0].dtype).tensors)
+        loss = f(replace(p, tensors=inputs))
+        results.append([loss.detach(), *torch.autograd.grad(loss, inputs, materialize_grads=True)])
+    ours, eager, exact = results
+    assert_accurate(ours, [eager], exact, problem.tensors)
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_either_result_may_go_unused(used):
+    differentiates_well(small(), lambda p: p.attend()[used].sum(), lambda p: p.dense()[used].sum())
+
+
+def test_compiles_whole_with_gradients():
+    def loss(attend):
+        def f(p: Problem) -> Tensor:
+            q, k, v = p.tensors
+            out, lse = attend(replace(p, tensors=(q.sin(), k, v)))
+            return (out.cos() * lse[..., None]).sum()
+
+        return f
+
+    compiled = torch.compile(loss(Problem.attend), fullgraph=True)
+    differentiates_well(small(), compiled, loss(Problem.dense))
+
+
+def test_opcheck():
+    problem = small()
+    tensors = tuple(x.requires_grad_() for x in problem.tensors)
+    arguments = (*tensors, *problem.lists, *problem.blocks, problem.scale)
+    torch.library.opcheck(block_sparse_attention, arguments)
