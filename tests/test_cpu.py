@@ -162,6 +162,18 @@ def live(idx: Tensor, num: Tensor) -> Tensor:
     return torch.arange(idx.shape[-1]) < num[..., None]
 
 
+def test_rows_past_the_end_see_nothing():
+    """Of a query block of 4 with 3 rows, only the fourth would see the key that is NaN."""
+    q, k, v = torch.randn(1, 1, 3, 8), torch.randn(1, 1, 4, 8), torch.randn(1, 1, 4, 8)
+    see = torch.ones(4, 4, dtype=torch.bool)
+    see[:3, 2] = False
+    num, idx = torch.ones(1, 1, 1, dtype=torch.int32), torch.zeros(1, 1, 1, 1, dtype=torch.int32)
+    problem = Problem((q, k, v), (None, None, num, idx, see), (4, 4), 1.0)
+    k[:, :, 2] = v[:, :, 2] = torch.nan
+    for result in differentiate(problem, Problem.attend, *gradients_like(problem, 0)):
+        assert result.isfinite().all()
+
+
 @settings(max_examples=40)
 @given(problems(), seeds)
 def test_rows_that_see_nothing_take_no_part(problem, seed):

@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -37,21 +39,19 @@ def to_console() -> None:
     logger.setLevel(logging.INFO)
 
 
-def to_file(path: Path) -> None:
-    """Append every line to a file too, in place of the file before it."""
-    close_file()
+@contextmanager
+def to_file(path: Path) -> Iterator[None]:
+    """Within it, append every line to a file too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = File(path)
     file.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
     logger.addHandler(file)
     logger.setLevel(logging.INFO)
-
-
-def close_file() -> None:
-    for handler in logger.handlers[:]:
-        if isinstance(handler, File):
-            logger.removeHandler(handler)
-            handler.close()
+    try:
+        yield
+    finally:
+        logger.removeHandler(file)
+        file.close()
 
 
 def time_text(seconds: float) -> str:

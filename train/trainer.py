@@ -12,7 +12,7 @@ From Python, with any of the configs in `configs/`:
 import logging
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.stateful import Stateful
 from train import log
 from train.activation_checkpoint import Mode
 from train.checkpoint import Checkpointer, complete_steps
-from train.ema import EMA
+from train.ema import EMA, reshard
 from train.flow import FlowConfig, draw, flow_loss
 from train.history import History, Unread
 from train.log import logger
@@ -39,6 +39,7 @@ from train.titan import (
     Configurable,
     LRSchedulersContainer,
     OptimizersContainer,
+    ParallelDims,
     Profiler,
     clip_grad_norm_,
     default_adamw,
@@ -82,13 +83,15 @@ class Trainer(Stateful, Configurable):
     def __init__(self, config: Config) -> None:
         self.device = init_process_group(config.parallel.timeout_seconds)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        if self.rank > 0:
-            logger.setLevel(logging.ERROR)
         training = config.training.resolved(self.world, self.device)
-        self.config = c = replace(config, training=training)
-        dims = parallel_dims(c.parallel)
-        self._open_folder(Path(c.dump_folder))
+        self.config = replace(config, training=training)
+        dims = parallel_dims(config.parallel)
+        self._check_folder()
+        with self._logging():
+            self._build(dims)
 
+    def _build(self, dims: ParallelDims) -> None:
+        c, training = self.config, self.config.training
         self.accumulation = training.global_batch_size // (training.local_batch_size * self.world)
         self.dataloader = self._build_data("train")
         self.validator = None
@@ -154,6 +157,7 @@ class Trainer(Stateful, Configurable):
         last = c.training.steps if until is None else min(until, c.training.steps)
         reset_peak_memory(self.device)
         with (
+            self._logging(),
             StopSignal() as stop,
             Progress(step=self.step, steps=c.training.steps, show=self.rank == 0) as progress,
             c.profiler.build(global_step=self.step, base_folder=c.dump_folder) as profiler,
@@ -181,7 +185,7 @@ class Trainer(Stateful, Configurable):
                     saved = "saved" if c.checkpoint.enable else "not saved (checkpoint.enable)"
                     logger.info(f"{signal}: {saved} at step {self.step}; start again to go on")
                     break
-        self.history.peak_memory = peak_memory(self.device)
+        self.history.peak_memory = max(self.history.peak_memory, peak_memory(self.device))
         return self.history
 
     def train_step(self) -> None:
@@ -237,13 +241,13 @@ class Trainer(Stateful, Configurable):
                 yield self.model
             finally:
                 self.model.train()
+                reshard(self.model)
 
     def close(self) -> None:
         """Release files and workers. The process group stays, for this process's next trainer."""
         self._batches.close()
         self.checkpointer.close()
         self.metrics.close()
-        log.close_file()
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step}
@@ -251,14 +255,20 @@ class Trainer(Stateful, Configurable):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.step = state_dict["step"]
 
-    def _open_folder(self, folder: Path) -> None:
-        c = self.config
-        if complete_steps(folder / c.checkpoint.folder):
-            check_config(folder, c)
+    def _check_folder(self) -> None:
+        folder = Path(self.config.dump_folder)
+        if complete_steps(folder / self.config.checkpoint.folder):
+            check_config(folder, self.config)
         dist.barrier()
         if self.rank == 0:
-            write_config(folder, c)
-            log.to_file(folder / "train.log")
+            write_config(folder, self.config)
+
+    def _logging(self) -> AbstractContextManager[None]:
+        """Within it, this trainer's lines go to its own train.log; there may be other trainers."""
+        if self.rank > 0:
+            logger.setLevel(logging.ERROR)
+            return nullcontext()
+        return log.to_file(Path(self.config.dump_folder, "train.log"))
 
     def _build_data(self, split: str) -> Any:
         return self.config.dataloader.build(

@@ -11,7 +11,9 @@ from train.demo.settings import Settings
 def videos(tmp_path_factory):
     """Two captioned videos of moving digits, 40 frames of 32x48."""
     folder = tmp_path_factory.mktemp("videos")
-    for name, clip in zip("ab", MovingDigits(2, num_frames=40, height=32, width=48), strict=True):
+    clips = MovingDigits(2, num_frames=40, height=32, width=48)
+    for i, name in enumerate("ab"):
+        clip = clips[i]
         with av.open(str(folder / f"{name}.mp4"), "w") as container:
             stream = container.add_stream("mpeg4", rate=10)
             stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"

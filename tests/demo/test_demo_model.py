@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -45,10 +46,10 @@ def test_both_runs_begin_with_the_same_weights():
 def test_the_demo_is_as_large_as_promised():
     """At least 4,096 tokens, no ragged tile, and exactly 87.5 % sparse, on either device."""
     for settings in (CPU, GPU):
-        grid = tuple(s // p for s, p in zip(settings.video, settings.patch, strict=True))
+        config = settings.trainer("vsa", Path(), Path(), 1).model.dit
         slot = RUNS["vsa"]
         assert isinstance(slot, VSA)
-        tiling = slot.tiling(grid)
+        tiling = slot.tiling(config.grid)
         assert tiling.tokens >= 4096 and tiling.tokens == tiling.padded_tokens
         assert slot.top_k_for(tiling) * 8 == tiling.num_tiles
         assert settings.video[1] % 8 == settings.video[2] % 8 == 0

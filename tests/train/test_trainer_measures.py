@@ -125,3 +125,18 @@ def test_film_strip_has_a_clip_a_row_and_time_from_left_to_right():
     assert strip.shape == (3, 2 * 2, 8 * 5)
     assert strip.min() == 0 and strip.max() <= 1
     assert (strip[:, 0].diff(dim=-1) >= 0).all() and strip[0, 0, 0] < strip[0, 2, 0]
+
+
+def test_two_trainers_in_turns_keep_to_their_own_logs(tmp_path):
+    trainers = [tiny(tmp_path / name, steps=2, checkpoint=QUIET).build() for name in "ab"]
+    for until in (1, 2):
+        for trainer in trainers:
+            trainer.train(until)
+    for trainer in trainers:
+        trainer.close()
+    for name in "ab":
+        first, *steps = (tmp_path / name / "train.log").read_text().splitlines()
+        assert f"/{name}: " in first
+        assert ["step 1/2", "step 2/2"] == [line.split("  ")[1] for line in steps]
+    a, b = (trainer.history.steps for trainer in trainers)
+    assert [record.loss for record in a] == [record.loss for record in b]

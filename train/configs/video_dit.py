@@ -91,7 +91,7 @@ def _folder(size: Any, attention: Any, *, lr: float, name: str) -> Trainer.Confi
         model=model,
         dataloader=loader(model, fps=8, num_workers=4),
         dump_folder=f"out/{name}",
-        training=TrainingConfig(steps=20_000, local_batch_size=4, global_batch_size=-1),
+        training=TrainingConfig(steps=20_000, local_batch_size=4),
         flow=FlowConfig(shift=3.0),
         optimizer=default_adamw(lr=lr, weight_decay=0.01),
         lr_scheduler=LRSchedulersContainer.Config(
