@@ -12,12 +12,24 @@ from torch.nn.attention.flex_attention import BlockMask
 from flexsparse.selection import tile_map
 from flexsparse.tiling import VideoTiling
 
+_FIXED = "a mask of tiles cannot be {}: build it from the q and k that it is for"
+
 
 class TileBlockMask(BlockMask):
     """A BlockMask whose blocks are the tiles of ``tiling``: within a listed block only padding of
-    the key tile is masked. Slicing or adjusting it gives a mask like any other."""
+    the key tile is masked. It cannot be sliced, cropped or moved: its lists are narrow, and its
+    mask_mod holds tensors."""
 
     tiling: VideoTiling | None = None
+
+    def __getitem__(self, index: Any) -> Any:
+        raise NotImplementedError(_FIXED.format("sliced"))
+
+    def _adjust(self, new_q_len: int, new_kv_len: int) -> Any:
+        raise NotImplementedError(_FIXED.format("cropped"))
+
+    def to(self, device: torch.device | str) -> Any:
+        raise NotImplementedError(_FIXED.format("moved to another device"))
 
     def within_tiles(self) -> BlockMask:
         """The same lists with a ``mask_mod`` that knows padding only.

@@ -13,6 +13,7 @@ from torch.nn.attention.flex_attention import flex_attention as torch_flex_atten
 
 from flexsparse import kernel_options as configs
 from flexsparse.block_mask import TileBlockMask
+from flexsparse.checks import check_alike
 from flexsparse.cpu import block_sparse_attention
 
 if torch.version.cuda:
@@ -86,14 +87,11 @@ def flex_attention(
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, gqa: bool) -> None:
-    if len({x.device for x in (q, k, v)}) > 1 or len({x.dtype for x in (q, k, v)}) > 1:
-        raise ValueError(
-            "query, key and value must share device and dtype, not "
-            + ", ".join(f"{x.device}/{x.dtype}" for x in (q, k, v))
-        )
-    if any(x.dim() != 4 for x in (q, k, v)):
-        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
-        raise ValueError(f"query, key and value must be [batch, heads, tokens, dim], not {shapes}")
+    tiling = getattr(mask, "tiling", None)
+    if tiling is not None:
+        for name, x in (("query", q), ("key", k), ("value", v)):
+            tiling.check_tiled(x, name)
+    check_alike(query=q, key=k, value=v)
     heads, kv_heads = q.shape[1], k.shape[1]
     if heads % kv_heads or (heads != kv_heads and not gqa):
         raise ValueError(
@@ -106,11 +104,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, gqa: bool) -
         )
     if mask is None:
         return
-    tiling = getattr(mask, "tiling", None)
-    if tiling is not None:
-        for name, x in (("query", q), ("key", k), ("value", v)):
-            tiling.check_tiled(x, name)
-    elif (q.shape[-2], k.shape[-2]) != tuple(mask.seq_lengths):
+    if (q.shape[-2], k.shape[-2]) != tuple(mask.seq_lengths):
         raise ValueError(
             f"query and key have {q.shape[-2]} and {k.shape[-2]} rows; the block mask is for "
             f"{mask.seq_lengths[0]} and {mask.seq_lengths[1]}: make it for these lengths"
@@ -120,6 +114,12 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, gqa: bool) -
     for size, due, what in zip(mask.kv_num_blocks.shape, q.shape, ("batch", "heads")):
         if size not in (1, due):
             raise ValueError(f"the block mask has {what} {size}, query {due}: give it 1 or {due}")
+    trains = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if trains and q.is_cuda and mask.q_indices is None:
+        raise ValueError(
+            "the block mask has no query-side lists, which the backward reads: it was built under "
+            "no_grad; build it with gradients enabled (none flows through it)"
+        )
 
 
 _compiled_flex_attention = torch.compile(torch_flex_attention, dynamic=False, fullgraph=True)

@@ -46,6 +46,8 @@ class VSA(nn.Module):
         super().__init__()
         if head_dim is None and dim % num_heads:
             raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
+        if not isinstance(top_k, int) or top_k < 1:
+            raise ValueError(f"top_k={top_k!r} must be an int of at least 1, tiles per query tile")
         self.num_heads, self.top_k, self.adapt = num_heads, top_k, adapt
         width = num_heads * (head_dim or dim // num_heads)
         self.gate_coarse = nn.Linear(dim, width)
@@ -73,14 +75,14 @@ class VSA(nn.Module):
         Returns:
             ``[B, num_heads, padded_tokens, head_dim]``.
         """
-        fine = None if self.gate_fine is None else self._heads(self.gate_fine(x))
+        fine = None if self.gate_fine is None else self._heads(self.gate_fine(x)).to(v.dtype)
         return vsa_attention(
             q,
             k,
             v,
             tiling,
             top_k=self.top_k,
-            gate_coarse=self._heads(self.gate_coarse(x)),
+            gate_coarse=self._heads(self.gate_coarse(x)).to(v.dtype),
             gate_fine=fine,
         )
 

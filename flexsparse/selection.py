@@ -24,7 +24,8 @@ def coarse_scores(q_pooled: Tensor, k_pooled: Tensor, scale: float | None = None
     groups = q_pooled.shape[1] // k_pooled.shape[1]
     if groups > 1:
         k_pooled = k_pooled.repeat_interleave(groups, 1)
-    return torch.matmul(q_pooled * scale, k_pooled.transpose(-1, -2))
+    with torch.autocast(q_pooled.device.type, enabled=False):  # it would round scores to bf16
+        return torch.matmul(q_pooled * scale, k_pooled.transpose(-1, -2))
 
 
 def select_top_k(scores: Tensor, top_k: int) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from flexsparse.block_mask import TileBlockMask, tile_block_mask
+from flexsparse.checks import check_alike
 from flexsparse.flex import flex_attention
 from flexsparse.pooling import pool_tiles
 from flexsparse.selection import coarse_scores, select_top_k, tile_map
@@ -73,23 +75,27 @@ def vsa_attention(
     Raises:
         ValueError: raster tensors, mixed devices or dtypes, or ``top_k`` out of range.
     """
-    for name, x in (("gate_coarse", gate_coarse), ("gate_fine", gate_fine)):
-        if x is not None:
-            tiling.check_tiled(x, name)
-            if (x.device, x.dtype) != (q.device, q.dtype):
-                raise ValueError(
-                    f"{name} is {x.device}/{x.dtype}, q is {q.device}/{q.dtype}: make them alike"
-                )
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        tiling.check_tiled(x, name)
+    check_alike(q=q, k=k, v=v)
+    if k.shape[:2] != q.shape[:2]:
+        raise ValueError(
+            f"q has batch and heads {tuple(q.shape[:2])}, k and v {tuple(k.shape[:2])}: repeat the "
+            "key and value heads"
+        )
+    for name, gate in (("gate_coarse", gate_coarse), ("gate_fine", gate_fine)):
+        if gate is not None:
+            _check_gate(name, gate, v, tiling)
     if gate_coarse is None:
         out = flex_attention(q, k, v, block_mask=vsa_mask(q, k, tiling, top_k=top_k))
         return out if gate_fine is None else tiling.zero_padding(out * gate_fine)
 
     _check(q, k, tiling, top_k)
-    tiling.check_tiled(v, "v")
     scores = coarse_scores(pool_tiles(q, tiling), pool_tiles(k, tiling))
     mask = tile_block_mask(select_top_k(scores, top_k), tiling)
     fine = flex_attention(q, k, v, block_mask=mask)
-    coarse = (scores.softmax(-1) @ pool_tiles(v, tiling)).to(v.dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        coarse = (scores.softmax(-1) @ pool_tiles(v, tiling)).to(v.dtype)
     gate = tiling.zero_padding(gate_coarse).unflatten(-2, (tiling.num_tiles, tiling.rows))
     out = (coarse.unsqueeze(-2) * gate).flatten(-3, -2)
     out = out + (fine if gate_fine is None else fine * gate_fine)
@@ -105,10 +111,18 @@ def _select(q: Tensor, k: Tensor, tiling: VideoTiling, top_k: int) -> Tensor:
 def _check(q: Tensor, k: Tensor, tiling: VideoTiling, top_k: int) -> None:
     for name, x in (("q", q), ("k", k)):
         tiling.check_tiled(x, name)
-        if x.dim() != 4:
-            raise ValueError(f"{name} must be [batch, heads, tokens, dim], not {tuple(x.shape)}")
-    if not 1 <= top_k <= tiling.num_tiles:
+    check_alike(q=q, k=k, v=k)
+    if not isinstance(top_k, int) or not 1 <= top_k <= tiling.num_tiles:
         raise ValueError(
-            f"top_k={top_k} must lie in 1..{tiling.num_tiles}, the tiles of {tiling.video} cut "
-            f"into {tiling.tile}"
+            f"top_k={top_k!r} must be an int in 1..{tiling.num_tiles}, the tiles of {tiling.video} "
+            f"cut into {tiling.tile}"
+        )
+
+
+def _check_gate(name: str, gate: Tensor, v: Tensor, tiling: VideoTiling) -> None:
+    tiling.check_tiled(gate, name)
+    if (gate.shape, gate.device, gate.dtype) != (v.shape, v.device, v.dtype):
+        raise ValueError(
+            f"{name} is {tuple(gate.shape)} {gate.device}/{gate.dtype}, v is {tuple(v.shape)} "
+            f"{v.device}/{v.dtype}: make them alike"
         )

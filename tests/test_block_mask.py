@@ -110,3 +110,12 @@ def test_it_draws_itself_and_knows_its_sparsity():
     assert mask.sparsity() == 75.0
     assert "sparsity=75.00%" in str(mask)
     assert mask.shape == (1, 2, tiling.padded_tokens, tiling.padded_tokens)
+
+
+def test_it_says_what_it_cannot_do():
+    tiling = VideoTiling((4, 8, 8), (2, 4, 4))
+    q = torch.randn(2, 2, tiling.padded_tokens, 16)
+    mask = vsa_mask(q, q, tiling, top_k=2)
+    for change in (lambda: mask[0], lambda: mask._adjust(64, 64), lambda: mask.to("cpu")):
+        with pytest.raises(NotImplementedError, match="build it from the q and k that it is for"):
+            change()

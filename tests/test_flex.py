@@ -118,6 +118,21 @@ def test_bad_input_is_one_clear_line():
         flex_attention(q, k[:, :2], v[:, :2])
     with pytest.raises(ValueError, match="100 and 200 rows; the block mask is for 200 and 200"):
         flex_attention(q[:, :, :100], k, v, block_mask=mask)
+    for bad_k, bad_v in [
+        (k[..., :8], v),
+        (k[:, :, :128], v),
+        (k, v[:, :, :128]),
+        (k, v[:, :2]),
+        (k[:1], v),
+    ]:
+        with pytest.raises(ValueError, match="must agree.*query, key and value are"):
+            flex_attention(q, bad_k, bad_v)
+    with pytest.raises(ValueError, match="key has batch 2, query 1"):
+        flex_attention(q[:1], k, v)
+    with pytest.raises(ValueError, match="floating dtype, not cpu/torch.int32"):
+        flex_attention(q.int(), k.int(), v.int())
+    with pytest.raises(ValueError, match="must not be empty"):
+        flex_attention(q[:0], k[:0], v[:0])
     with pytest.raises(ValueError, match=r"\[batch, heads, tokens, dim\]"):
         flex_attention(q[0], k[0], v[0])
     with pytest.raises(ValueError, match="not both"):

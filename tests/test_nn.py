@@ -1,3 +1,4 @@
+import pytest
 import torch
 from laws import assert_accurate
 
@@ -60,3 +61,12 @@ def test_reset_parameters_restores_the_start():
     layer.reset_parameters()
     assert (layer.gate_fine.bias == 1).all() and (layer.gate_coarse.bias == 0).all()
     assert 0.01 < layer.gate_coarse.weight.std() < 0.03
+
+
+def test_it_works_under_autocast_and_refuses_no_tiles():
+    x, *qkv = inputs()
+    tiled = [tiling.to_tiles(t) for t in (x, *qkv)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert VSA(48, 3, top_k=2)(*tiled, tiling).dtype == torch.float32
+    with pytest.raises(ValueError, match="top_k=0 must be an int of at least 1"):
+        VSA(48, 3, top_k=0)

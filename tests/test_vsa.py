@@ -159,11 +159,32 @@ def test_bad_input_is_one_clear_line():
     with pytest.raises(ValueError, match=r"^gate_fine has 75 rows"):
         vsa_attention(good, good, good, tiling, top_k=2, gate_fine=raster)
     for top_k in (0, 9, -1):
-        with pytest.raises(ValueError, match=rf"^top_k={top_k} must lie in 1..8"):
+        with pytest.raises(ValueError, match=rf"^top_k={top_k} must be an int in 1..8"):
             vsa_mask(good, good, tiling, top_k=top_k)
-    with pytest.raises(ValueError, match="share device and dtype.*cpu/torch.float64"):
+    for top_k in (2.0, "2"):
+        with pytest.raises(ValueError, match=rf"^top_k={top_k!r} must be an int in 1..8"):
+            vsa_attention(good, good, good, tiling, top_k=top_k)
+    with pytest.raises(ValueError, match="share device and a floating dtype.*cpu/torch.float64"):
         vsa_attention(good, good, good.double(), tiling, top_k=2, gate_coarse=good)
-    with pytest.raises(ValueError, match="gate_fine is cpu/torch.float64, q is cpu/torch.float32"):
-        vsa_attention(good, good, good, tiling, top_k=2, gate_fine=good.double())
+    for mask in (vsa_mask, vsa_tile_map):
+        with pytest.raises(ValueError, match="share device and a floating dtype"):
+            mask(good.double(), good, tiling, top_k=2)
+    for gate in (good.double(), good[0], good[:, :1], good.repeat(2, 1, 1, 1)):
+        with pytest.raises(ValueError, match=r"^gate_fine is \(.*make them alike$"):
+            vsa_attention(good, good, good, tiling, top_k=2, gate_fine=gate)
+    with pytest.raises(ValueError, match=r"heads \(1, 2\), k and v \(1, 1\): repeat the key"):
+        vsa_attention(good, good[:, :1], good[:, :1], tiling, top_k=2)
     with pytest.raises(ValueError, match=r"must be \[batch, heads, tokens, dim\]"):
         vsa_mask(good[0], good[0], tiling, top_k=2)
+
+
+def test_autocast_rounds_neither_scores_nor_the_coarse_output():
+    tiling = VideoTiling((8, 16, 16), (4, 4, 4))
+    problem = dict(tiling=tiling, batch=1, heads=2, dim=64, seed=0)
+    inputs = [tiling.to_tiles(x.detach()) for x in tensors(4, problem)]
+    expected = vsa_attention(*inputs[:3], tiling, top_k=5, gate_coarse=inputs[3])
+    chosen = vsa_tile_map(*inputs[:2], tiling, top_k=5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = vsa_attention(*inputs[:3], tiling, top_k=5, gate_coarse=inputs[3])
+        assert torch.equal(vsa_tile_map(*inputs[:2], tiling, top_k=5), chosen)
+    assert torch.equal(out, expected)
