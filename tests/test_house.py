@@ -46,6 +46,11 @@ def test_train_imports_torchtitan_in_one_module():
     assert users == ["titan.py"]
 
 
+def test_train_imports_neither_tests_nor_benchmarks():
+    for path in (ROOT / "train").rglob("*.py"):
+        assert not imported(path) & {"tests", "benchmarks"}, path
+
+
 def modules():
     files = sorted((ROOT / "flexsparse").rglob("*.py"))
     return [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files]

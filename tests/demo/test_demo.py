@@ -5,14 +5,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
+import torch
+import torch.distributed as dist
 from PIL import Image
 
 from train.demo import run as demo
 from train.demo.__main__ import main
-from train.demo.measure import Trial, try_steps
-from train.demo.settings import RUNS
+from train.demo.measure import SlotCall, Trial, try_steps
+from train.demo.settings import RUNS, Settings
 
 
 def test_the_demo_runs_and_runs_again_on_a_slow_machine(
@@ -39,6 +42,29 @@ def test_the_demo_runs_and_runs_again_on_a_slow_machine(
     assert mine.exists()
     for name in RUNS:  # the first one's logs are gone
         assert len(list((out / name).glob("tb/*/events*"))) == 1
+
+
+def test_attention_is_timed_in_the_dtype_of_training(tmp_path, videos, tiny, monkeypatch):
+    timed: list[SlotCall] = []
+
+    def take_calls(runs, repeats):
+        timed.extend(call for calls in runs.values() for call in calls)
+        raise InterruptedError
+
+    def in_bfloat16(self, *args):
+        config = real(self, *args)
+        return replace(config, training=replace(config.training, param_dtype="bfloat16"))
+
+    real = Settings.trainer
+    monkeypatch.setattr(Settings, "trainer", in_bfloat16)
+    monkeypatch.setattr(demo, "try_steps", lambda config: Trial(2**20, tiny.seconds / 4))
+    monkeypatch.setattr(demo, "attention_seconds", take_calls)
+    with pytest.raises(InterruptedError):
+        demo.run(tiny, tmp_path / "demo", videos)
+    assert len(timed) == 2 * tiny.layers and not dist.is_initialized()
+    for call in timed:
+        tensors = [*call.slot.parameters(), *call.inputs[:-1]]
+        assert {x.dtype for x in tensors} == {torch.bfloat16}
 
 
 def test_a_trial_that_fails_says_why(videos, tiny, tmp_path):

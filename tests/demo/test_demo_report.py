@@ -50,6 +50,8 @@ def test_the_findings_say_what_the_numbers_say():
         assert said in text
     worse = replace(DENSE, attention_seconds=1.8, validation_loss=0.45, peak_memory=2**20)
     text = " ".join(findings(both(worse)))
+    slow = replace(DENSE, attention_seconds=1.8)
+    assert "dense attention was 150% of it" in " ".join(findings({"dense": slow, "vsa": VSA}))
     assert "2.0 times as slow" in text and "10.0% lower" in text and "99.8% less memory" in text
 
 

@@ -8,10 +8,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainer_runs import run, tiny
 
-from models.attention import Dense
+from models.attention import VSA, Dense
 from train.checkpoint import Checkpointer
 from train.ema import EMA
-from train.metrics import Metrics, film_strip
+from train.metrics import Metrics, attention_cost, film_strip
 from train.validation import Validator
 
 QUIET = Checkpointer.Config(enable=False)
@@ -88,13 +88,17 @@ def test_tensorboard_has_numbers_and_samples(validated):
     assert "step 3/4  loss" in log and "left" in log and "step 4  validation loss" in log
 
 
-def test_dense_attention_costs_more(tmp_path, validated):
-    dense = tiny(tmp_path, attention=Dense(), checkpoint=QUIET).build()
-    dense.close()
-    costs, sparse = dense._costs, validated[0]._costs
-    assert costs["attention__sparsity"] == 0
-    assert costs["attention__flops_per_clip"] == 2 * 7 / 2 * 4 * 32 * 32 * 32  # layers, 4 L^2 dim
-    assert sparse["attention__flops_per_clip"] != costs["attention__flops_per_clip"]
+def test_dense_attention_costs_more():
+    def cost(attention):
+        model = replace(tiny("unused").model, video=(4, 64, 64), attention=attention)
+        return attention_cost(model.build())
+
+    dense, sparse = cost(Dense()), cost(VSA(tile=(2, 4, 4), top_k=2))
+    assert dense["attention__sparsity"] == 0 and sparse["attention__sparsity"] == 1 - 2 / 8
+    flops = [costs["attention__flops_per_clip"] for costs in (dense, sparse)]
+    pairs = [256 * 256, 256 * 2 * 32 + 8 * 8]  # a row meets all rows, or two tiles' and all tiles
+    assert flops == [2 * 7 / 2 * 4 * p * 32 for p in pairs]  # layers, 4 L^2 dim
+    assert flops[1] < flops[0]
 
 
 def test_learning_rate_warms_up_and_ends_where_it_says(tmp_path):

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainer_runs import finish, plain_run, run, start, tiny
+from trainer_runs import SPARSE, finish, plain_run, run, start, tiny
 
 from models.attention import Dense
 from train.checkpoint import complete_steps
 
-NAMES = ("fsdp", "ddp")
+SLOTS = {"fsdp": SPARSE, "ddp": Dense()}  # what two_ranks.py trains
 
 
 def distance(a, b):
@@ -21,15 +21,19 @@ def distance(a, b):
     return (torch.as_tensor(a).double() - torch.as_tensor(b).double()).norm().item()
 
 
-@pytest.fixture(scope="module")
-def exact():
+def exactly(slot):
     """Numbers and weights in fp64, and how far plain PyTorch in fp32 is from them."""
-    config = tiny("unused", attention=Dense())
+    config = tiny("unused", attention=slot)
     numbers, weights = plain_run(config, torch.float64)
     plain_numbers, plain_weights = plain_run(config, torch.float32)
     rounding = torch.tensor(numbers).norm().item() * torch.finfo(torch.float32).eps
     numbers_error = max(distance(plain_numbers, numbers), rounding)
     return numbers, weights, numbers_error, distance(plain_weights, weights)
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return exactly(Dense())
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +60,16 @@ def test_gradient_accumulation_equals_the_large_batch(tmp_path, exact):
     assert_as_exact_as_plain(*run(config), exact)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_two_processes_equal_one(two_ranks, exact, name):
+@pytest.mark.parametrize("name", SLOTS)
+def test_two_processes_equal_one(two_ranks, name):
     results = [torch.load(two_ranks / name / f"rank{rank}.pt") for rank in range(2)]
     assert results[0]["numbers"] == results[1]["numbers"]
-    assert_as_exact_as_plain(results[0]["numbers"], results[0]["weights"], exact)
+    assert_as_exact_as_plain(results[0]["numbers"], results[0]["weights"], exactly(SLOTS[name]))
 
 
 def test_shards_differ_and_make_up_the_initial_weights(two_ranks):
     torch.manual_seed(0)
-    whole = dict(tiny("unused", attention=Dense()).model.build().named_parameters())
+    whole = dict(tiny("unused", attention=SLOTS["fsdp"]).model.build().named_parameters())
     shards = [torch.load(two_ranks / "fsdp" / f"rank{rank}.pt")["shards"] for rank in range(2)]
     random = 0
     for name, weight in whole.items():

@@ -39,9 +39,10 @@ def stop_one_rank(trainer: Trainer, step: int) -> None:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    for name, parallel in {"fsdp": ParallelConfig(), "ddp": ParallelConfig(replicas=2)}.items():
-        run = folder / f"{name}_run"
-        train(tiny(run, attention=Dense(), local_batch_size=2, parallel=parallel), folder / name)
+    train(tiny(folder / "fsdp_run", local_batch_size=2), folder / "fsdp")  # with VSA
+    ddp = ParallelConfig(replicas=2)
+    config = tiny(folder / "ddp_run", attention=Dense(), local_batch_size=2, parallel=ddp)
+    train(config, folder / "ddp")
     stopped = tiny(folder / "stopped", attention=Dense(), local_batch_size=2).build()
     stop_one_rank(stopped, step=2)
     stopped.train()

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from train.data.decode import decode_frames
+from train.data.decode import UnreadableVideo, decode_frames
 from train.data.shots import frame_change
 
 FORMAT = 1  # part of every key: another number, and old entries are no longer found
@@ -58,10 +59,10 @@ def cached_video(
     """The video's frames at this size and rate, decoded now if no entry has them.
 
     Processes that ask at the same time decode once: the others wait. `on_frame` hears the number of
-    frames decoded so far. Raises UnreadableVideo, and OSError in one line when the disk is full.
+    frames decoded so far. Raises UnreadableVideo for whatever is wrong with the video, and OSError
+    for what is wrong with the cache: in one line when the disk is full.
     """
-    stat = video.stat()
-    identity = (FORMAT, str(video.resolve()), stat.st_size, stat.st_mtime_ns, height, width, fps)
+    identity = (FORMAT, *_identity(video), height, width, fps)
     entry = cache_dir / hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
     frames_file, index_file = entry.with_suffix(".frames"), entry.with_suffix(".json")
     try:
@@ -83,6 +84,18 @@ def cached_video(
             "free some, or set cache_dir to a folder on another disk",
         ) from e
     return CachedVideo(frames_file, index["num_frames"], height, width, tuple(index["changes"]))
+
+
+def _identity(video: Path) -> tuple[str, int, int]:
+    try:
+        found = video.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise UnreadableVideo("it is no regular file")
+        return str(video.resolve()), found.st_size, found.st_mtime_ns
+    except FileNotFoundError as e:
+        raise UnreadableVideo("there is no such file") from e
+    except (OSError, ValueError) as e:  # a loop of links, a name too long or with a null in it, ...
+        raise UnreadableVideo(getattr(e, "strerror", None) or str(e)) from e
 
 
 def _write_frames(frames: Iterator[np.ndarray], out: BinaryIO, on_frame: Callable) -> dict:

@@ -24,7 +24,7 @@ def decode_frames(path: Path, height: int, width: int, fps: float) -> Iterator[n
     Raises UnreadableVideo.
     """
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="ignore") as container:
             if not container.streams.video:
                 raise UnreadableVideo("it has no video stream")
             stream = container.streams.video[0]
@@ -38,6 +38,8 @@ def decode_frames(path: Path, height: int, width: int, fps: float) -> Iterator[n
             yield from images
     except (av.error.FFmpegError, OSError) as e:
         raise UnreadableVideo(e.strerror or str(e)) from e
+    except UnicodeDecodeError as e:
+        raise UnreadableVideo(f"its header holds text that is not UTF-8: {e}") from e
 
 
 def _at_rate(

@@ -1,7 +1,9 @@
 """Which videos a folder holds and what their captions are, whichever usual way it is laid out."""
 
 import csv
+import io
 import json
+import os
 from pathlib import Path
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm")
@@ -17,7 +19,10 @@ def list_videos(folder: Path) -> list[tuple[Path, str]]:
     - otherwise every video at any depth; its caption is the `.txt` file of the same stem beside it,
       else the name of the subfolder that it is in (its class), else "".
 
-    Raises FileNotFoundError, and ValueError for metadata without these columns.
+    A caption file is read as UTF-8, with U+FFFD for what is not. A video that is a broken link is
+    listed too: who reads it can say what is wrong.
+
+    Raises FileNotFoundError, and ValueError for metadata that cannot be read or lacks a column.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder of videos at {folder}: set path to one")
@@ -27,7 +32,8 @@ def list_videos(folder: Path) -> list[tuple[Path, str]]:
         raise ValueError(f"{folder} has {len(present)} metadata files ({names}): keep one of them")
     if present:
         return _from_metadata(folder, present[0])
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    named = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    found = sorted(p for p in named if not os.path.isdir(p))
     if not found:
         raise FileNotFoundError(f"{folder} holds no video: none of {', '.join(SUFFIXES)}")
     return [(p, _caption_beside(p, folder)) for p in found]
@@ -36,7 +42,7 @@ def list_videos(folder: Path) -> list[tuple[Path, str]]:
 def _caption_beside(video: Path, folder: Path) -> str:
     text = video.with_suffix(".txt")
     if text.is_file():
-        return " ".join(text.read_text(encoding="utf-8").split())
+        return " ".join(text.read_text(encoding="utf-8", errors="replace").split())
     if video.parent == folder:
         return ""
     return video.parent.name.replace("_", " ").replace("-", " ")
@@ -51,30 +57,44 @@ def _from_metadata(folder: Path, metadata: Path) -> list[tuple[Path, str]]:
                 f"{metadata}: row {number} has the columns {', '.join(map(str, row))}; "
                 "it needs file_name and caption (or text)"
             )
-        videos.append((folder / row["file_name"], str(caption)))
+        videos.append((folder / str(row["file_name"]), str(caption)))
     if not videos:
         raise ValueError(f"{metadata} names no video: it has no rows")
     return sorted(videos)
 
 
 def _read_rows(metadata: Path) -> list[dict]:
-    if metadata.suffix == ".csv":
-        with open(metadata, newline="", encoding="utf-8-sig") as f:
-            return list(csv.DictReader(f))
     if metadata.suffix == ".parquet":
+        return _read_parquet(metadata)
+    try:
+        text = metadata.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{metadata} is not UTF-8 ({e}): save it as UTF-8") from e
+    if metadata.suffix == ".csv":
         try:
-            import pyarrow.parquet
-        except ImportError as e:
-            raise ImportError(
-                f"reading {metadata} takes pyarrow: pip install pyarrow, "
-                "or write the table as metadata.csv or metadata.jsonl"
-            ) from e
-        return pyarrow.parquet.read_table(metadata).to_pylist()
+            return list(csv.DictReader(io.StringIO(text, newline="")))
+        except csv.Error as e:
+            raise ValueError(f"{metadata} is no table of comma-separated values: {e}") from e
     rows = []
-    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             try:
                 rows.append({**json.loads(line)})
             except (ValueError, TypeError) as e:
                 raise ValueError(f"{metadata}: line {number} is no JSON object: {e}") from e
     return rows
+
+
+def _read_parquet(metadata: Path) -> list[dict]:
+    try:
+        import pyarrow.parquet
+    except ImportError as e:
+        raise ValueError(
+            f"reading {metadata} takes pyarrow: pip install pyarrow, "
+            "or write the table as metadata.csv or metadata.jsonl"
+        ) from e
+    try:
+        return pyarrow.parquet.read_table(metadata).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as e:
+        said = " ".join(str(e).split())
+        raise ValueError(f"{metadata} is no Parquet table: {said}") from e

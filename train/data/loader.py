@@ -150,6 +150,7 @@ class VideoDataLoader:
             batch_size=self.stream.batch_size,
             num_workers=self.config.num_workers,
             collate_fn=self.collate,
+            pin_memory=torch.cuda.is_available(),  # the trainer copies without waiting
         )
         for batch in itertools.islice(loader, len(self) if self.split == "validation" else None):
             self.position += self.clips_a_step
@@ -185,6 +186,8 @@ def open_clips(config: VideoDataLoader.Config, split: Split) -> Clips[Sample]:
         return MovingDigits(validation, first=train, **size)
     if config.source != "folder":
         raise ValueError(f'source="{config.source}": it is "folder" or "digits"')
+    if not config.path:  # Path("") is the current directory
+        raise ValueError("give --dataloader.path, a folder of videos")
     return VideoFolder(
         config.path,
         **size,

@@ -98,8 +98,6 @@ class VideoFolder:
 
                 try:
                     yield file, caption, cached_video(file, cache, **size, on_frame=on_frame)
-                except FileNotFoundError:
-                    self.skipped.append((file, "there is no such file"))
                 except UnreadableVideo as e:
                     self.skipped.append((file, str(e)))
 

@@ -100,12 +100,17 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def plain_copy(trainer: Trainer) -> PixelDiT:
-    """The trainer's model with its weights as they are, whole, on its device, outside FSDP."""
+def plain_copy(trainer: Trainer, *, cast: bool = False) -> PixelDiT:
+    """The trainer's model with its weights as they are, whole, on its device, outside FSDP.
+
+    With `cast`, in the dtype that training computes in rather than in the weights' fp32.
+    """
     model = trainer.config.model.build().to(trainer.device)
     state = trainer.model.state_dict()
     whole = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in state.items()}
     model.load_state_dict(whole)
+    if cast:
+        model.to(getattr(torch, trainer.config.training.param_dtype))
     return model.eval()
 
 

@@ -142,7 +142,7 @@ def findings(outcomes: Mapping[str, Outcome]) -> list[str]:
         f"Attention with VSA is {dense.attention_flops / vsa.attention_flops:.1f} times less "
         f"arithmetic and {_speed(dense.attention_seconds / vsa.attention_seconds)}.",
         f"A whole training step is {_speed(dense.step_seconds / vsa.step_seconds)}: dense "
-        f"attention was {min(share, 1):.0%} of it, and the rest of the model costs the same.",
+        f"attention was {share:.0%} of it, and the rest of the model costs the same.",
         f"The loss on held-out clips fell from {dense.first_loss:.2f} to "
         f"{dense.validation_loss:.3f} with dense attention and from {vsa.first_loss:.2f} to "
         f"{vsa.validation_loss:.3f} with VSA, which is {_more(loss, 'higher', 'lower')}.",

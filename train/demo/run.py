@@ -65,7 +65,11 @@ def run(settings: Settings, out: Path, own_clips: Path | None = None) -> None:
         say("5/5  attention alone, pictures, report")
         example = shown[0]
         calls = {name: slot_calls(m, *noisy(example, m)) for name, m in models.items()}
-        attention = attention_seconds(calls, settings.repeats)
+        timed = {
+            name: slot_calls(plain_copy(trainer, cast=True), *noisy(example, models[name]))
+            for name, trainer in trainers.items()
+        }
+        attention = attention_seconds(timed, settings.repeats)
     finally:
         for trainer in trainers.values():
             trainer.close()

@@ -1,5 +1,6 @@
 import struct
 
+import av
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -54,6 +55,26 @@ def test_a_frame_is_turned_upright(tmp_path, write_video, turns):
     (frame,) = decode_frames(video, 40, 40, 0)
     seen = [frame[y, x] for y, x in ((0, 0), (0, -1), (-1, -1), (-1, 0))]
     assert np.array_equal(seen, np.roll(CORNERS, -turns, axis=0))
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "avi"])
+def test_a_title_in_another_encoding_is_no_matter(tmp_path, suffix):
+    file = tmp_path / f"v.{suffix}"
+    with av.open(str(file), "w", metadata_encoding="latin-1") as container:
+        container.metadata["title"] = "caf\xe9"
+        stream = container.add_stream("ffv1", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 40, 60, "bgr0"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(corners(), format="rgb24")))
+        container.mux(stream.encode())
+    assert b"caf\xe9" in file.read_bytes()
+    (frame,) = decode_frames(file, 40, 60, 0)
+    assert np.array_equal(frame, corners())
+
+
+def test_other_text_that_is_not_utf8_makes_a_file_unreadable(tmp_path, monkeypatch):
+    monkeypatch.setattr(av, "open", lambda *_, **__: b"caf\xe9".decode())
+    with pytest.raises(UnreadableVideo, match="not UTF-8: .*0xe9"):
+        list(decode_frames(tmp_path / "v.mkv", 32, 32, 0))
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all" * 100])

@@ -60,7 +60,7 @@ def test_parquet_without_pyarrow_says_what_to_do(tmp_path, monkeypatch):
     touch(tmp_path / "metadata.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ImportError, match=r"pip install pyarrow.*metadata\.csv"):
+    with pytest.raises(ValueError, match=r"pip install pyarrow.*metadata\.csv"):
         list_videos(tmp_path)
 
 
@@ -72,14 +72,31 @@ def test_parquet_without_pyarrow_says_what_to_do(tmp_path, monkeypatch):
         ("metadata.csv", "file_name,caption\n", ValueError, "no rows"),
         ("metadata.jsonl", '{"file_name": "a", "text": ""}\n{oops', ValueError, "line 2"),
         ("metadata.jsonl", "[1, 2]", ValueError, "line 1"),
+        ("metadata.csv", "file_name,text\na.mp4,caf\xe9", ValueError, "csv is not UTF-8"),
+        ("metadata.csv", "file_name,text\na," + "x" * 200_000, ValueError, "csv.*limit"),
+        ("metadata.jsonl", '{"text": "caf\xe9"}', ValueError, "jsonl is not UTF-8"),
         ("notes.md", "nothing", FileNotFoundError, "no video.*mp4"),
     ],
 )
 def test_folders_that_make_no_sense_say_so(tmp_path, name, content, error, says):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="latin-1")
     with pytest.raises(error, match=says) as caught:
         list_videos(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_broken_parquet_file_is_one_line(tmp_path):
+    pytest.importorskip("pyarrow")
+    touch(tmp_path / "metadata.parquet", "no table at all" * 10)
+    with pytest.raises(ValueError, match=r"metadata\.parquet is no Parquet table: ") as caught:
+        list_videos(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_caption_in_another_encoding_keeps_what_can_be_read(tmp_path):
+    video = touch(tmp_path / "a.mp4")
+    (tmp_path / "a.txt").write_bytes("a caf\xe9 at night".encode("latin-1"))
+    assert list_videos(tmp_path) == [(video, "a caf\ufffd at night")]
 
 
 def test_two_metadata_files_are_one_too_many(tmp_path):

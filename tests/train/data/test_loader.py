@@ -166,3 +166,16 @@ def test_digits_of_the_two_splits_differ():
 def test_an_unknown_source_is_refused():
     with pytest.raises(ValueError, match='source="films": it is "folder" or "digits"'):
         VideoDataLoader.Config(source="films").build()
+
+
+def test_a_folder_without_a_path_is_refused():
+    with pytest.raises(ValueError, match="give --dataloader.path, a folder of videos"):
+        VideoDataLoader.Config().build()
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_batches_are_pinned_where_there_is_cuda(monkeypatch, cuda):
+    asked = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr("train.data.loader.DataLoader", lambda _, **o: asked.update(o) or ())
+    assert not list(DIGITS.build()) and asked["pin_memory"] is cuda

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from typing import Any
 
 import numpy as np
@@ -53,8 +52,15 @@ def test_another_file_or_other_options_are_another_entry(tmp_path, video, write_
     assert smaller.read(0, 1).shape == (1, 16, 32, 3)
     assert cached_video(video, tmp_path / "cache", height=32, width=32, fps=5).num_frames == 28
     write_scenes(video, [12])
-    os.utime(video, ns=(1, 1))
     assert read_all(video, tmp_path / "cache")[0].shape[0] == 12 != first.shape[0]
+
+
+def test_a_file_written_again_is_decoded_again(tmp_path, video, monkeypatch):
+    read_all(video, tmp_path / "cache")
+    os.utime(video, ns=(1, 1))
+    forbid_decoding(monkeypatch)
+    with pytest.raises(AssertionError, match="decoded again"):
+        read_all(video, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
@@ -99,15 +105,16 @@ def test_a_damaged_entry_is_decoded_again(tmp_path, video):
         assert np.array_equal(read_all(video, tmp_path / "cache")[0], whole)
 
 
-def test_a_full_disk_is_one_clear_line_and_no_entry(tmp_path, video, monkeypatch):
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_clear_line_and_no_entry(tmp_path, video, monkeypatch, code):
     def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
         patch.setattr(cache.os, "fsync", full)
         with pytest.raises(OSError, match=r"no space left .*v\.mov.*set cache_dir") as caught:
             read_all(video, tmp_path / "cache")
-    assert caught.value.errno == errno.ENOSPC and "\n" not in str(caught.value)
+    assert caught.value.errno == code and "\n" not in str(caught.value)
     assert {p.suffix for p in (tmp_path / "cache").iterdir()} == {".lock"}
 
 
@@ -116,7 +123,7 @@ def test_processes_that_ask_together_decode_once(tmp_path, video):
         "import sys, time; from pathlib import Path; from train.data.cache import cached_video\n"
         "seen = []\n"
         "def on_frame(n): seen.append(n); time.sleep(0.02)\n"
-        "sys.stdin.readline()\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
         f"entry = cached_video(Path({str(video)!r}), Path({str(tmp_path / 'cache')!r}), "
         "height=32, width=32, fps=0, on_frame=on_frame)\n"
         "print(entry.num_frames, len(seen))"
@@ -124,6 +131,11 @@ def test_processes_that_ask_together_decode_once(tmp_path, video):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     children = [subprocess.Popen([sys.executable, "-c", code], env=env, **pipes) for _ in range(2)]
-    time.sleep(0.1)
-    said = sorted(child.communicate("go\n", timeout=60)[0].strip() for child in children)
+    for child in children:
+        assert child.stdout and child.stdout.readline() == "ready\n"
+    for child in children:
+        assert child.stdin
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    said = sorted(child.communicate(timeout=60)[0].strip() for child in children)
     assert said == ["55 0", "55 55"]

@@ -1,4 +1,8 @@
+import errno
+import json
 import logging
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,6 +93,38 @@ def test_a_file_that_metadata_names_may_be_missing(folder):
     clips = open_folder(folder)
     assert clips.skipped == [(folder / "gone.mov", "there is no such file")]
     assert {clip["caption"] for clip in clips} == {"one"}
+
+
+def test_paths_that_lead_nowhere_are_skipped_named_and_counted(folder, log):
+    (folder / "loop.mov").symlink_to("loop.mov")
+    (folder / "gone.mov").symlink_to("nowhere")
+    (folder / "long.mov").symlink_to("x" * 300)
+    os.mkfifo(folder / "pipe.mov")
+    skipped = {p.name: reason for p, reason in open_folder(folder).skipped}
+    assert sorted(skipped) == ["gone.mov", "long.mov", "loop.mov", "pipe.mov"]
+    assert "symbolic links" in skipped["loop.mov"] and "too long" in skipped["long.mov"]
+    assert "no such file" in skipped["gone.mov"] and "regular" in skipped["pipe.mov"]
+    assert "from 2 videos, 4 videos left out" in log.messages[-1]
+
+
+@pytest.mark.parametrize("name", ["a\0.mov", "x" * 300 + ".mov", "deep", "a.mov/b.mov"])
+def test_names_in_metadata_that_are_no_file_are_skipped(folder, name):
+    (folder / "deep").mkdir()
+    rows = [{"file_name": n, "text": "one"} for n in ("a.mov", name)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [p for p, _ in open_folder(folder).skipped] == [folder / name]
+
+
+def test_a_video_that_may_not_be_read_is_skipped(folder, monkeypatch):
+    real = Path.stat
+
+    def stat(path, **options):
+        if path.name == "b.mov":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert open_folder(folder).skipped == [(folder / "b.mov", "Permission denied")]
 
 
 def test_no_clip_left_is_an_error_with_the_numbers(folder):
