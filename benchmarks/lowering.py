@@ -47,7 +47,7 @@ def vsa_case(shape: str, dim: int, gates: bool) -> Case:
     return case
 
 
-def dit_case(attention: Dense | VSA) -> Case:
+def dit_case(attention: Any) -> Case:
     """A squared loss of a two-layer DiT in bf16, 4,096 tokens."""
 
     def case(device: torch.device) -> tuple[Callable[..., Tensor], list[Tensor]]:

@@ -94,9 +94,9 @@ def tile_block_mask(selected: Tensor, tiling: VideoTiling) -> TileBlockMask:
     is_full = counts == rows
     partial, full = _forward_lists(selected, is_full, tiling)
     by_key = _transposed_lists(chosen, is_full, tiling) if torch.is_grad_enabled() else (None,) * 4
-    mask = TileBlockMask(
-        (tiling.padded_tokens,) * 2, *partial, *full, *by_key, (rows, rows), mask_mod
-    )
+    lists: Any = (*partial, *full, *by_key)
+    seq_lengths = (tiling.padded_tokens, tiling.padded_tokens)
+    mask = TileBlockMask(seq_lengths, *lists, BLOCK_SIZE=(rows, rows), mask_mod=mask_mod)
     mask.tiling = tiling
     return mask
 

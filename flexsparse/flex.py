@@ -198,6 +198,7 @@ def _partial_mask(mask: BlockMask, q: Tensor, k: Tensor) -> Tensor:
     if tiling is not None:
         return tiling.valid(q.device).view(1, 1, 1, tiling.num_tiles, 1, tiling.rows)
     q_len, kv_len = q.shape[-2], k.shape[-2]
-    dense = create_mask(mask.mask_mod, *mask.kv_num_blocks.shape[:2], q_len, kv_len, "cpu")
+    batch, heads = mask.kv_num_blocks.shape[:2]
+    dense = create_mask(mask.mask_mod, batch, heads, q_len, kv_len, "cpu")
     dense = F.pad(dense, (0, -kv_len % kv_block, 0, -q_len % q_block))
     return dense.unflatten(3, (-1, kv_block)).unflatten(2, (-1, q_block)).transpose(3, 4)

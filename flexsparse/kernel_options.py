@@ -72,7 +72,7 @@ def _lowered_call() -> tuple[bool, int, int]:
     marked = any(MARK in a for a in arguments if isinstance(a, dict))
     # as_tuple() ends with query block, key block, mask_mod in every torch version; no other
     # argument of the node is as long a tuple.
-    lists = max((a for a in arguments if isinstance(a, tuple)), key=len)
+    lists: Any = max((a for a in arguments if isinstance(a, tuple)), key=len)
     return marked, int(lists[-3]), int(lists[-2])
 
 

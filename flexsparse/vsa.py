@@ -104,8 +104,8 @@ def vsa_attention(
 
 def _select(q: Tensor, k: Tensor, tiling: VideoTiling, top_k: int) -> Tensor:
     _check(q, k, tiling, top_k)
-    pooled = (pool_tiles(x.detach(), tiling) for x in (q, k))
-    return select_top_k(coarse_scores(*pooled), top_k)
+    scores = coarse_scores(pool_tiles(q.detach(), tiling), pool_tiles(k.detach(), tiling))
+    return select_top_k(scores, top_k)
 
 
 def _check(q: Tensor, k: Tensor, tiling: VideoTiling, top_k: int) -> None:

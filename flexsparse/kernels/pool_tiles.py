@@ -30,7 +30,7 @@ def _pool_forward(
     m_d = o_d < D
     p_x = x + (i_bh // H) * stride_b + (i_bh % H) * stride_h
     total = tl.zeros([BLOCK_D], dtype=out.dtype.element_ty)
-    for start in tl.static_range(0, ROWS, BLOCK_R):
+    for start in tl.static_range(0, ROWS, BLOCK_R):  # pyright: ignore[reportGeneralTypeIssues]
         o_r = start + tl.arange(0, BLOCK_R)
         m_x = (o_r < count)[:, None] & m_d[None, :]
         o_l = (i_n.to(tl.int64) * ROWS + o_r) * stride_l
@@ -53,7 +53,7 @@ def _pool_backward(
     b_g = tl.load(dout + (i_bh * n + i_n) * D + o_d, mask=m_d, other=0.0)
     b_g = b_g / count.to(b_g.dtype)
     p_dx = dx + (i_bh * n + i_n) * ROWS * D
-    for start in tl.static_range(0, ROWS, BLOCK_R):
+    for start in tl.static_range(0, ROWS, BLOCK_R):  # pyright: ignore[reportGeneralTypeIssues]
         o_r = start + tl.arange(0, BLOCK_R)
         b_dx = tl.where((o_r < count)[:, None], b_g[None, :], 0.0)
         m_dx = (o_r < ROWS)[:, None] & m_d[None, :]
