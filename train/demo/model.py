@@ -10,19 +10,23 @@ from torch import Tensor, nn
 
 from models.video_dit import VideoDiTConfig
 
-PLACES = 7  # channels that say where a pixel is
+WAVES = 4  # frequencies along each axis, from half a wave to four
+PLACES = 3 + 6 * WAVES  # channels that say where a pixel is
 LEAST_TIME = 0.2
+SPREAD = 0.5  # standard deviation of a clip's pixels, about
 
 
 @dataclass(frozen=True)
 class PixelDiTConfig:
-    """A VideoDiT of three colours with two additions, for a training of minutes.
+    """A VideoDiT of three colours with three additions, for a training of minutes.
 
     - Each pixel comes with its place in the clip, in PLACES more channels: rotary embedding alone
       tells how far apart tokens are, and it takes long to learn the layout of a scene from that.
     - The model predicts the clean clip x0, and the velocity is made of it, (x_t - x0) / t, with t
       at least LEAST_TIME: in pixels, a clip is easier to predict than noise (Li and He, "Back to
       Basics: Let Denoising Generative Models Denoise", arXiv 2511.13720).
+    - It sees x_t scaled to the best linear guess at x0, which fades as noise takes over: else it
+      would first have to learn not to look at noise.
 
     `dit.channels` is 3.
     """
@@ -48,13 +52,21 @@ class PixelDiT(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         where = places(self.config.video, x.device).to(x.dtype).expand(len(x), -1, -1, -1, -1)
-        x0 = self.dit(torch.cat([x, where], dim=1), t, context)[:, : x.shape[1]]
-        return (x - x0) / t.clamp(min=LEAST_TIME).view(-1, 1, 1, 1, 1).to(x.dtype)
+        s = t.view(-1, 1, 1, 1, 1)
+        guess = (1 - s) * SPREAD**2 / (((1 - s) * SPREAD) ** 2 + s**2)
+        seen = torch.cat([x * guess.to(x.dtype), where], dim=1)
+        x0 = self.dit(seen, t, context)[:, : x.shape[1]]
+        return (x - x0) / s.clamp(min=LEAST_TIME).to(x.dtype)
 
 
 def places(video: tuple[int, int, int], device: torch.device) -> Tensor:
-    """Time, height and width from -1 to 1, and waves along the picture: [PLACES, T, H, W]."""
+    """Time, height and width from -1 to 1, and WAVES waves along each: [PLACES, T, H, W]."""
     axes = [torch.linspace(-1, 1, size, device=device) for size in video]
-    t, y, x = torch.meshgrid(axes, indexing="ij")
-    waves = [wave(math.tau * axis) for axis in (y, x) for wave in (torch.sin, torch.cos)]
-    return torch.stack([t, y, x, *waves])
+    axes = torch.meshgrid(axes, indexing="ij")
+    waves = [
+        wave(2**i * math.pi / 2 * axis)
+        for i in range(WAVES)
+        for axis in axes
+        for wave in (torch.sin, torch.cos)
+    ]
+    return torch.stack([*axes, *waves])

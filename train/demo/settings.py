@@ -32,8 +32,8 @@ class Settings:
     layers: int = 3
     ffn: int = 256
     fps: float = 12
-    lr: float = 2e-3
-    shift: float = 3.0
+    lr: float = 4e-3
+    shift: float = 5.0
     steps: int = 160
     seconds: float = 240
     validations: int = 8
