@@ -43,8 +43,8 @@ ROWS = [
     ("attention in a step, GFLOP", "attention_flops", 1e9, "{:.1f}"),
     ("peak memory of training, MiB", "peak_memory", 2**20, "{:.0f}"),
 ]
-MEMORY_CPU = "how far a fresh process grew in three training steps, at its largest"
-MEMORY_GPU = "what a fresh process had allocated on the GPU in three training steps, at its largest"
+MEMORY_CPU = "how far a fresh process grew in a few training steps, at its largest"
+MEMORY_GPU = "what a fresh process had allocated on the GPU in a few training steps, at its largest"
 
 REPORT = Template("""\
 # What sparse attention changed

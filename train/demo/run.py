@@ -48,7 +48,8 @@ def run(settings: Settings, out: Path, own_clips: Path | None = None) -> None:
     say("2/5  trial steps of each model, in a process of its own: memory and time")
     trials = {name: try_steps(settings.trainer(name, folder, out, 1)) for name in RUNS}
     pair = sum(trial.step_seconds for trial in trials.values())
-    steps = max(settings.validations, min(settings.steps, int(settings.seconds / pair)))
+    turns = min(settings.steps, int(settings.seconds / pair)) // settings.validations
+    steps = max(1, turns) * settings.validations
 
     say(f"3/5  training both for {steps} steps, about {time_text(steps * pair)}")
     trainers = build_trainers(settings, folder, out, steps)
