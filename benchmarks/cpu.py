@@ -108,6 +108,9 @@ def medians(step: Callable[..., None], rounds: int) -> dict[str, float]:
 
     A round is disturbed when others used more than 3 % of the machine's processors meanwhile.
     """
+    # As a training run's first freed activations do: from here on glibc keeps freed memory of such
+    # a size instead of handing it back to the system and faulting it in again at each step.
+    torch.ones(31 << 18)
     inputs, (grad,) = draw(5), draw(1)
     times: dict[str, list[float]] = {name: [] for name in METHODS}
     deadline = time.perf_counter() + 10 * rounds

@@ -10,6 +10,7 @@ the gradients of the gathered key blocks back by index.
 Scores stand keys by queries: most of the products then read their operands in memory order.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from flexsparse.cpu_chunks import Walk, gather
 
+LOG2_E = math.log2(math.e)
 SAFE = 40.0  # a row whose |lse| is below needs no shift: exp and its sums stay in fp32's range
 
 
@@ -76,16 +78,16 @@ def block_sparse_attention(
             continue
         q_, keys = q_.to(walk.dtype), gather(ks, ids, hidden, keys)
         while True:
-            p.baddbmm_(keys, q_, beta=0, alpha=scale)
+            p.baddbmm_(keys, q_, beta=0, alpha=scale * LOG2_E)
             if hidden is not None:
                 hidden.fill(p, -torch.inf)
             if shift:
                 top = p.amax(1, keepdim=True)
                 top.masked_fill_(top == -torch.inf, 0)
-                total = p.sub_(top).exp_().sum(1)
-                torch.add(total.log(), top[:, 0], out=lse_)
+                total = p.sub_(top).exp2_().sum(1)
+                torch.add(total.log(), top[:, 0], alpha=1 / LOG2_E, out=lse_)
             else:
-                total = p.exp_().sum(1)
+                total = p.exp2_().sum(1)
                 torch.log(total, out=lse_)
             safe = torch.linalg.vector_norm(lse_, torch.inf).item() <= SAFE
             if safe or shift:
@@ -124,38 +126,36 @@ def _backward(
     qs, gs, outs = (_blocks(x, q_block) for x in (q, g, out))
     lse, g_lse = (_blocks(x[..., None], q_block).mT for x in (lse, g_lse))
     ks, vs = (_blocks(x, kv_block).flatten(1) for x in (k, v))
-    # where lse is moderate, p comes without its factor exp(-lse), and g and delta with it
-    blind = lse == -torch.inf
-    lse = lse.masked_fill(blind, 0)
-    safe = lse.abs() <= SAFE
-    weight, shift = lse.neg().exp_().masked_fill_(~safe, 1), lse.masked_fill(safe, 0)
-    delta = (gs.to(walk.dtype) * outs).sum(-1)[:, None].sub_(g_lse).mul_(weight)
-    delta.masked_fill_(blind, 0)
-    any_blind, all_safe = bool(blind.any()), bool(safe.all())
+    blind = lse == -torch.inf  # a row that sees nothing
+    any_blind = bool(blind.any())
+    lse = lse.masked_fill(blind, 0).mul_(LOG2_E)
+    delta = (gs.to(walk.dtype) * outs).sum(-1)[:, None].sub_(g_lse).masked_fill_(blind, 0)
 
     dq = torch.empty(qs.shape, dtype=walk.dtype)
     dk, dv = (torch.zeros(x.shape, dtype=walk.dtype) for x in (ks, vs))
-    rows = (x.split(walk.size) for x in (dq, qs, gs, weight.mT, delta, shift, blind))
-    for (ids, hidden, buffers), dq_, q_, g_, weight_, delta_, shift_, blind_ in zip(walk, *rows):
+    rows = (x.split(walk.size) for x in (dq, qs, gs, lse, delta, blind))
+    for (ids, hidden, buffers), dq_, q_, g_, lse_, delta_, blind_ in zip(walk, *rows):
         if not ids.shape[0]:
             dq_.zero_()
             continue
         keys, values, p, ds = buffers
-        q_, g_ = q_.to(walk.dtype), g_ * weight_
+        q_, g_ = q_.to(walk.dtype), g_.to(walk.dtype)
         if any_blind:  # 0 times NaN is not 0
             q_, g_ = (x.masked_fill(blind_.mT, 0) for x in (q_, g_))
 
-        p.baddbmm_(gather(ks, ids, hidden, keys), q_.mT, beta=0, alpha=scale)
-        p.exp_() if all_safe else p.sub_(shift_).exp_()
+        # keys and values share memory, for what is gathered and for the gradients to be scattered
+        torch.bmm(gather(vs, ids, hidden, values), g_.mT, out=ds)
+        p.baddbmm_(gather(ks, ids, hidden, keys), q_.mT, beta=0, alpha=scale * LOG2_E)
+        p.sub_(lse_).exp2_()
         if hidden is not None:
             hidden.fill(p, 0)
-        torch.bmm(gather(vs, ids, hidden, values), g_.mT, out=ds).sub_(delta_).mul_(p)
+        ds.sub_(delta_).mul_(p)
 
-        torch.bmm(p, g_, out=values)
-        dv.index_add_(0, ids, values.view(ids.shape[0], -1))
         dq_.baddbmm_(ds.mT, keys, beta=0, alpha=scale)
         keys.baddbmm_(ds, q_, beta=0, alpha=scale)
         dk.index_add_(0, ids, keys.view(ids.shape[0], -1))
+        torch.bmm(p, g_, out=values)
+        dv.index_add_(0, ids, values.view(ids.shape[0], -1))
     dk, dv = (x.view(-1, kv_block, x.shape[1] // kv_block) for x in (dk, dv))
     return _tokens(dq, q, q.dtype), _tokens(dk, k, k.dtype), _tokens(dv, v, v.dtype)
 

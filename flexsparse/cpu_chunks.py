@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 2 << 20  # what one thread gathers and scores at a time: a core's cache
+CHUNK_BYTES = 2 << 20  # what one thread gathers and scores at a time: about a core's cache
 
 
 class Hidden(NamedTuple):
@@ -36,7 +36,7 @@ class Walk:
 
     Iterating gives, for each `size` rows (the last chunk may have fewer), the places of the blocks
     to gather among all key blocks, int64 [n * width]; what is hidden of them, or None; and buffers
-    [n, width * kv_block, d], for keys, for values and `scores` times for scores.
+    [n, width * kv_block, d], for keys, for values in the same memory, and `scores` times for scores.
     """
 
     def __init__(
@@ -83,10 +83,12 @@ class Walk:
         count = (kind < 2).sum(-1)
         widest = max(1, int(count.max()))
         self.depths = [dim, v.shape[3], *[q_block] * scores]
-        row = widest * kv_block * sum(self.depths) * self.dtype.itemsize
+        depths = max(self.depths[:2]), *self.depths[2:]
+        row = widest * kv_block * sum(depths) * self.dtype.itemsize
         self.size = min(torch.get_num_threads() * max(1, CHUNK_BYTES // row), len(count))
-        shape = self.size * widest, kv_block
-        self.memory = [torch.empty(*shape, d, dtype=self.dtype).view(-1) for d in self.depths]
+        cells = self.size * widest * kv_block
+        memory = [torch.empty(cells * d, dtype=self.dtype) for d in depths]
+        self.memory = memory[0], *memory
 
         def most(x: Tensor) -> Tensor:  # [rows] -> [chunks]
             return F.pad(x, (0, -len(x) % self.size)).view(-1, self.size).amax(-1)

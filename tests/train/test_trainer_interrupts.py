@@ -12,7 +12,7 @@ import pytest
 import torch
 from trainer_runs import finish, run, start, tiny
 
-from train.checkpoint import CheckpointNotSavedError, complete_steps
+from train.checkpoint import Checkpointer, CheckpointNotSavedError, complete_steps
 from train.history import NonFiniteError
 
 
@@ -27,19 +27,31 @@ def files_of_at_most(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def killed_while_saving_step_6(folder):
+    finish(start(str(Path(__file__).with_name("killed_run.py")), str(folder)), -signal.SIGKILL)
+    assert complete_steps(folder / "checkpoint") == [3], "what is not whole must not count"
+    assert any((folder / "checkpoint" / "step-6").iterdir()), "it was killed after it had begun"
+
+
 def test_kill_9_while_saving_leaves_the_checkpoint_before(tmp_path, caplog):
-    _, straight = run(tiny(tmp_path))
-    folder = tmp_path / "checkpoint"
-    assert complete_steps(folder) == [3, 6]
-    # Step 6 is saved again, over the one that is there, and the process dies in the midst of it.
-    finish(start(str(Path(__file__).with_name("killed_run.py")), str(tmp_path)), -signal.SIGKILL)
-    assert complete_steps(folder) == [3], "half new and half old must not count"
-    assert any((folder / "step-6").iterdir()), "it was killed after it had begun"
+    _, straight = run(tiny(tmp_path / "straight"))
+    run(tiny(tmp_path), until=3)
+    killed_while_saving_step_6(tmp_path)
     numbers, resumed = run(tiny(tmp_path))
     assert "removed what a killed run left of step-6" in caplog.text
     assert len(numbers) == 3
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
-    assert complete_steps(folder) == [3, 6]
+    assert complete_steps(tmp_path / "checkpoint") == [3, 6]
+
+
+def test_kill_9_while_saving_a_step_again_loses_nothing(tmp_path):
+    _, straight = run(tiny(tmp_path))
+    killed_while_saving_step_6(tmp_path)
+    numbers, resumed = run(tiny(tmp_path))
+    assert not numbers, "step 6 is there as it was before"
+    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+    run(tiny(tmp_path, checkpoint=Checkpointer.Config(interval=3, load_step=3)))
+    assert sorted(x.name for x in (tmp_path / "checkpoint").iterdir()) == ["step-3", "step-6"]
 
 
 def test_sigterm_saves_and_leaves_and_the_same_command_goes_on(tmp_path):
