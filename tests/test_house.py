@@ -5,10 +5,12 @@ import doctest
 import importlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
+from setuptools import find_packages
 
 import flexsparse
 from flexsparse import VideoTiling
@@ -78,3 +80,11 @@ def test_importing_the_library_does_not_load_the_compiler():
     code = "import sys, flexsparse; print('torch._inductor.choices' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert out.stdout == "False\n", out.stderr
+
+
+def test_the_wheel_holds_the_library_alone():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = find_packages(ROOT, include=settings["packages"]["find"]["include"])
+    assert sorted(packages) == ["flexsparse", "flexsparse.kernels"]
+    assert settings["package-data"] == {"flexsparse": ["py.typed"]}
+    assert (ROOT / "flexsparse" / "py.typed").is_file()

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         run(settings(), arguments.out, arguments.clips)
     except KeyboardInterrupt:
-        print("\nstopped; what is finished lies in", arguments.out)
+        print(f"\nstopped before the report; logs of what was trained lie in {arguments.out}")
         return 130
     except (RuntimeError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,5 +1,7 @@
 """The demo's results in words: the table for the terminal, and report.md around the pictures."""
 
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,8 +98,8 @@ Each model's clips alone: [dense.gif](dense.gif), [vsa.gif](vsa.gif).
 
 ## Go on
 
-- `tensorboard --logdir $folder` shows the curves and clips of both runs.
-- `python -m train.demo --clips FOLDER` does the same with your own videos.
+- `$bin/tensorboard --logdir $folder` shows the curves and clips of both runs.
+- `$bin/python -m train.demo --clips FOLDER` does the same with your own videos.
 
 Made in $minutes.
 """)
@@ -115,6 +117,7 @@ def write_report(path: Path, scene: Scene, outcomes: Mapping[str, Outcome]) -> N
         findings="\n".join(f"- {line}" for line in findings(outcomes)),
         memory=MEMORY_CPU if on_cpu else MEMORY_GPU,
         folder=path.parent,
+        bin=Path(os.path.relpath(sys.executable)).parent,
         minutes=time_text(scene.seconds),
     )
     path.write_text(text, encoding="utf-8")

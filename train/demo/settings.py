@@ -29,13 +29,13 @@ class Settings:
     patch: tuple[int, int, int] = (1, 4, 4)
     dim: int = 128
     heads: int = 2
-    layers: int = 3
+    layers: int = 2
     ffn: int = 256
     fps: float = 12
-    lr: float = 4e-3
+    lr: float = 3e-3
     shift: float = 5.0
-    steps: int = 160
-    seconds: float = 240
+    steps: int = 200
+    seconds: float = 270
     validations: int = 8
     samples: int = 3
     sample_steps: int = 20
