@@ -36,7 +36,8 @@ class Walk:
 
     Iterating gives, for each `size` rows (the last chunk may have fewer), the places of the blocks
     to gather among all key blocks, int64 [n * width]; what is hidden of them, or None; and buffers
-    [n, width * kv_block, d], for keys, for values in the same memory, and `scores` times for scores.
+    [n, width * kv_block, d], for keys, for values in the same memory, and `scores` times for
+    scores.
     """
 
     def __init__(
