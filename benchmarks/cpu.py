@@ -73,34 +73,35 @@ def rms(x: Tensor) -> float:
 
 
 def prove() -> None:
-    """VSA's output and gradients have at most twice plain PyTorch's error to the fp64 oracle."""
-    inputs, (grad,) = draw(3), draw(1)
+    """The outputs and gradients of all methods have at most twice plain PyTorch's error to fp64."""
+    inputs, (grad,) = draw(5), draw(1)
     grad = grad.detach()
     chosen = vsa_tile_map(inputs[0], inputs[1], TILING, top_k=TOP_K)
-    raster = [TILING.from_tiles(x.detach()) for x in (*inputs, grad)]
-    out = METHODS["vsa"][0](*inputs)
-    found = [out, *torch.autograd.grad(out, inputs, grad)]
-    found = [TILING.from_tiles(x.detach()) for x in found]
-    for head in range(HEADS):  # one at a time: the oracle is dense
-        results = []
-        for dtype in (torch.float64, torch.float32):
-            x = [t[:, head : head + 1].to(dtype).requires_grad_() for t in raster]
-            q, k, v, g = x
-            out = reference.vsa(
-                q,
-                k,
-                v,
-                TILING.video,
-                TILING.tile,
-                top_k=TOP_K,
-                tile_map=chosen[:, head : head + 1],
-                dtype=dtype,
+    for name in ("vsa", "vsa_gated"):
+        compute, count = METHODS[name]
+        out = compute(*inputs[:count])
+        found = [out, *torch.autograd.grad(out, inputs[:count], grad)]
+        found = [TILING.from_tiles(x.detach()) for x in found]
+        given = [TILING.from_tiles(x.detach()) for x in (*inputs[:count], grad)]
+        for head in range(HEADS):  # one at a time: the oracle is dense
+            one = [x[:, head : head + 1] for x in given]
+            exact, plain = (
+                oracle(one, chosen[:, head : head + 1], dtype)
+                for dtype in (torch.float64, torch.float32)
             )
-            results.append([out.detach(), *torch.autograd.grad(out, [q, k, v], g.detach())])
-        for ours, exact, plain in zip(found, *results):
-            errors = rms(ours[:, head : head + 1] - exact), rms(plain - exact)
-            assert errors[0] <= 2 * errors[1], f"error {errors[0]:.3g}, eager's {errors[1]:.3g}"
-    print("right: error to fp64 at most twice eager PyTorch's, output and gradients")
+            for ours, c, p in zip(found, exact, plain):
+                errors = rms(ours[:, head : head + 1] - c), rms(p - c)
+                assert errors[0] <= 2 * errors[1], f"error {errors[0]:.3g}, eager's {errors[1]:.3g}"
+    print("right: error to fp64 at most twice eager PyTorch's, outputs and gradients")
+
+
+def oracle(given: list[Tensor], chosen: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Plain PyTorch's output and gradients, given q, k, v, perhaps gates, and out's gradient."""
+    *inputs, grad = [x.to(dtype).requires_grad_() for x in given]
+    gates = dict(zip(("gate_coarse", "gate_fine"), inputs[3:]))
+    shape = (TILING.video, TILING.tile)
+    out = reference.vsa(*inputs[:3], *shape, top_k=TOP_K, tile_map=chosen, dtype=dtype, **gates)
+    return [out.detach(), *torch.autograd.grad(out, inputs, grad.detach())]
 
 
 def medians(step: Callable[..., None], rounds: int) -> dict[str, float]:

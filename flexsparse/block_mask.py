@@ -16,11 +16,17 @@ _FIXED = "a mask of tiles cannot be {}: build it from the q and k that it is for
 
 
 class TileBlockMask(BlockMask):
-    """A BlockMask whose blocks are the tiles of ``tiling``: within a listed block only padding of
-    the key tile is masked. It cannot be sliced, cropped or moved: its lists are narrow, and its
-    mask_mod holds tensors."""
+    """A BlockMask whose key blocks are the tiles of ``tiling``, and whose query blocks are the
+    ``q_rows`` rows that stand for a tile: within a listed block only padding of the key tile is
+    masked. It cannot be sliced, cropped or moved: its lists are narrow, and its mask_mod holds
+    tensors."""
 
     tiling: VideoTiling | None = None
+
+    @property
+    def has_all_queries(self) -> bool:
+        """Whether queries are laid out as keys are, padding included."""
+        return self.tiling is not None and self.BLOCK_SIZE[0] == self.tiling.rows
 
     def __getitem__(self, index: Any) -> Any:
         raise NotImplementedError(_FIXED.format("sliced"))
@@ -70,50 +76,69 @@ class TileBlockMask(BlockMask):
         return dense.int()
 
 
-def tile_block_mask(selected: Tensor, tiling: VideoTiling) -> TileBlockMask:
+def tile_block_mask(
+    selected: Tensor,
+    tiling: VideoTiling,
+    *,
+    counts: Tensor | None = None,
+    q_rows: int | None = None,
+) -> TileBlockMask:
     """The BlockMask in which each query tile attends to its selected key tiles.
 
-    Its ``mask_mod`` alone is the whole mask, tile choice and padding; the lists are an index into
-    it, in both directions (for inference, under ``no_grad``, in the forward direction alone). Key
-    tiles with padding are partial blocks, the others full ones. Nothing is read back from the
-    device.
+    Its ``mask_mod`` alone is the whole mask, tile choice and padding of keys; the lists are an
+    index into it, in both directions (for inference, under ``no_grad``, in the forward direction
+    alone). Key tiles with padding are partial blocks, the others full ones. Nothing is read back
+    from the device.
 
     Args:
         selected: int32 ``[B, H, n, k]``, distinct tiles in ascending order per query tile.
         tiling: the shape; ``n = tiling.num_tiles``.
+        counts: int32 ``[B, H, n]``, how many of the k entries count; None for all.
+        q_rows: rows of queries for a tile, if not ``tiling.rows``.
 
     Returns:
-        A BlockMask of ``BLOCK_SIZE == (rows, rows)`` over ``padded_tokens`` rows.
+        A BlockMask of ``BLOCK_SIZE == (q_rows, rows)`` over ``n * q_rows`` queries and
+        ``padded_tokens`` keys.
     """
     n, rows, device = tiling.num_tiles, tiling.rows, selected.device
-    chosen, counts = tile_map(selected, n), tiling.counts(device)
+    per_tile = rows if q_rows is None else q_rows
+    chosen = tile_map(selected, n) if counts is None else _to_map(counts, selected, n)
+    valid = tiling.counts(device)
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        return chosen[b, h, q // rows, kv // rows] & (kv % rows < counts[kv // rows])
+        return chosen[b, h, q // per_tile, kv // rows] & (kv % rows < valid[kv // rows])
 
-    is_full = counts == rows
-    partial, full = _forward_lists(selected, is_full, tiling)
+    is_full = valid == rows
+    partial, full = _forward_lists(selected, counts, is_full, tiling)
     by_key = _transposed_lists(chosen, is_full, tiling) if torch.is_grad_enabled() else (None,) * 4
     lists: Any = (*partial, *full, *by_key)
-    seq_lengths = (tiling.padded_tokens, tiling.padded_tokens)
-    mask = TileBlockMask(seq_lengths, *lists, BLOCK_SIZE=(rows, rows), mask_mod=mask_mod)
+    mask = TileBlockMask(
+        (n * per_tile, tiling.padded_tokens),
+        *lists,
+        BLOCK_SIZE=(per_tile, rows),
+        mask_mod=mask_mod,
+    )
     mask.tiling = tiling
     return mask
 
 
-def _forward_lists(selected: Tensor, is_full: Tensor, tiling: VideoTiling) -> tuple[Any, Any]:
+def _forward_lists(
+    selected: Tensor, counts: Tensor | None, is_full: Tensor, tiling: VideoTiling
+) -> tuple[Any, Any]:
     """(counts, indices) of partial and of full key tiles, each as narrow as the tiling allows."""
     n, k = tiling.num_tiles, selected.shape[-1]
-    every = selected.new_full(selected.shape[:-1], k)
+    every = selected.new_full(selected.shape[:-1], k) if counts is None else counts
     if not tiling.has_padding:
         none = selected.new_zeros((*selected.shape[:-1], 1))
         return (torch.zeros_like(every), _widen(none, tiling)), (every, selected)
     if tiling.full_tiles == 0:
         return (every, _widen(selected, tiling)), (None, None)
-    ragged = ~is_full[selected.long()]
-    # One sort puts the full tiles before the ragged ones, both ascending.
-    order = torch.where(ragged, selected + n, selected).sort(-1).values % n
-    num_full = k - ragged.sum(-1, dtype=torch.int32)
+    # One sort puts the full tiles before the ragged ones, both ascending, and the uncounted last.
+    kind = (~is_full[selected.long()]).int()
+    if counts is not None:
+        kind = torch.where(torch.arange(k, device=kind.device) < counts[..., None], kind, 2)
+    order = (selected + n * kind).sort(-1).values % n
+    num_full = (kind == 0).sum(-1, dtype=torch.int32)
     width = min(k, n - tiling.full_tiles)
     last = torch.arange(width, device=selected.device) + num_full[..., None]
     partial = order.gather(-1, last.clamp(max=k - 1)).int()

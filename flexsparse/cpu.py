@@ -3,10 +3,13 @@
 The forward keeps the log-sum-exp; the backward gathers and scores again, chunk by chunk, and adds
 the gradients of the gathered key blocks back by index.
 
-    s = scale k q^T      p = exp(s - lse)                            out = p^T v
+    s = scale k q^T      p = exp(s - shift) / total                  out = p^T v
     dv = p g             ds = p (v g^T - rowsum(g out) + g_lse)
     dq = scale ds^T k    dk = scale ds q
 
+The shift is 0, or the row's maximum where large scores need it, and the backward divides the rows
+of g by the total instead of p: dividing by exp(lse) would bring in lse's rounding, which is that of
+the largest score. exp is exp2 of a multiple, which is faster by far where MKL's exp is slow.
 Scores stand keys by queries: most of the products then read their operands in memory order.
 """
 
@@ -49,12 +52,14 @@ def block_sparse_attention(
     q_block: int,
     kv_block: int,
     scale: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Attention of each query block to the key blocks in its lists; differentiable in q, k and v.
 
     q [B, Hq, Lq, D], k [B, Hkv, Lk, D], v [B, Hkv, Lk, Dv] -> out [B, Hq, Lq, Dv] in q's dtype and
-    lse [B, Hq, Lq], the natural log-sum-exp, fp32, or fp64 for fp64. Query head h reads key head
-    h // (Hq // Hkv). Lengths need not fill the last block. Half precision is computed in fp32.
+    lse [B, Hq, Lq], the natural log-sum-exp, fp32, or fp64 for fp64; then, for the backward alone,
+    the shift and the inverse total of each row. Query head h reads key head h // (Hq // Hkv).
+    Lengths need not fill the last block. Half precision is computed in fp32. There are first
+    derivatives only.
 
     full_num int [B or 1, Hq or 1, nq] and full_idx int [.., nq, W]: query block i sees all of the
     key blocks full_idx[.., i, :full_num[.., i]], each listed once; the rest may hold anything.
@@ -68,42 +73,44 @@ def block_sparse_attention(
     qs = _blocks(q, q_block)
     ks, vs = (_blocks(x, kv_block).flatten(1) for x in (k, v))
     out = torch.empty(*qs.shape[:2], v.shape[3], dtype=walk.dtype)
-    lse = torch.empty(qs.shape[:2], dtype=walk.dtype)
-    shift = False  # subtract each row's maximum: slower, and only large logits need it
-    rows = (x.split(walk.size) for x in (qs.mT, out, lse))
-    for (ids, hidden, (keys, values, p)), q_, out_, lse_ in zip(walk, *rows):
+    lse, total = (torch.empty(qs.shape[:2], dtype=walk.dtype) for _ in range(2))
+    top = torch.zeros_like(total)
+    shift = False  # subtract each row's maximum: slower, and only large scores need it
+    rows = (x.split(walk.size) for x in (qs.mT, out, lse, total, top))
+    for (ids, hidden, (keys, values, p)), q_, out_, lse_, total_, top_ in zip(walk, *rows):
         if not ids.shape[0]:
             out_.zero_()
             lse_.fill_(-torch.inf)
+            total_.fill_(torch.inf)
             continue
         q_, keys = q_.to(walk.dtype), gather(ks, ids, hidden, keys)
         while True:
-            p.baddbmm_(keys, q_, beta=0, alpha=scale * LOG2_E)
+            p.baddbmm_(keys, q_, beta=0, alpha=scale if shift else scale * LOG2_E)
             if hidden is not None:
                 hidden.fill(p, -torch.inf)
             if shift:
-                top = p.amax(1, keepdim=True)
-                top.masked_fill_(top == -torch.inf, 0)
-                total = p.sub_(top).exp2_().sum(1)
-                torch.add(total.log(), top[:, 0], alpha=1 / LOG2_E, out=lse_)
-            else:
-                total = p.exp2_().sum(1)
-                torch.log(total, out=lse_)
+                torch.amax(p, 1, out=top_)
+                top_.masked_fill_(top_ == -torch.inf, 0)
+                p.sub_(top_[:, None]).mul_(LOG2_E)
+            torch.sum(p.exp2_(), 1, out=total_)
+            torch.log(total_, out=lse_)
+            if shift:
+                lse_.add_(top_)
             safe = torch.linalg.vector_norm(lse_, torch.inf).item() <= SAFE
             if safe or shift:
                 break
             shift = True  # score once more
         shift = not safe
-        if shift:
-            total.masked_fill_(total == 0, 1)
-        torch.bmm(p.mT, gather(vs, ids, hidden, values), out=out_).div_(total[..., None])
-    return _tokens(out, q, q.dtype), _tokens(lse, q, lse.dtype)
+        total_.masked_fill_(total_ == 0, torch.inf)  # of rows that see nothing
+        torch.bmm(p.mT, gather(vs, ids, hidden, values), out=out_).div_(total_[..., None])
+    return _tokens(out, q, q.dtype), *(_tokens(x, q, x.dtype) for x in (lse, top, 1 / total))
 
 
 @block_sparse_attention.register_fake
 def _(q, k, v, *_):
-    lse = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=lse)
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    rows = [q.new_empty(q.shape[:3], dtype=dtype) for _ in range(3)]
+    return q.new_empty(*q.shape[:3], v.shape[3]), *rows
 
 
 @torch.library.custom_op(
@@ -116,7 +123,8 @@ def _backward(
     k: Tensor,
     v: Tensor,
     out: Tensor,
-    lse: Tensor,
+    shift: Tensor,
+    weight: Tensor,
     lists: Sequence[Tensor | None],
     q_block: int,
     kv_block: int,
@@ -124,29 +132,32 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     walk = Walk(q, k, v, lists, q_block, kv_block, scores=2)
     qs, gs, outs = (_blocks(x, q_block) for x in (q, g, out))
-    lse, g_lse = (_blocks(x[..., None], q_block).mT for x in (lse, g_lse))
+    shift, weight, g_lse = (_blocks(x[..., None], q_block) for x in (shift, weight, g_lse))
     ks, vs = (_blocks(x, kv_block).flatten(1) for x in (k, v))
-    blind = lse == -torch.inf  # a row that sees nothing
-    any_blind = bool(blind.any())
-    lse = lse.masked_fill(blind, 0).mul_(LOG2_E)
-    delta = (gs.to(walk.dtype) * outs).sum(-1)[:, None].sub_(g_lse).masked_fill_(blind, 0)
+    blind = weight == 0  # a row that sees nothing, or that is none
+    any_blind, shifts = bool(blind.any()), bool(shift.any())
+    delta = (gs.to(walk.dtype) * outs).sum(-1, keepdim=True).sub_(g_lse).mul_(weight)
+    delta.masked_fill_(blind, 0)
 
     dq = torch.empty(qs.shape, dtype=walk.dtype)
     dk, dv = (torch.zeros(x.shape, dtype=walk.dtype) for x in (ks, vs))
-    rows = (x.split(walk.size) for x in (dq, qs, gs, lse, delta, blind))
-    for (ids, hidden, buffers), dq_, q_, g_, lse_, delta_, blind_ in zip(walk, *rows):
+    rows = (x.split(walk.size) for x in (dq, qs, gs, weight, delta.mT, shift.mT, blind))
+    for (ids, hidden, buffers), dq_, q_, g_, weight_, delta_, shift_, blind_ in zip(walk, *rows):
         if not ids.shape[0]:
             dq_.zero_()
             continue
         keys, values, p, ds = buffers
-        q_, g_ = q_.to(walk.dtype), g_.to(walk.dtype)
+        q_, g_ = q_.to(walk.dtype), g_ * weight_
         if any_blind:  # 0 times NaN is not 0
-            q_, g_ = (x.masked_fill(blind_.mT, 0) for x in (q_, g_))
+            q_, g_ = (x.masked_fill(blind_, 0) for x in (q_, g_))
 
         # keys and values share memory, for what is gathered and for the gradients to be scattered
         torch.bmm(gather(vs, ids, hidden, values), g_.mT, out=ds)
-        p.baddbmm_(gather(ks, ids, hidden, keys), q_.mT, beta=0, alpha=scale * LOG2_E)
-        p.sub_(lse_).exp2_()
+        gather(ks, ids, hidden, keys)
+        p.baddbmm_(keys, q_.mT, beta=0, alpha=scale if shifts else scale * LOG2_E)
+        if shifts:
+            p.sub_(shift_).mul_(LOG2_E)
+        p.exp2_()
         if hidden is not None:
             hidden.fill(p, 0)
         ds.sub_(delta_).mul_(p)
@@ -167,12 +178,14 @@ def _(g, g_lse, q, k, v, *_):
 
 def _setup_context(ctx, inputs, output):
     *tensors, ctx.q_block, ctx.kv_block, ctx.scale = inputs
-    ctx.save_for_backward(*tensors[:3], *output, *tensors[3:])
+    out, _, shift, weight = output
+    ctx.mark_non_differentiable(shift, weight)
+    ctx.save_for_backward(*tensors[:3], out, shift, weight, *tensors[3:])
 
 
-def _differentiate(ctx, g, g_lse):
-    q, k, v, out, lse, *lists = ctx.saved_tensors
-    grads = _backward(g, g_lse, q, k, v, out, lse, lists, ctx.q_block, ctx.kv_block, ctx.scale)
+def _differentiate(ctx, g, g_lse, *_):
+    saved = ctx.saved_tensors  # asked for once: recomputation allows no more
+    grads = _backward(g, g_lse, *saved[:6], saved[6:], ctx.q_block, ctx.kv_block, ctx.scale)
     return *grads, *[None] * 8
 
 

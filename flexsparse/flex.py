@@ -62,8 +62,10 @@ def flex_attention(
         raise ValueError("give return_lse or return_aux, not both")
     aux = AuxRequest(lse=True) if return_lse else return_aux
     tiling = getattr(block_mask, "tiling", None)
+    all_queries = tiling is not None and block_mask.has_all_queries
     if tiling is not None:
-        query, key, value = (tiling.zero_padding(x) for x in (query, key, value))
+        key, value = tiling.zero_padding(key), tiling.zero_padding(value)
+        query = tiling.zero_padding(query) if all_queries else query
 
     on_cpu = query.device.type == "cpu"
     if on_cpu and score_mod is None:
@@ -79,7 +81,7 @@ def flex_attention(
         out, extra = _torch_attention(
             query, key, value, score_mod, block_mask, scale, enable_gqa, kernel_options, aux
         )
-    if tiling is not None:
+    if all_queries:
         out = tiling.zero_padding(out)
     if return_lse:
         return out, extra.lse
@@ -90,7 +92,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, gqa: bool) -
     tiling = getattr(mask, "tiling", None)
     if tiling is not None:
         for name, x in (("query", q), ("key", k), ("value", v)):
-            tiling.check_tiled(x, name)
+            if x is not q or mask.has_all_queries:
+                tiling.check_tiled(x, name)
     check_alike(query=q, key=k, value=v)
     heads, kv_heads = q.shape[1], k.shape[1]
     if heads % kv_heads or (heads != kv_heads and not gqa):
@@ -184,7 +187,7 @@ def _cpu_attention(
         else:
             partial = mask.kv_num_blocks, mask.kv_indices
             lists = *full, *partial, _partial_mask(mask, q, k)
-    out, lse = block_sparse_attention(q, k, v, *lists, q_block, kv_block, scale)
+    out, lse, *_ = block_sparse_attention(q, k, v, *lists, q_block, kv_block, scale)
     return out, AuxOutput(lse=lse)
 
 

@@ -46,7 +46,7 @@ class VSA(nn.Module):
         super().__init__()
         if head_dim is None and dim % num_heads:
             raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
-        if not isinstance(top_k, int) or top_k < 1:
+        if type(top_k) is not int or top_k < 1:
             raise ValueError(f"top_k={top_k!r} must be an int of at least 1, tiles per query tile")
         self.num_heads, self.top_k, self.adapt = num_heads, top_k, adapt
         width = num_heads * (head_dim or dim // num_heads)
@@ -75,6 +75,7 @@ class VSA(nn.Module):
         Returns:
             ``[B, num_heads, padded_tokens, head_dim]``.
         """
+        x = tiling.zero_padding(x)  # the gates' weights have gradients, too
         fine = None if self.gate_fine is None else self._heads(self.gate_fine(x)).to(v.dtype)
         return vsa_attention(
             q,

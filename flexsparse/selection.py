@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,14 +43,52 @@ def select_top_k(scores: Tensor, top_k: int) -> Tensor:
     >>> select_top_k(torch.tensor([0.5, 2.0, 0.5, -1.0]), 2)
     tensor([0, 1], dtype=torch.int32)
     """
+    best = sort_keys(scores).topk(top_k, dim=-1, sorted=False).indices
+    return best.sort(-1).values.int()
+
+
+def select_admitted(scores: Tensor, admitted: Tensor, least: int, most: int) -> Selection:
+    """The best ``most`` admitted tiles of each row, and the best ``least`` tiles in any case.
+
+    Ties, NaN and recomputation as in :func:`select_top_k`: which tiles are admitted goes through
+    topk as well, as a bit of the keys.
+
+    Args:
+        scores: fp32 ``[..., n]``.
+        admitted: bool ``[..., n]``; no score outside is better than one inside.
+        least, most: 1 to n.
+
+    >>> scores = torch.tensor([0.5, 2.0, 0.5, -1.0])
+    >>> tiles, counts = select_admitted(scores, scores > 1, least=1, most=3)
+    >>> tiles, counts
+    (tensor([1, 0, 0], dtype=torch.int32), tensor(1, dtype=torch.int32))
+    """
+    n = scores.shape[-1]
+    keys = sort_keys(scores) + admitted.long() * _ADMITTED
+    best = keys.topk(most, dim=-1, sorted=True)
+    chosen = (best.values >= _ADMITTED // 2) | (torch.arange(most, device=scores.device) < least)
+    tiles = torch.where(chosen, best.indices, n).sort(-1).values
+    return Selection(torch.where(tiles < n, tiles, 0).int(), chosen.sum(-1, dtype=torch.int32))
+
+
+class Selection(NamedTuple):
+    """A choice with as many tiles as each row wants: ``tiles[..., :counts]``, ascending."""
+
+    tiles: Tensor  # int32 [..., most]; past a row's count, 0
+    counts: Tensor  # int32 [...]
+
+
+_ADMITTED = 1 << 62  # keys are between -half and half of this
+
+
+def sort_keys(scores: Tensor) -> Tensor:
+    """Distinct int64 keys that sort as ``(score, lower index first)`` does; NaN is the largest."""
     n = scores.shape[-1]
     scores = scores.detach().float()
     bits = torch.where(scores == 0, 0.0, scores).view(torch.int32)  # -0.0 ties with 0.0
     bits = torch.where(scores.isnan(), 0x7FFFFFFF, bits)
     order = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()  # sorts as the floats do
-    keys = (order << 32) | (n - 1 - torch.arange(n, device=scores.device))
-    best = keys.topk(top_k, dim=-1, sorted=False).indices
-    return best.sort(-1).values.int()
+    return (order << 30) | (n - 1 - torch.arange(n, device=scores.device))
 
 
 def tile_map(selected: Tensor, num_tiles: int) -> Tensor:

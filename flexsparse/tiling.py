@@ -127,22 +127,26 @@ class VideoTiling:
 
     def layout(self, device: torch.device | str | None = None) -> Tensor:
         """The raster index of every row's token, -1 in padding: int64 ``[num_tiles, rows]``."""
-        video_t, video_h, video_w = self.video
-        tile_t, tile_h, tile_w = self.tile
-        at = [torch.arange(g, device=device) for g in self.grid]
-        start_t = (at[0] * tile_t)[:, None, None, None]
-        start_h = (at[1] * tile_h)[:, None, None]
-        start_w = (at[2] * tile_w)[:, None]
-        size_t = (video_t - start_t).clamp(max=tile_t)
-        size_h = (video_h - start_h).clamp(max=tile_h)
-        size_w = (video_w - start_w).clamp(max=tile_w)
+        _, video_h, video_w = self.video
+        (start_t, start_h, start_w), (size_t, size_h, size_w) = (
+            [x[:, None] for x in sides] for sides in self.boxes(device)
+        )
         row = torch.arange(self.rows, device=device)
         t = start_t + row // (size_h * size_w)
         h = start_h + row // size_w % size_h
         w = start_w + row % size_w
         index = (t * video_h + h) * video_w + w
         valid = row < size_t * size_h * size_w
-        return torch.where(valid, index, -1).reshape(self.num_tiles, self.rows)
+        return torch.where(valid, index, -1)
+
+    def boxes(self, device: torch.device | str | None = None) -> tuple[list[Tensor], list[Tensor]]:
+        """First token and size of every tile, each along T, H and W: int64 ``[num_tiles]``."""
+        _, grid_h, grid_w = self.grid
+        tile = torch.arange(self.num_tiles, device=device)
+        places = (tile // (grid_h * grid_w), tile // grid_w % grid_h, tile % grid_w)
+        start = [place * size for place, size in zip(places, self.tile)]
+        sizes = [(v - a).clamp(max=t) for v, a, t in zip(self.video, start, self.tile)]
+        return start, sizes
 
     def counts(self, device: torch.device | str | None = None) -> Tensor:
         """Valid tokens of every tile, in its first rows: int32 ``[num_tiles]``."""

@@ -112,7 +112,7 @@ def _check(q: Tensor, k: Tensor, tiling: VideoTiling, top_k: int) -> None:
     for name, x in (("q", q), ("k", k)):
         tiling.check_tiled(x, name)
     check_alike(q=q, k=k, v=k)
-    if not isinstance(top_k, int) or not 1 <= top_k <= tiling.num_tiles:
+    if type(top_k) is not int or not 1 <= top_k <= tiling.num_tiles:
         raise ValueError(
             f"top_k={top_k!r} must be an int in 1..{tiling.num_tiles}, the tiles of {tiling.video} "
             f"cut into {tiling.tile}"

@@ -64,6 +64,8 @@ class VSA:
     adapt: bool = False
 
     def __post_init__(self) -> None:
+        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
+            raise ValueError(f"top_k is {self.top_k!r}; give an int of at least 1, or a sparsity")
         if self.top_k is None and not 0 <= self.sparsity < 1:
             raise ValueError(
                 f"sparsity is {self.sparsity}; give 0 <= sparsity < 1: 0.875 keeps 1 tile in 8"

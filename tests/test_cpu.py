@@ -29,7 +29,7 @@ class Problem:
         return replace(self, tensors=tuple(x.detach().to(dtype) for x in self.tensors))
 
     def attend(self) -> tuple[Tensor, Tensor]:
-        return block_sparse_attention(*self.tensors, *self.lists, *self.blocks, self.scale)
+        return block_sparse_attention(*self.tensors, *self.lists, *self.blocks, self.scale)[:2]
 
     def mask(self) -> Tensor:
         """Bool [B, Hq, Lq, Lk]: who sees whom, written from the lists one entry at a time."""

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from laws import assert_accurate
+from laws import assert_accurate, poison
 
 from flexsparse import VideoTiling, reference
 from flexsparse.nn import VSA
@@ -40,6 +40,20 @@ def test_it_owns_the_gates_alone_and_gates_by_its_input():
 
     out = tiling.from_tiles(layer(*tiled, tiling))
     assert_accurate([out], [[plain(torch.float32)]], [plain(torch.float64)], [x, q, k, v])
+
+
+@pytest.mark.parametrize("adapt", [False, True])
+def test_nan_in_padding_reaches_neither_output_nor_gradients(adapt):
+    layer = VSA(48, 3, top_k=3, adapt=adapt)
+    assert tiling.has_padding
+
+    def run(change):
+        tiled = [change(tiling.to_tiles(t)).requires_grad_() for t in inputs()]
+        out = layer(*tiled, tiling)
+        return out, *torch.autograd.grad(out.square().sum(), [*tiled, *layer.parameters()])
+
+    clean, poisoned = run(lambda x: x), run(lambda x: poison(x, tiling))
+    assert all(torch.equal(a, b) for a, b in zip(clean, poisoned))
 
 
 def test_adapting_starts_as_dense_attention():

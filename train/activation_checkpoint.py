@@ -10,7 +10,7 @@ would give gradients of another function than the one whose loss was reported.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -61,3 +61,6 @@ def apply_activation_checkpointing(model: nn.Module, mode: Mode) -> None:
         Selective.Config().build().apply(model)
     elif mode == "full":
         Full.Config().build().apply(model)
+    elif mode not in get_args(Mode):
+        modes = ", ".join(map(repr, get_args(Mode)))
+        raise ValueError(f"activation_checkpoint is {mode!r}; give one of {modes}")

@@ -3,9 +3,9 @@
 A checkpoint is the folder `step-N`, and it counts once it has the file `.metadata`, which DCP
 writes last and moves into place in one step. What is added here keeps that sentence true:
 
-- a folder of the same name is moved aside before it is written again, and dropped or moved back
-  when the new one is whole or is not: DCP would write new data under the old `.metadata`, and a
-  kill in between would leave a mixture that looks whole;
+- no whole checkpoint is ever written again: DCP would write new data under the old `.metadata`,
+  and torchtitan drops the lowest steps, not the oldest; who wants to go back to an earlier step
+  moves the later ones away first;
 - a folder that a failed or killed save left behind is removed, so that it takes no space and is not
   counted among the checkpoints that are kept.
 """
@@ -14,7 +14,6 @@ import errno
 import os
 import shutil
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 from train.log import logger
 from train.titan import CheckpointManager
 
-ASIDE = "replaced-"  # and the step: a whole checkpoint whose step is being saved again
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -35,6 +33,18 @@ class CheckpointNotSavedError(OSError):
 def complete_steps(folder: str | Path) -> list[int]:
     """Steps of the checkpoints in `folder` that can be loaded, in order."""
     return sorted(int(path.name[5:]) for path in _folders(folder) if _complete(path))
+
+
+def check_load_step(folder: str | Path, step: int) -> None:
+    """Raise ValueError if `folder` holds checkpoints of later steps than the one to go back to."""
+    later = [other for other in complete_steps(folder) if 0 <= step < other]
+    if later:
+        names = ", ".join(f"step-{other}" for other in later)
+        raise ValueError(
+            f"checkpoint.load_step is {step}, and {folder} also holds {names}, which the new run "
+            "would mix with its own: move them away, or start in another --dump-folder with "
+            f"--checkpoint.initial-load-path {folder}/step-{step}"
+        )
 
 
 class Checkpointer(CheckpointManager):
@@ -78,8 +88,7 @@ class Checkpointer(CheckpointManager):
             return False
         self.maybe_wait_for_saving()
         self._target = Path(self._create_checkpoint_id(curr_step))
-        self._settle()
-        _on_one_rank(lambda: _set_aside(self._target))
+        _remove([self._target])
         try:
             return super()._save(curr_step)
         except CheckpointException as failure:
@@ -95,18 +104,13 @@ class Checkpointer(CheckpointManager):
 
     def _close(self) -> None:
         self.maybe_wait_for_saving()
-        self._settle()
         super()._close()
-
-    def _settle(self) -> None:
-        _on_one_rank(lambda: [_settle(path) for path in Path(self.folder).glob(f"{ASIDE}*")])
 
     def _failed(self, failure: CheckpointException) -> None:
         cause = storage_error(failure)
         if cause is None:
             raise failure
-        _on_one_rank(lambda: shutil.rmtree(self._target, ignore_errors=True))
-        self._settle()
+        _remove([self._target])
         steps = complete_steps(self.folder)
         good = f"the last good checkpoint is step-{steps[-1]}" if steps else "there is no other yet"
         free = shutil.disk_usage(self.folder).free / 2**30
@@ -117,13 +121,12 @@ class Checkpointer(CheckpointManager):
             logger.error("%s; training goes on", message)
 
     def _load(self, step: int = -1) -> bool:
-        self._settle()
         unfinished = [path for path in _folders(self.folder) if not _complete(path)]
         if unfinished:
             names = ", ".join(path.name for path in unfinished)
             logger.warning("removed what a killed run left of %s", names)
         dist.barrier()
-        _on_one_rank(lambda: [shutil.rmtree(path, ignore_errors=True) for path in unfinished])
+        _remove(unfinished)
         with warnings.catch_warnings():
             # torchtitan asks the schedulers for their lr as torch asks not to
             warnings.filterwarnings("ignore", "To get the last learning rate", UserWarning)
@@ -155,25 +158,9 @@ def _complete(path: Path) -> bool:
     return (path / ".metadata").exists()
 
 
-def _set_aside(path: Path) -> None:
-    if _complete(path):
-        path.rename(path.with_name(ASIDE + path.name[5:]))
-    else:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _settle(aside: Path) -> None:
-    """Drop a checkpoint that was moved aside if what replaces it is whole, else put it back."""
-    target = aside.with_name("step-" + aside.name.removeprefix(ASIDE))
-    if _complete(target):
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
-
-
-def _on_one_rank(change: Callable[[], object]) -> None:
-    """Change the folder on one rank, and go on when that is done: a collective."""
+def _remove(paths: list[Path]) -> None:
+    """Remove folders on one rank, and go on when they are gone: a collective."""
     if dist.get_rank() == 0:
-        change()
+        for path in paths:
+            shutil.rmtree(path, ignore_errors=True)
     dist.barrier()

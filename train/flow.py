@@ -22,14 +22,19 @@ class FlowConfig:
     shift: float = 1.0
     """Bends times towards noise: shift * t / (1 + (shift - 1) * t). Large grids want 3 to 5."""
 
+    least: float = 0.0
+    """Train and validate on times from here on: what no sampler visits need not be learnt."""
+
     def __post_init__(self) -> None:
+        if not 0 <= self.least < 1:
+            raise ValueError(f"flow.least is {self.least}; give a time, 0 <= least < 1")
         if self.shift <= 0:
             raise ValueError(f"flow.shift is {self.shift}; give a number above 0, 1 for no shift")
 
 
-def shifted(t: Tensor, shift: float) -> Tensor:
-    """Times in [0, 1] bent towards 1 (noise); 0 and 1 stay where they are."""
-    return shift * t / (1 + (shift - 1) * t)
+def shifted(t: Tensor, shift: float, least: float = 0.0) -> Tensor:
+    """Times in [0, 1] bent towards 1 (noise); 0 and 1 stay where they are, but for `least`."""
+    return least + (1 - least) * shift * t / (1 + (shift - 1) * t)
 
 
 def keyed_generator(device: torch.device, *key: int | str) -> torch.Generator:
@@ -39,21 +44,27 @@ def keyed_generator(device: torch.device, *key: int | str) -> torch.Generator:
 
 
 def draw(
-    clips: Tensor, *, seed: int, step: int, positions: Sequence[int], shift: float = 1.0
+    clips: Tensor,
+    *,
+    seed: int,
+    step: int,
+    positions: Sequence[int],
+    shift: float = 1.0,
+    least: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Noise and times for the clips at these positions of a step's global batch.
 
     Each clip has a generator of its own, keyed by (seed, step, position), so that the same global
     batch meets the same noise however it is split over ranks and accumulation steps.
 
-    Returns noise like `clips` [B, C, T, H, W], and t [B] in [0, 1), fp32.
+    Returns noise like `clips` [B, C, T, H, W], and t [B] in [least, 1), fp32.
     """
     noise, times = torch.empty_like(clips), []
     for i, position in enumerate(positions):
         generator = keyed_generator(clips.device, "train", seed, step, position)
         times.append(torch.rand((), device=clips.device, generator=generator))
         noise[i].normal_(generator=generator)
-    return noise, shifted(torch.stack(times), shift)
+    return noise, shifted(torch.stack(times), shift, least)
 
 
 def flow_loss(model: Velocity, x0: Tensor, context: Tensor, noise: Tensor, t: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.stateful import Stateful
 
 from train import log
 from train.activation_checkpoint import Mode
-from train.checkpoint import Checkpointer, complete_steps
+from train.checkpoint import Checkpointer, check_load_step, complete_steps
 from train.ema import EMA, reshard
 from train.flow import FlowConfig, draw, flow_loss
 from train.history import History, Unread
@@ -97,7 +97,7 @@ class Trainer(Stateful, Configurable):
         self.validator = None
         if c.validation.interval:
             self.validator = c.validation.build(
-                dataloader=self._build_data("validation"), device=self.device, shift=c.flow.shift
+                dataloader=self._build_data("validation"), device=self.device, flow=c.flow
             )
 
         with torch.random.fork_rng(devices=[]):
@@ -207,6 +207,7 @@ class Trainer(Stateful, Configurable):
                 step=self.step,
                 positions=range(first, first + len(x0)),
                 shift=self.config.flow.shift,
+                least=self.config.flow.least,
             )
             share = flow_loss(self.model, x0, context, noise, t).sum() / training.global_batch_size
             share.backward()
@@ -257,7 +258,9 @@ class Trainer(Stateful, Configurable):
 
     def _check_folder(self) -> None:
         folder = Path(self.config.dump_folder)
-        if complete_steps(folder / self.config.checkpoint.folder):
+        checkpoints = folder / self.config.checkpoint.folder
+        check_load_step(checkpoints, self.config.checkpoint.load_step)
+        if complete_steps(checkpoints):
             check_config(folder, self.config)
         dist.barrier()
         if self.rank == 0:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from train.flow import flow_loss, keyed_generator, sample, shifted
+from train.flow import FlowConfig, flow_loss, keyed_generator, sample, shifted
 from train.titan import Configurable
 
 
@@ -31,9 +31,9 @@ class Validator(Configurable):
         seed: int = 0
 
     def __init__(
-        self, config: Config, *, dataloader: Any, device: torch.device, shift: float
+        self, config: Config, *, dataloader: Any, device: torch.device, flow: FlowConfig
     ) -> None:
-        self.config, self.device, self.shift = config, device, shift
+        self.config, self.device, self.flow = config, device, flow
         self.batches = list(islice(dataloader, config.batches))
         if not self.batches:
             raise ValueError(
@@ -54,7 +54,8 @@ class Validator(Configurable):
             for row, position in zip(noise, positions, strict=True):
                 key = ("validation", self.config.seed, position)
                 row.normal_(generator=keyed_generator(self.device, *key))
-            t = shifted((torch.tensor(positions, device=self.device) + 0.5) / clips, self.shift)
+            even = (torch.tensor(positions, device=self.device) + 0.5) / clips
+            t = shifted(even, self.flow.shift, self.flow.least)
             total += flow_loss(model, x0, batch["context"].to(self.device), noise, t).sum()
         dist.all_reduce(total)
         return total.item() / clips
@@ -68,5 +69,5 @@ class Validator(Configurable):
             first["video"].shape[1:],
             steps=self.config.sample_steps,
             seed=self.config.seed,
-            shift=self.shift,
+            shift=self.flow.shift,
         )

@@ -7,20 +7,29 @@ from models.attention import VSA
 from models.video_dit import VideoDiTConfig
 from train.demo.model import LEAST_TIME, PixelDiTConfig
 from train.demo.settings import CPU, GPU, RUNS, turn
+from train.flow import flow_loss, shifted
 
 SIZE = VideoDiTConfig(
     channels=3, video=(4, 16, 24), patch=(1, 4, 4), dim=32, heads=2, layers=2, ffn=32
 )
 
 
-def test_velocity_leads_to_the_predicted_clip():
-    """x_t - t * velocity is x0 from LEAST_TIME on; a new model predicts x0 = 0."""
+def test_a_network_that_knows_the_clip_has_no_loss_at_any_time():
     model = PixelDiTConfig(SIZE).build()
-    x, context = torch.randn(3, 3, *SIZE.video), torch.randn(3, 5, SIZE.context_dim)
-    t = torch.tensor([LEAST_TIME / 2, LEAST_TIME, 0.9])
-    velocity = model(x, t, context)
-    assert torch.allclose(velocity[1:] * t[1:, None, None, None, None], x[1:])
-    assert torch.allclose(velocity[0] * LEAST_TIME, x[0])
+    x0, noise = torch.randn(2, 4, 3, *SIZE.video)
+    t = torch.tensor([LEAST_TIME, 0.3, 0.9, 1.0])
+    knowing = torch.nn.Module()
+    knowing.forward = lambda *_: x0
+    model.dit = knowing
+    loss = flow_loss(model, x0, torch.zeros(4, 5, SIZE.context_dim), noise, t)
+    assert (loss <= (torch.finfo(torch.float32).eps * noise.abs().max() / t).square()).all(), loss
+
+
+def test_no_time_below_the_least_is_trained_or_sampled():
+    settings = CPU.trainer("vsa", Path(), Path(), 1).flow
+    assert settings.least == LEAST_TIME
+    visited = shifted(torch.linspace(1, 0, CPU.sample_steps + 1), CPU.shift)[:-1]
+    assert visited.min() >= LEAST_TIME
 
 
 def test_a_place_is_seen():

@@ -1,4 +1,4 @@
-"""python killed_run.py FOLDER: go on from step 3, and die by SIGKILL while step 6 is being saved.
+"""python killed_run.py FOLDER: go on, and die by SIGKILL while step 6 is being saved.
 
 All data is written by then, and the file that makes it a checkpoint is not.
 """
@@ -14,5 +14,5 @@ from train.checkpoint import Checkpointer
 
 if __name__ == "__main__":
     FileSystemWriter.finish = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-    checkpoint = Checkpointer.Config(interval=3, load_step=3)
+    checkpoint = Checkpointer.Config(interval=3)
     tiny(sys.argv[1], checkpoint=checkpoint).build().train()

@@ -20,6 +20,14 @@ def test_a_clip_has_the_same_noise_wherever_it_is_computed(seed, step, shift, or
     assert torch.equal(alone[0], noise[3]) and torch.equal(alone_t[0], t[3])
 
 
+@given(seeds, shifts)
+def test_no_time_is_below_the_least(seed, shift):
+    clips, key = torch.zeros(20, 1, 1, 1, 1), dict(seed=seed, step=1, positions=range(20))
+    _, t = draw(clips, **key, shift=shift, least=0.3)
+    _, plain = draw(clips, **key, shift=shift)
+    assert t.min() >= 0.3 and torch.allclose(t, 0.3 + 0.7 * plain)
+
+
 @given(seeds)
 def test_no_two_clips_steps_or_seeds_share_noise(seed):
     clips = torch.zeros(3, 1, 2, 4, 4)

@@ -27,31 +27,30 @@ def files_of_at_most(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def killed_while_saving_step_6(folder):
-    finish(start(str(Path(__file__).with_name("killed_run.py")), str(folder)), -signal.SIGKILL)
-    assert complete_steps(folder / "checkpoint") == [3], "what is not whole must not count"
-    assert any((folder / "checkpoint" / "step-6").iterdir()), "it was killed after it had begun"
-
-
 def test_kill_9_while_saving_leaves_the_checkpoint_before(tmp_path, caplog):
     _, straight = run(tiny(tmp_path / "straight"))
     run(tiny(tmp_path), until=3)
-    killed_while_saving_step_6(tmp_path)
+    folder = tmp_path / "checkpoint"
+    finish(start(str(Path(__file__).with_name("killed_run.py")), str(tmp_path)), -signal.SIGKILL)
+    assert complete_steps(folder) == [3], "what is not whole must not count"
+    assert any((folder / "step-6").iterdir()), "it was killed after it had begun"
     numbers, resumed = run(tiny(tmp_path))
     assert "removed what a killed run left of step-6" in caplog.text
     assert len(numbers) == 3
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
-    assert complete_steps(tmp_path / "checkpoint") == [3, 6]
+    assert complete_steps(folder) == [3, 6]
 
 
-def test_kill_9_while_saving_a_step_again_loses_nothing(tmp_path):
+def test_going_back_asks_to_move_later_checkpoints_away(tmp_path):
     _, straight = run(tiny(tmp_path))
-    killed_while_saving_step_6(tmp_path)
-    numbers, resumed = run(tiny(tmp_path))
-    assert not numbers, "step 6 is there as it was before"
-    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
-    run(tiny(tmp_path, checkpoint=Checkpointer.Config(interval=3, load_step=3)))
-    assert sorted(x.name for x in (tmp_path / "checkpoint").iterdir()) == ["step-3", "step-6"]
+    back = tiny(tmp_path, checkpoint=Checkpointer.Config(interval=3, load_step=3))
+    with pytest.raises(ValueError, match="also holds step-6.* move them away"):
+        run(back)
+    assert complete_steps(tmp_path / "checkpoint") == [3, 6]
+    (tmp_path / "checkpoint" / "step-6").rename(tmp_path / "step-6")
+    numbers, again = run(back)
+    assert len(numbers) == 3 and complete_steps(tmp_path / "checkpoint") == [3, 6]
+    assert all(torch.equal(again[name], straight[name]) for name in straight)
 
 
 def test_sigterm_saves_and_leaves_and_the_same_command_goes_on(tmp_path):

@@ -12,7 +12,7 @@ from models.video_dit import VideoDiTConfig
 
 WAVES = 4  # frequencies along each axis, from half a wave to four
 PLACES = 3 + 6 * WAVES  # channels that say where a pixel is
-LEAST_TIME = 0.3
+LEAST_TIME = 0.2  # of training and sampling: 20 steps with a shift of 5 end with 0.208
 SPREAD = 0.5  # standard deviation of a clip's pixels, about
 
 
@@ -22,10 +22,10 @@ class PixelDiTConfig:
 
     - Each pixel comes with its place in the clip, in PLACES more channels: rotary embedding alone
       tells how far apart tokens are, and it takes long to learn the layout of a scene from that.
-    - The model predicts the clean clip x0, and the velocity is made of it, (x_t - x0) / t: in
-      pixels, a clip is easier to predict than noise (Li and He, "Back to Basics: Let Denoising
-      Generative Models Denoise", arXiv 2511.13720). In the loss t is at least LEAST_TIME, or the
-      few nearly clean clips would drown the others; a sampler wants the `velocity` as it is.
+    - It predicts the clean clip x0, and the velocity is made of it, (x_t - x0) / t: in pixels, a
+      clip is easier to predict than noise (Li and He, "Back to Basics: Let Denoising Generative
+      Models Denoise", arXiv 2511.13720). It is for times from LEAST_TIME on alone, lest the few
+      nearly clean clips drown the others in the loss.
     - It sees x_t scaled to the best linear guess at x0, which fades as noise takes over: else it
       would first have to learn not to look at noise.
 
@@ -52,15 +52,12 @@ class PixelDiT(nn.Module):
         return self.dit.layers
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return self.velocity(x, t, context, least_time=LEAST_TIME)
-
-    def velocity(self, x: Tensor, t: Tensor, context: Tensor, least_time: float = 1e-3) -> Tensor:
         where = places(self.config.video, x.device).to(x.dtype).expand(len(x), -1, -1, -1, -1)
         s = t.view(-1, 1, 1, 1, 1)
         guess = (1 - s) * SPREAD**2 / (((1 - s) * SPREAD) ** 2 + s**2)
         seen = torch.cat([x * guess.to(x.dtype), where], dim=1)
         x0 = self.dit(seen, t, context)[:, : x.shape[1]]
-        return (x - x0) / s.clamp(min=least_time).to(x.dtype)
+        return (x - x0) / s.clamp(min=LEAST_TIME).to(x.dtype)
 
 
 def places(video: tuple[int, int, int], device: torch.device) -> Tensor:

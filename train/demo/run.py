@@ -131,7 +131,7 @@ def sample_clips(
             for name, model in models.items():
                 made[name].append(
                     sample(
-                        model.velocity,
+                        model,
                         context_of(caption, model),
                         (3, *settings.video),
                         steps=settings.sample_steps,

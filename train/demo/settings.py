@@ -9,7 +9,7 @@ from models.attention import VSA, Dense
 from models.video_dit import VideoDiTConfig
 from train.checkpoint import Checkpointer
 from train.data import VideoDataLoader
-from train.demo.model import PixelDiTConfig
+from train.demo.model import LEAST_TIME, PixelDiTConfig
 from train.ema import EMA
 from train.flow import FlowConfig
 from train.metrics import Metrics
@@ -68,7 +68,7 @@ class Settings:
             dataloader=data,
             dump_folder=str(folder / run),
             training=TrainingConfig(steps=steps),
-            flow=FlowConfig(shift=self.shift),
+            flow=FlowConfig(shift=self.shift, least=LEAST_TIME),
             optimizer=default_adamw(lr=self.lr),
             lr_scheduler=LRSchedulersContainer.Config(
                 warmup_steps=min(10, steps // 4), decay_type="cosine", min_lr_factor=0.05
