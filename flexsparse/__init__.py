@@ -7,9 +7,25 @@
 torch.Size([1, 2, 256, 16])
 """
 
+from flexsparse.bsa import bsa_attention, bsa_mask
 from flexsparse.flex import flex_attention
+from flexsparse.kv_rules import Mass, Threshold, TopK
+from flexsparse.queries import KeptQueries, prune_queries, restore_queries
 from flexsparse.tiling import VideoTiling
 from flexsparse.vsa import vsa_attention, vsa_mask
 
-__all__ = ["VideoTiling", "flex_attention", "vsa_attention", "vsa_mask"]
+__all__ = [
+    "KeptQueries",
+    "Mass",
+    "Threshold",
+    "TopK",
+    "VideoTiling",
+    "bsa_attention",
+    "bsa_mask",
+    "flex_attention",
+    "prune_queries",
+    "restore_queries",
+    "vsa_attention",
+    "vsa_mask",
+]
 __version__ = "0.1.0"

@@ -33,6 +33,16 @@ def pool_tiles(x: Tensor, tiling: VideoTiling) -> Tensor:
     return pool_tiles_twin(x, tiling)
 
 
+def pool_rows(x: Tensor, rows: int) -> Tensor:
+    """Means over ``rows`` rows each of ``[B, H, n * rows, D]``: pool_tiles without padding."""
+    n = x.shape[-2] // rows
+    if x.is_cuda:
+        counts = torch.full((n,), rows, dtype=torch.int32, device=x.device)
+        return kernels.pool_tiles(x, counts, rows)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return x.unflatten(-2, (n, rows)).sum(-2, dtype=wide) / rows
+
+
 def pool_tiles_twin(x: Tensor, tiling: VideoTiling) -> Tensor:
     """:func:`pool_tiles` in plain PyTorch, on any device."""
     tiles = tiling.zero_padding(x).unflatten(-2, (tiling.num_tiles, tiling.rows))

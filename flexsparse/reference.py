@@ -85,3 +85,79 @@ def vsa(
         coarse = coarse_scores.softmax(-1) @ pool(v, video, tile)
         out = out + coarse[..., of_token, :] * gate_coarse.to(dtype)
     return out
+
+
+def windows_of_tokens(video: Grid, tile: Grid, window: Grid) -> tuple[Tensor, Tensor]:
+    """The window of every token in raster order, and that window's center: int64 ``[tokens]``.
+
+    A window is named by its first token. Its center is at ``size // 2`` along each axis of that
+    part of it that lies in the video.
+    """
+    at = torch.stack(torch.meshgrid(*map(torch.arange, video), indexing="ij"), -1).flatten(0, 2)
+    length, tile_size, size = (torch.tensor(x) for x in (video, tile, window))
+    in_tile = at % tile_size
+    first = at - in_tile + in_tile // size * size
+    end = torch.minimum(torch.minimum(first + size, at - in_tile + tile_size), length)
+    stride = torch.tensor([video[1] * video[2], video[2], 1])
+    return (first * stride).sum(-1), ((first + (end - first) // 2) * stride).sum(-1)
+
+
+def kept_queries(q: Tensor, video: Grid, tile: Grid, window: Grid, keep: float) -> Tensor:
+    """Which queries BSA keeps, ``ceil(keep * size)`` of each window: bool ``[B, H, tokens]``."""
+    of_token, center = (x.to(q.device) for x in windows_of_tokens(video, tile, window))
+    c = q[..., center, :]
+    similarity = torch.nn.functional.cosine_similarity(q, c, dim=-1, eps=0).nan_to_num(0)
+    index = torch.arange(len(center), device=q.device)
+    similarity = similarity.masked_fill(index == center, -math.inf)
+    same = of_token[:, None] == of_token
+    a, b = similarity.unsqueeze(-1), similarity.unsqueeze(-2)
+    before = (b < a) | ((b == a) & (index < index[:, None]))
+    quota = torch.tensor([math.ceil(round(keep * x, 9)) for x in same.sum(-1).tolist()])
+    return (before & same).sum(-1) < quota.to(q.device)
+
+
+def sources(kept: Tensor, video: Grid, tile: Grid, window: Grid, fill: str) -> Tensor:
+    """The token whose output each token takes: int64 ``[B, H, tokens]``."""
+    of_token, center = (x.to(kept.device) for x in windows_of_tokens(video, tile, window))
+    index = torch.arange(len(center), device=kept.device)
+    if fill == "center":
+        return torch.where(kept, index, center)
+    at = torch.stack(torch.meshgrid(*map(torch.arange, video), indexing="ij"), -1).flatten(0, 2)
+    distance = (at[:, None] - at).square().sum(-1).to(kept.device)
+    distance = distance.masked_fill(of_token[:, None] != of_token, 1 << 30)
+    return (distance * len(index) + index).where(kept.unsqueeze(-2), 1 << 60).argmin(-1)
+
+
+def bsa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    video: Grid,
+    tile: Grid,
+    *,
+    keep: float,
+    window: Grid,
+    tile_map: Tensor,
+    kept: Tensor | None = None,
+    fill: str = "nearest",
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """What :func:`flexsparse.bsa_attention` must compute, in raster order and fp64.
+
+    Args:
+        q, k, v: raster ``[B, H, tokens, D]``.
+        video, tile, window: ``(T, H, W)`` in tokens.
+        keep: fraction of each window's queries.
+        tile_map: bool ``[B, H, n, n]``, the key tiles of every query tile.
+        kept: bool ``[B, H, tokens]``, a choice to use in place of the oracle's own.
+        fill, dtype: as there, and as in :func:`vsa`.
+
+    Returns:
+        ``[B, H, tokens, D]`` of ``dtype``, differentiable.
+    """
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    kept = kept_queries(q.detach(), video, tile, window, keep) if kept is None else kept
+    of_token = tile_of_token(video, tile).to(q.device)
+    out = attention(q, k, v, tile_map[..., of_token, :][..., of_token])
+    source = sources(kept, video, tile, window, fill)
+    return out.gather(-2, source.unsqueeze(-1).expand_as(out))

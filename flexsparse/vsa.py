@@ -8,12 +8,13 @@ from torch import Tensor
 from flexsparse.block_mask import TileBlockMask, tile_block_mask
 from flexsparse.checks import check_alike
 from flexsparse.flex import flex_attention
+from flexsparse.kv_rules import Rule, TopK, as_rule
 from flexsparse.pooling import pool_tiles
-from flexsparse.selection import coarse_scores, select_top_k, tile_map
+from flexsparse.selection import coarse_scores
 from flexsparse.tiling import VideoTiling
 
 
-def vsa_mask(q: Tensor, k: Tensor, tiling: VideoTiling, *, top_k: int) -> TileBlockMask:
+def vsa_mask(q: Tensor, k: Tensor, tiling: VideoTiling, *, top_k: int | Rule) -> TileBlockMask:
     """The BlockMask of VSA's fine stage: each query tile sees the ``top_k`` tiles of best score.
 
     Scores are the scaled dot products of mean-pooled queries and keys, in fp32; ties go to the
@@ -24,7 +25,7 @@ def vsa_mask(q: Tensor, k: Tensor, tiling: VideoTiling, *, top_k: int) -> TileBl
         q, k: tile-major ``[B, H, padded_tokens, D]``; padding is never read. No gradient flows
             through the mask.
         tiling: the shape.
-        top_k: key tiles per query tile, 1 to ``tiling.num_tiles``.
+        top_k: key tiles per query tile, 1 to ``tiling.num_tiles``, or a rule that admits them.
 
     Returns:
         A BlockMask of tiles, ``[B, H, padded_tokens, padded_tokens]``.
@@ -37,12 +38,12 @@ def vsa_mask(q: Tensor, k: Tensor, tiling: VideoTiling, *, top_k: int) -> TileBl
     >>> vsa_mask(q, k, tiling, top_k=2).sparsity()
     75.0
     """
-    return tile_block_mask(_select(q, k, tiling, top_k), tiling)
+    return masked_by(as_rule(top_k, tiling.num_tiles), _scores(q, k, tiling), tiling)
 
 
-def vsa_tile_map(q: Tensor, k: Tensor, tiling: VideoTiling, *, top_k: int) -> Tensor:
+def vsa_tile_map(q: Tensor, k: Tensor, tiling: VideoTiling, *, top_k: int | Rule) -> Tensor:
     """Who attends to whom in :func:`vsa_mask`: bool ``[B, H, n, n]``, query tiles by key tiles."""
-    return tile_map(_select(q, k, tiling, top_k), tiling.num_tiles)
+    return as_rule(top_k, tiling.num_tiles)(_scores(q, k, tiling))
 
 
 def vsa_attention(
@@ -51,7 +52,7 @@ def vsa_attention(
     v: Tensor,
     tiling: VideoTiling,
     *,
-    top_k: int,
+    top_k: int | Rule,
     gate_coarse: Tensor | None = None,
     gate_fine: Tensor | None = None,
 ) -> Tensor:
@@ -64,7 +65,7 @@ def vsa_attention(
     Args:
         q, k, v: tile-major ``[B, H, padded_tokens, D]``; what stands in padding has no effect.
         tiling: the shape.
-        top_k: key tiles per query tile, 1 to ``tiling.num_tiles``.
+        top_k: key tiles per query tile, 1 to ``tiling.num_tiles``, or a rule that admits them.
         gate_coarse: ``[B, H, padded_tokens, D]``; None leaves the coarse branch out.
         gate_fine: ``[B, H, padded_tokens, D]``; None means 1.
 
@@ -90,9 +91,9 @@ def vsa_attention(
         out = flex_attention(q, k, v, block_mask=vsa_mask(q, k, tiling, top_k=top_k))
         return out if gate_fine is None else tiling.zero_padding(out * gate_fine)
 
-    _check(q, k, tiling, top_k)
+    rule = as_rule(top_k, tiling.num_tiles)
     scores = coarse_scores(pool_tiles(q, tiling), pool_tiles(k, tiling))
-    mask = tile_block_mask(select_top_k(scores, top_k), tiling)
+    mask = masked_by(rule, scores, tiling)
     fine = flex_attention(q, k, v, block_mask=mask)
     with torch.autocast(q.device.type, enabled=False):
         coarse = (scores.softmax(-1) @ pool_tiles(v, tiling)).to(v.dtype)
@@ -102,21 +103,20 @@ def vsa_attention(
     return tiling.zero_padding(out)
 
 
-def _select(q: Tensor, k: Tensor, tiling: VideoTiling, top_k: int) -> Tensor:
-    _check(q, k, tiling, top_k)
-    scores = coarse_scores(pool_tiles(q.detach(), tiling), pool_tiles(k.detach(), tiling))
-    return select_top_k(scores, top_k)
+def masked_by(
+    rule: Rule, scores: Tensor, tiling: VideoTiling, q_rows: int | None = None
+) -> TileBlockMask:
+    """The BlockMask of the tiles that ``rule`` admits by their scores ``[B, H, n, n]``."""
+    tiles, counts = rule.select(scores)
+    fixed = isinstance(rule, TopK)
+    return tile_block_mask(tiles, tiling, counts=None if fixed else counts, q_rows=q_rows)
 
 
-def _check(q: Tensor, k: Tensor, tiling: VideoTiling, top_k: int) -> None:
+def _scores(q: Tensor, k: Tensor, tiling: VideoTiling) -> Tensor:
     for name, x in (("q", q), ("k", k)):
         tiling.check_tiled(x, name)
     check_alike(q=q, k=k, v=k)
-    if type(top_k) is not int or not 1 <= top_k <= tiling.num_tiles:
-        raise ValueError(
-            f"top_k={top_k!r} must be an int in 1..{tiling.num_tiles}, the tiles of {tiling.video} "
-            f"cut into {tiling.tile}"
-        )
+    return coarse_scores(pool_tiles(q.detach(), tiling), pool_tiles(k.detach(), tiling))
 
 
 def _check_gate(name: str, gate: Tensor, v: Tensor, tiling: VideoTiling) -> None:

@@ -59,6 +59,29 @@ class Problem:
         lse = s.to(lse_dtype).logsumexp(-1).masked_fill(~sees[..., 0], -torch.inf)
         return s.softmax(-1) * sees @ v, lse
 
+    def dense_flash(self) -> tuple[Tensor, Tensor]:
+        """Plain PyTorch with FlashAttention's backward: p from lse, delta from out."""
+        q, k, v = self.tensors
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        return Flash.apply(q @ k.mT * self.scale, v, self.mask())
+
+
+class Flash(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, s: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        wide = s.to(torch.promote_types(s.dtype, torch.float32)).masked_fill(~mask, -torch.inf)
+        lse = wide.logsumexp(-1)
+        p = (wide - lse.masked_fill(lse == -torch.inf, 0)[..., None]).exp().to(s.dtype)
+        out = p @ v
+        ctx.save_for_backward(p, v, out)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx, g: Tensor, g_lse: Tensor) -> tuple[Tensor, Tensor, None]:
+        p, v, out = ctx.saved_tensors
+        delta = (g * out).sum(-1, keepdim=True) - g_lse[..., None].to(g.dtype)
+        return p * (g @ v.mT - delta), p.mT @ g, None
+
 
 def differentiate(problem: Problem, attend, g: Tensor, g_lse: Tensor) -> list[Tensor]:
     """Output, lse of the rows that see something, and the gradients of q, k and v."""
@@ -125,13 +148,15 @@ def test_matches_masked_softmax(problem, seed, dtype, logits, chunk):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu_chunks, "CHUNK_BYTES", 4**chunk)
         ours = differentiate(problem, Problem.attend, *given_)
-    plain = differentiate(problem, Problem.dense, *given_)
+    plain, flash = (
+        differentiate(problem, attend, *given_) for attend in (Problem.dense, Problem.dense_flash)
+    )
     exact = differentiate(problem.to(torch.float64), Problem.dense, *given_)
     blind = exact[1] == -torch.inf
     assert torch.equal(ours[1] == -torch.inf, blind)
-    for results in (ours, plain, exact):
+    for results in (ours, plain, flash, exact):
         results[1] = results[1].masked_fill(blind, 0)
-    assert_accurate(ours, [plain], exact, [*problem.tensors, *given_])
+    assert_accurate(ours, [plain, flash], exact, [*problem.tensors, *given_])
 
     mask = problem.mask().unflatten(1, (k.shape[1], -1))
     unseen = ~mask.any(2).any(-2)

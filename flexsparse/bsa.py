@@ -1,0 +1,109 @@
+"""Bidirectional Sparse Attention (BSA, arXiv 2509.01085): fewer queries, fewer keys for each."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from flexsparse.block_mask import TileBlockMask
+from flexsparse.checks import check_alike
+from flexsparse.flex import flex_attention
+from flexsparse.kv_rules import Rule, as_rule
+from flexsparse.pooling import pool_rows, pool_tiles
+from flexsparse.queries import Fill, KeptQueries, prune_queries, restore_queries
+from flexsparse.selection import coarse_scores
+from flexsparse.tiling import VideoTiling
+from flexsparse.vsa import masked_by
+
+
+def bsa_mask(kept: KeptQueries, k: Tensor, tiling: VideoTiling, *, kv: Rule | int) -> TileBlockMask:
+    """The BlockMask in which each tile's kept queries see the key tiles that ``kv`` admits.
+
+    Scores are the scaled dot products of the means of a tile's kept queries and of its keys, in
+    fp32. A query block is the ``kept_rows`` rows that stand for a tile, a key block the tile.
+
+    Args:
+        kept: from :func:`prune_queries`.
+        k: tile-major ``[B, Hkv, padded_tokens, D]``; query head h reads key head
+            ``h // (H // Hkv)``. Padding is never read, and no gradient flows through the mask.
+        tiling: the shape that the queries were pruned in.
+        kv: which key tiles a query tile attends to; an int means TopK.
+
+    Returns:
+        A BlockMask, ``[B, H, num_tiles * kept_rows, padded_tokens]``.
+
+    Raises:
+        ValueError: ``kept`` of another tiling, k not tile-major, or more tiles than there are.
+
+    >>> tiling = VideoTiling((8, 8, 8))
+    >>> q = k = tiling.to_tiles(torch.randn(1, 2, tiling.tokens, 16))
+    >>> bsa_mask(prune_queries(q, tiling), k, tiling, kv=TopK(2)).shape
+    (1, 2, 256, 512)
+    """
+    rule = as_rule(kv, tiling.num_tiles, "kv")
+    return masked_by(rule, _scores(kept, k, tiling), tiling, kept.q_rows)
+
+
+def bsa_tile_map(kept: KeptQueries, k: Tensor, tiling: VideoTiling, *, kv: Rule | int) -> Tensor:
+    """Who attends to whom in :func:`bsa_mask`: bool ``[B, H, n, n]``, query tiles by key tiles."""
+    return as_rule(kv, tiling.num_tiles, "kv")(_scores(kept, k, tiling))
+
+
+def bsa_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tiling: VideoTiling,
+    *,
+    kv: Rule | int,
+    keep: float = 0.5,
+    window: tuple[int, int, int] | None = None,
+    fill: Fill = "nearest",
+    enable_gqa: bool = False,
+) -> Tensor:
+    """BSA: prune queries, attend with those that stay over the admitted tiles, restore the rest.
+
+    With ``keep=1`` and a rule that admits all tiles, such as ``Mass(1)``, this is dense attention.
+
+    Args:
+        q: tile-major ``[B, H, padded_tokens, D]``; what stands in padding has no effect.
+        k, v: tile-major ``[B, Hkv, padded_tokens, D]``, with fewer heads only if ``enable_gqa``.
+        tiling: the shape.
+        kv: which key tiles a query tile attends to; an int means TopK.
+        keep, window: how queries are pruned, see :func:`prune_queries`.
+        fill: where the output of a pruned query comes from, see :func:`restore_queries`.
+
+    Returns:
+        ``[B, H, padded_tokens, D]``, zeros in padding. Differentiable in q (its kept rows), k and
+        v; neither choice has a gradient.
+
+    Raises:
+        ValueError: raster tensors, mixed devices or dtypes, or a parameter out of range.
+
+    >>> tiling = VideoTiling((8, 8, 8))
+    >>> q = k = v = tiling.to_tiles(torch.randn(1, 2, tiling.tokens, 16))
+    >>> bsa_attention(q, k, v, tiling, keep=0.5, window=(2, 2, 2), kv=Threshold(2)).shape
+    torch.Size([1, 2, 512, 16])
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        tiling.check_tiled(x, name)
+    check_alike(q=q, k=k, v=v)
+    kept = prune_queries(q, tiling, keep=keep, window=window)
+    mask = bsa_mask(kept, k, tiling, kv=kv)
+    out = flex_attention(kept.q, k, v, block_mask=mask, enable_gqa=enable_gqa)
+    return restore_queries(out, kept, tiling, fill=fill)
+
+
+def _scores(kept: KeptQueries, k: Tensor, tiling: VideoTiling) -> Tensor:
+    kept.check_tiling(tiling)
+    tiling.check_tiled(k, "k")
+    if k.shape[1] == 0 or kept.q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"the queries have {kept.q.shape[1]} heads, k {k.shape[1]}: give it a divisor of them"
+        )
+    q = kept.q.detach()
+    if kept.windows.keeps_all:
+        pooled = pool_tiles(q, tiling)
+    else:
+        count = kept.windows.tables(q.device).quota.sum(-1)
+        pooled = pool_rows(q, kept.q_rows) * (kept.q_rows / count)[:, None]
+    return coarse_scores(pooled, pool_tiles(k.detach(), tiling))

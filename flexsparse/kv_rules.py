@@ -1,0 +1,163 @@
+"""Rules by which a query tile admits key tiles, as values: scores in, tile map out.
+
+A new rule is a frozen dataclass with an ``admits`` method; see Threshold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from flexsparse.selection import Selection, select_admitted, select_top_k, sort_keys, tile_map
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What all rules share: bounds on the number of tiles that a query tile admits.
+
+    Args:
+        min_tiles: admitted in any case, best first.
+        max_tiles: at most so many, best first; None for no bound. A low one keeps lists narrow.
+
+    Raises:
+        ValueError: bounds that are not ints with 1 <= min_tiles <= max_tiles.
+    """
+
+    min_tiles: int = 1
+    max_tiles: int | None = None
+
+    def __post_init__(self) -> None:
+        most = self.min_tiles if self.max_tiles is None else self.max_tiles
+        if not (type(self.min_tiles) is int and type(most) is int and 1 <= self.min_tiles <= most):
+            raise ValueError(
+                f"min_tiles={self.min_tiles!r}, max_tiles={self.max_tiles!r}: give ints with "
+                "1 <= min_tiles <= max_tiles, or max_tiles=None"
+            )
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """The tile map of fp32 scores ``[..., n]``, who attends to whom: bool ``[..., n]``."""
+        tiles, counts = self.select(scores)
+        listed = torch.arange(tiles.shape[-1], device=scores.device) < counts[..., None]
+        n = scores.shape[-1]
+        return tile_map(torch.where(listed, tiles, n), n + 1)[..., :n]
+
+    def select(self, scores: Tensor) -> Selection:
+        """The tile map as lists, ``[..., most]`` wide, with no value read from the device."""
+        least, most = self.bounds(scores.shape[-1])
+        return select_admitted(scores, self.admits(scores.detach()), least, most)
+
+    def bounds(self, n: int) -> tuple[int, int]:
+        """The fewest and the most of ``n`` tiles that this rule can admit."""
+        return min(self.min_tiles, n), n if self.max_tiles is None else min(self.max_tiles, n)
+
+    def admits(self, scores: Tensor) -> Tensor:
+        """bool ``[..., n]`` without regard to the bounds; no score outside beats one inside."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TopK(Rule):
+    """The ``k`` tiles of largest score, ties to the lower index (VSA, arXiv 2505.13389).
+
+    >>> TopK(1)(torch.tensor([0.5, 2.0, -1.0]))
+    tensor([False,  True, False])
+    """
+
+    k: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.k) is not int or self.k < 1:
+            raise ValueError(f"k={self.k!r} must be an int of at least 1, tiles per query tile")
+
+    def select(self, scores: Tensor) -> Selection:
+        least, most = self.bounds(scores.shape[-1])
+        tiles = select_top_k(scores, most)
+        return Selection(tiles, torch.full_like(tiles[..., 0], most))
+
+    def bounds(self, n: int) -> tuple[int, int]:
+        least, most = super().bounds(n)
+        count = min(most, max(least, self.k))
+        return count, count
+
+
+@dataclass(frozen=True)
+class Threshold(Rule):
+    """Tiles with a score of at least ``mean + std * U(1 - k / n)``, the statistical dynamic
+    threshold of BSA (arXiv 2509.01085), U the standard normal quantile.
+
+    About ``k`` tiles where scores are normal, fewer where a few stand out. Mean and (population)
+    deviation are of the row, over all n key tiles. That form of the rule is a reading of a
+    secondary source.
+
+    Args:
+        k: above 0, not necessarily whole; all are admitted where it is at least n.
+
+    >>> Threshold(1)(torch.tensor([0.0, 0.1, 4.0, 0.2]))
+    tensor([False, False,  True, False])
+    """
+
+    k: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (isinstance(self.k, (int, float)) and self.k > 0):
+            raise ValueError(
+                f"k={self.k!r} must be above 0, the tiles that a row admits on average"
+            )
+
+    def admits(self, scores: Tensor) -> Tensor:
+        n = scores.shape[-1]
+        if self.k >= n:
+            return torch.ones_like(scores, dtype=torch.bool)
+        # Of equal scores the fp64 mean is exactly their value, and all are admitted.
+        mean = scores.mean(-1, keepdim=True, dtype=torch.float64)
+        deviation = scores.var(-1, correction=0, keepdim=True).sqrt()
+        return scores >= mean + deviation * NormalDist().inv_cdf(1 - self.k / n)
+
+
+@dataclass(frozen=True)
+class Mass(Rule):
+    """The fewest tiles, best first, whose softmax weights reach ``m`` (BSA, arXiv 2509.01085, in
+    the reading of a secondary source).
+
+    Args:
+        m: above 0; from 1 on it means all tiles, however small their weight.
+
+    >>> Mass(0.9)(torch.tensor([0.0, 9.0, 9.0, 0.0]))
+    tensor([False,  True,  True, False])
+    """
+
+    m: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (isinstance(self.m, (int, float)) and self.m > 0):
+            raise ValueError(f"m={self.m!r} must be above 0, a share of the softmax's sum")
+
+    def admits(self, scores: Tensor) -> Tensor:
+        if self.m >= 1:
+            return torch.ones_like(scores, dtype=torch.bool)
+        order = sort_keys(scores).topk(scores.shape[-1], dim=-1).indices
+        weights = scores.float().softmax(-1).gather(-1, order)
+        before = weights.cumsum(-1) - weights
+        return torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before < self.m)
+
+
+def as_rule(rule: int | Rule, n: int, name: str = "top_k") -> Rule:
+    """``rule`` itself, or ``TopK(rule)`` for an int of 1 to n.
+
+    Raises:
+        ValueError: an int out of range, or a rule with more ``min_tiles`` (TopK: ``k``) than tiles.
+    """
+    if not isinstance(rule, Rule):
+        if type(rule) is not int or not 1 <= rule <= n:
+            raise ValueError(f"{name}={rule!r} must be an int in 1..{n}, the tiles, or a rule")
+        return TopK(rule)
+    least = max(rule.min_tiles, rule.k) if isinstance(rule, TopK) else rule.min_tiles
+    if least > n:
+        raise ValueError(f"{name}={rule} asks for {least} tiles of {n}: ask for fewer")
+    return rule
