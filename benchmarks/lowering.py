@@ -1,4 +1,4 @@
-"""What torch.compile makes of VSA and of a DiT's train step on CUDA: launches, and calls outside.
+"""What torch.compile makes of VSA, BSA and a DiT's train step on CUDA: launches, and calls outside.
 
     python -m benchmarks.lowering        (needs a CUDA GPU; measures no time)
 
@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexsparse import VideoTiling, vsa_attention
+from flexsparse import Mass, Threshold, VideoTiling, bsa_attention, vsa_attention
+from flexsparse.kv_rules import Rule
 from models.attention import VSA, Dense
 from models.video_dit import VideoDiTConfig
 
@@ -43,6 +44,22 @@ def vsa_case(shape: str, dim: int, gates: bool) -> Case:
             return vsa_attention(q, k, v, tiling, top_k=8, gate_coarse=gate)
 
         return attend, inputs
+
+    return case
+
+
+def bsa_case(shape: str, dim: int, window: tuple[int, int, int], kv: Rule) -> Case:
+    """One BSA layer in bf16, half of the queries kept: blocks of 32 query rows (64 of full128)."""
+    tiling = VideoTiling(*TOKENS[shape])
+
+    def case(device: torch.device) -> tuple[Callable[..., Tensor], list[Tensor]]:
+        size = (1, 4, tiling.padded_tokens, dim)
+        options: dict[str, Any] = dict(device=device, dtype=torch.bfloat16, requires_grad=True)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return bsa_attention(q, k, v, tiling, keep=0.5, window=window, kv=kv)
+
+        return attend, [torch.empty(size, **options) for _ in range(3)]
 
     return case
 
@@ -85,6 +102,17 @@ CASES: dict[str, Case] = {
         for shape in TOKENS
         for dim in (64, 128)
         for gates in (False, True)
+    },
+    **{
+        f"bsa_{shape}_d{dim}_{name}": bsa_case(shape, dim, window, kv)
+        for shape, window in (
+            ("full64", (2, 2, 2)),
+            ("padded64", (3, 5, 2)),
+            ("ragged64", (2, 2, 2)),
+            ("full128", (2, 2, 2)),
+        )
+        for dim in (64, 128)
+        for name, kv in (("threshold", Threshold(8)), ("mass", Mass(0.9, max_tiles=32)))
     },
     "dit_dense": dit_case(Dense()),
     "dit_vsa": dit_case(VSA(sparsity=0.875, tile=(4, 4, 4))),

@@ -22,11 +22,8 @@ class TileBlockMask(BlockMask):
     tensors."""
 
     tiling: VideoTiling | None = None
-
-    @property
-    def has_all_queries(self) -> bool:
-        """Whether queries are laid out as keys are, padding included."""
-        return self.tiling is not None and self.BLOCK_SIZE[0] == self.tiling.rows
+    all_queries: bool = True
+    """Whether queries are laid out as keys are, padding included."""
 
     def __getitem__(self, index: Any) -> Any:
         raise NotImplementedError(_FIXED.format("sliced"))
@@ -94,7 +91,7 @@ def tile_block_mask(
         selected: int32 ``[B, H, n, k]``, distinct tiles in ascending order per query tile.
         tiling: the shape; ``n = tiling.num_tiles``.
         counts: int32 ``[B, H, n]``, how many of the k entries count; None for all.
-        q_rows: rows of queries for a tile, if not ``tiling.rows``.
+        q_rows: rows of queries for a tile, where queries are not laid out as keys are.
 
     Returns:
         A BlockMask of ``BLOCK_SIZE == (q_rows, rows)`` over ``n * q_rows`` queries and
@@ -118,7 +115,7 @@ def tile_block_mask(
         BLOCK_SIZE=(per_tile, rows),
         mask_mod=mask_mod,
     )
-    mask.tiling = tiling
+    mask.tiling, mask.all_queries = tiling, q_rows is None
     return mask
 
 

@@ -40,7 +40,8 @@ def bsa_mask(kept: KeptQueries, k: Tensor, tiling: VideoTiling, *, kv: Rule | in
     (1, 2, 256, 512)
     """
     rule = as_rule(kv, tiling.num_tiles, "kv")
-    return masked_by(rule, _scores(kept, k, tiling), tiling, kept.q_rows)
+    q_rows = None if kept.windows.keeps_all else kept.q_rows
+    return masked_by(rule, _scores(kept, k, tiling), tiling, q_rows)
 
 
 def bsa_tile_map(kept: KeptQueries, k: Tensor, tiling: VideoTiling, *, kv: Rule | int) -> Tensor:

@@ -62,7 +62,7 @@ def flex_attention(
         raise ValueError("give return_lse or return_aux, not both")
     aux = AuxRequest(lse=True) if return_lse else return_aux
     tiling = getattr(block_mask, "tiling", None)
-    all_queries = tiling is not None and block_mask.has_all_queries
+    all_queries = tiling is not None and block_mask.all_queries
     if tiling is not None:
         key, value = tiling.zero_padding(key), tiling.zero_padding(value)
         query = tiling.zero_padding(query) if all_queries else query
@@ -92,7 +92,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, gqa: bool) -
     tiling = getattr(mask, "tiling", None)
     if tiling is not None:
         for name, x in (("query", q), ("key", k), ("value", v)):
-            if x is not q or mask.has_all_queries:
+            if x is not q or mask.all_queries:
                 tiling.check_tiled(x, name)
     check_alike(query=q, key=k, value=v)
     heads, kv_heads = q.shape[1], k.shape[1]

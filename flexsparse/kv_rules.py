@@ -116,7 +116,12 @@ class Threshold(Rule):
         # Of equal scores the fp64 mean is exactly their value, and all are admitted.
         mean = scores.mean(-1, keepdim=True, dtype=torch.float64)
         deviation = scores.var(-1, correction=0, keepdim=True).sqrt()
-        return scores >= mean + deviation * NormalDist().inv_cdf(1 - self.k / n)
+        return scores >= mean + deviation * _normal_quantile(1 - self.k / n)
+
+
+@torch.compiler.assume_constant_result
+def _normal_quantile(p: float) -> float:
+    return NormalDist().inv_cdf(p)
 
 
 @dataclass(frozen=True)

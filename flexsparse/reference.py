@@ -112,8 +112,13 @@ def kept_queries(q: Tensor, video: Grid, tile: Grid, window: Grid, keep: float) 
     same = of_token[:, None] == of_token
     a, b = similarity.unsqueeze(-1), similarity.unsqueeze(-2)
     before = (b < a) | ((b == a) & (index < index[:, None]))
-    quota = torch.tensor([math.ceil(round(keep * x, 9)) for x in same.sum(-1).tolist()])
-    return (before & same).sum(-1) < quota.to(q.device)
+    number = torch.tensor([quota(keep, size) for size in same.sum(-1).tolist()])
+    return (before & same).sum(-1) < number.to(q.device)
+
+
+def quota(keep: float, size: int) -> int:
+    """How many of ``size`` queries stay."""
+    return math.ceil(round(keep * size, 9))
 
 
 def sources(kept: Tensor, video: Grid, tile: Grid, window: Grid, fill: str) -> Tensor:

@@ -106,7 +106,7 @@ class Windows:
         extent = [(n - f).clamp(0, w) for n, f, w in zip(sides, first, self.size)]  # [n, W, 1]
         inside = [x < e for x, e in zip(token, extent)]  # [n, W, V]
         rows = _join([f + x for f, x in zip(first, token)], sides)
-        center = _join([e // 2 for e in extent], self.size)
+        center = _join([e >> 1 for e in extent], self.size)  # Inductor trips over // 2 here
         share = self.keep * (extent[0] * extent[1] * extent[2]).double()
         quota = ((share * 1e9).round() / 1e9).ceil().long()  # 0.07 * 100 is above 7 in fp64
         rows = torch.where(inside[0] & inside[1] & inside[2], rows, -1)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flexsparse import VideoTiling
+from flexsparse import VideoTiling, reference
 
+T = TypeVar("T")
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -81,3 +85,14 @@ def assert_accurate(
         own = torch.finfo(a.dtype).eps * c.square().mean().sqrt().item()
         bound = 2 * max(theirs) + own + min(torch.finfo(a.dtype).eps, EPS) * largest
         assert error <= bound, f"result {number}: error {error:.3g}, not <= {bound:.3g}"
+
+
+def with_fused(compute: Callable[..., T], *inputs: Any) -> T:
+    """``compute(*inputs)`` with the oracle's attention as PyTorch fuses it, whose backward takes p
+    from the log-sum-exp and cancels as ours does."""
+
+    def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    with mock.patch.object(reference, "attention", fused):
+        return compute(*inputs)

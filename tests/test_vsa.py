@@ -1,14 +1,13 @@
 """VSA against the oracle, and the laws that need no oracle."""
 
 from functools import partial
-from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import assert_accurate, poison, problems, tensors
+from laws import assert_accurate, poison, problems, tensors, with_fused
 
 from flexsparse import VideoTiling, flex_attention, reference, vsa_attention, vsa_mask
 from flexsparse.vsa import vsa_tile_map
@@ -33,11 +32,6 @@ def results(compute, inputs, seed):
     return out, *torch.autograd.grad(out, inputs, grad.to(out.dtype))
 
 
-def fused(q, k, v, mask):
-    """reference.attention as PyTorch fuses it, whose backward cancels as ours does."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-
-
 def check_against_oracle(problem, inputs):
     tiling, seed, dtype = problem["tiling"], problem["seed"], inputs[0].dtype
     # the oracle is given our choice, made in the tested dtype
@@ -49,9 +43,8 @@ def check_against_oracle(problem, inputs):
         return reference.vsa(q, k, v, tiling.video, tiling.tile, **choice, **gates)
 
     found = results(lambda *x: ours(problem, *x), inputs, seed)
-    plain = [results(partial(oracle, dtype), inputs, seed)]
-    with mock.patch.object(reference, "attention", fused):
-        plain.append(results(partial(oracle, dtype), inputs, seed))
+    arguments = partial(oracle, dtype), inputs, seed
+    plain = [results(*arguments), with_fused(results, *arguments)]
     doubles = [x.detach().double().requires_grad_() for x in inputs]
     assert_accurate(found, plain, results(partial(oracle, torch.float64), doubles, seed), inputs)
 

@@ -105,8 +105,9 @@ def restore_rows_backward(dout: Tensor, source: Tensor, kept: int) -> Tensor:
     D = dout.shape[3]
     dx = dout.new_empty((B, H, n * kept, D))
     wrap_triton(_restore_backward)[(n, B * H)](
-        dout.contiguous(), source, dx, D, ROWS=rows, KEPT=kept, **_blocks(R=rows, S=kept, D=D)
-    )
+        dout.contiguous(), source, dx, D, ROWS=rows, KEPT=kept, **_blocks(R=rows, S=kept, D=D),
+        num_warps=8,  # with four, the product of fp32 spills
+    )  # fmt: skip
     return dx
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from laws import assert_accurate
+from laws import assert_accurate, with_fused
 
 from flexsparse import VideoTiling, flex_attention, reference, vsa_attention, vsa_mask
 from flexsparse.vsa import vsa_tile_map
@@ -56,8 +56,9 @@ def test_outputs_and_gradients_equal_the_oracle(video, tile, dim, dtype, gates):
 
     doubles = [x.detach().double().requires_grad_() for x in inputs]
     exact = with_gradients(oracle(torch.float64), doubles)
-    plain = with_gradients(oracle(dtype), inputs)
-    assert_accurate(with_gradients(ours, inputs), [plain], exact, inputs)
+    compute = oracle(dtype)
+    plain = [with_gradients(compute, inputs), with_fused(with_gradients, compute, inputs)]
+    assert_accurate(with_gradients(ours, inputs), plain, exact, inputs)
 
 
 @pytest.mark.parametrize("video, tile", SHAPES)

@@ -1,0 +1,219 @@
+"""BSA against the oracle, given the same two choices, and the laws of its mask."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import assert_accurate, poison, seeds, tensors, with_fused
+from laws import problems as vsa_problems
+from test_queries import kept_tokens, problems
+from torch.nn.attention.flex_attention import create_mask
+from torch.nn.attention.flex_attention import flex_attention as torch_flex_attention
+from torch.utils.checkpoint import checkpoint
+
+from flexsparse import (
+    Mass,
+    Threshold,
+    TopK,
+    VideoTiling,
+    bsa,
+    bsa_attention,
+    bsa_mask,
+    flex_attention,
+    prune_queries,
+    queries,
+    reference,
+    restore_queries,
+    vsa_attention,
+)
+
+rules = st.sampled_from([TopK(1), Threshold(2, max_tiles=3), Threshold(1.5), Mass(0.6), Mass(1)])
+fills = st.sampled_from(["nearest", "center"])
+
+
+def with_gradients(compute, inputs):
+    out = compute(*inputs)
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(out.shape, generator=generator).to(out.dtype)
+    return out, *torch.autograd.grad(out, inputs, grad)
+
+
+def check_against_oracle(windows, inputs, rule, fill, groups=1):
+    """Outputs and gradients of q, k and v, in raster order, given our choices."""
+    tiling, (q, k, _) = windows.tiling, inputs
+    settings_ = dict(keep=windows.keep, window=windows.window)
+    kept = prune_queries(tiling.to_tiles(q), tiling, **settings_)
+    tile_map = bsa.bsa_tile_map(kept, tiling.to_tiles(k), tiling, kv=rule)
+
+    def ours(*x):
+        x = [tiling.to_tiles(t) for t in x]
+        gqa = groups > 1
+        return tiling.from_tiles(
+            bsa_attention(*x, tiling, kv=rule, fill=fill, enable_gqa=gqa, **settings_)
+        )
+
+    def oracle(dtype):
+        def compute(q, k, v):
+            k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
+            choices = dict(tile_map=tile_map, kept=kept_tokens(kept), fill=fill, dtype=dtype)
+            return reference.bsa(q, k, v, tiling.video, tiling.tile, **settings_, **choices)
+
+        return compute
+
+    doubles = [x.detach().double().requires_grad_() for x in inputs]
+    exact = with_gradients(oracle(torch.float64), doubles)
+    compute = oracle(inputs[0].dtype)
+    plain = [with_gradients(compute, inputs), with_fused(with_gradients, compute, inputs)]
+    assert_accurate(with_gradients(ours, inputs), plain, exact, inputs)
+
+
+@settings(max_examples=40)
+@given(
+    problems(),
+    seeds,
+    rules,
+    fills,
+    st.sampled_from([1, 8, 64]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.sampled_from([16, 48, 256]),
+)
+def test_outputs_and_gradients_equal_the_oracle(windows, seed, rule, fill, logits, dtype, dim):
+    problem = dict(tiling=windows.tiling, seed=seed, batch=2, heads=2, dim=dim)
+    check_against_oracle(windows, tensors(3, problem, logits, dtype), rule, fill)
+
+
+@settings(max_examples=15)
+@given(problems(), seeds, rules)
+def test_query_groups_share_keys(windows, seed, rule):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (2, windows.tiling.tokens, 16)
+    inputs = [torch.randn(1, h, *shape[1:], generator=generator) for h in (4, 2, 2)]
+    check_against_oracle(windows, [x.requires_grad_() for x in inputs], rule, "nearest", groups=2)
+
+
+@given(problem=vsa_problems())
+def test_keeping_all_of_both_is_dense_attention(problem):
+    inputs, tiling = tensors(3, problem), problem["tiling"]
+
+    def ours(*x):
+        tiled = [tiling.to_tiles(t) for t in x]
+        return tiling.from_tiles(bsa_attention(*tiled, tiling, keep=1, kv=Mass(1)))
+
+    dense = torch.nn.functional.scaled_dot_product_attention
+    doubles = [x.detach().double().requires_grad_() for x in inputs]
+    exact = with_gradients(dense, doubles)
+    math = reference.attention
+    plain = [
+        with_gradients(dense, inputs),
+        with_gradients(lambda q, k, v: math(q, k, v, torch.ones(1, dtype=torch.bool)), inputs),
+    ]
+    assert_accurate(with_gradients(ours, inputs), plain, exact, inputs)
+
+
+@given(st.data(), vsa_problems())
+def test_keeping_all_queries_with_top_k_is_vsa(data, problem):
+    tiling = problem["tiling"]
+    q, k, v = (tiling.to_tiles(x.detach()) for x in tensors(3, problem))
+    top_k = data.draw(st.integers(1, tiling.num_tiles))
+    ours = bsa_attention(q, k, v, tiling, keep=1, kv=TopK(top_k))
+    assert torch.equal(ours, vsa_attention(q, k, v, tiling, top_k=top_k))
+
+
+@settings(max_examples=30)
+@given(problems(), seeds, rules)
+def test_mask_mod_lists_and_torchs_flex_attention_agree(windows, seed, rule):
+    tiling = windows.tiling
+    problem = dict(tiling=tiling, seed=seed, batch=2, heads=2, dim=16)
+    q, k, v = (tiling.to_tiles(x.detach()) for x in tensors(3, problem))
+    kept = prune_queries(q, tiling, keep=windows.keep, window=windows.window)
+    mask = bsa_mask(kept, k, tiling, kv=rule)
+    tile_map = bsa.bsa_tile_map(kept, k, tiling, kv=rule)
+    dense = create_mask(mask.mask_mod, 2, 2, *mask.seq_lengths, "cpu")
+    whole = tile_map.repeat_interleave(kept.q_rows, -2).repeat_interleave(tiling.rows, -1)
+    assert torch.equal(dense, whole & tiling.valid())
+    assert torch.equal(mask.to_dense().bool(), tile_map)
+    by_key = (mask.q_num_blocks, 0 if mask.full_q_num_blocks is None else mask.full_q_num_blocks)
+    assert torch.equal(by_key[0] + by_key[1], tile_map.sum(-2, dtype=torch.int32))
+    for num, idx in (
+        (mask.q_num_blocks, mask.q_indices),
+        (
+            mask.full_q_num_blocks,
+            mask.full_q_indices,
+        ),
+    ):
+        for b, h, j in torch.cartesian_prod(*map(torch.arange, tile_map.shape[:3])).tolist():
+            listed = [] if num is None else idx[b, h, j, : num[b, h, j]].tolist()
+            assert all(tile_map[b, h, i, j] for i in listed) and len({*listed}) == len(listed)
+    ours = restore_queries(flex_attention(kept.q, k, v, block_mask=mask), kept, tiling)
+    torchs = restore_queries(torch_flex_attention(kept.q, k, v, block_mask=mask), kept, tiling)
+    assert torch.allclose(ours, torchs, rtol=1e-4, atol=1e-5)
+
+
+@given(problems(), seeds, rules)
+def test_nan_in_padding_changes_nothing(windows, seed, rule):
+    tiling = windows.tiling
+    problem = dict(tiling=tiling, seed=seed, batch=1, heads=2, dim=16)
+    clean = [tiling.to_tiles(x.detach()) for x in tensors(3, problem)]
+    results = []
+    for change in (lambda x: x), (lambda x: poison(x, tiling)):
+        inputs = [change(x).requires_grad_() for x in clean]
+        out = bsa_attention(*inputs, tiling, keep=windows.keep, window=windows.window, kv=rule)
+        results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+def test_a_recomputed_layer_chooses_the_same(monkeypatch):
+    tiling = VideoTiling((5, 8, 9))
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, 2, tiling.padded_tokens, 16)
+    inputs = [torch.randn(shape, generator=generator).requires_grad_() for _ in range(3)]
+    choices = []
+    real = queries.choose_queries
+    monkeypatch.setattr(
+        queries, "choose_queries", lambda *a: choices.append(real(*a)) or choices[-1]
+    )
+
+    def attend(q, k, v):
+        return bsa_attention(q.sin(), k.cos(), v, tiling, window=(2, 2, 2), kv=Mass(0.7))
+
+    plain = torch.autograd.grad(attend(*inputs).square().sum(), inputs)
+    again = checkpoint(attend, *inputs, use_reentrant=False)
+    found = torch.autograd.grad(again.square().sum(), inputs)
+    assert len(choices) == 3 and torch.equal(choices[1], choices[2])
+    assert all(torch.equal(a, b) for a, b in zip(plain, found))
+
+
+@pytest.mark.parametrize("rule", [Threshold(3), Mass(0.8, max_tiles=6)])
+def test_it_compiles_whole_and_once(rule):
+    tiling = VideoTiling((5, 8, 9))
+
+    def attend(q, k, v):
+        return bsa_attention(q, k, v, tiling, window=(2, 2, 2), kv=rule)
+
+    compiled = torch.compile(attend, fullgraph=True, dynamic=False)
+    torch._dynamo.utils.counters.clear()
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        shape = (1, 2, tiling.padded_tokens, 16)
+        inputs = [torch.randn(shape, generator=generator).requires_grad_() for _ in range(3)]
+        exact = with_gradients(attend, [x.detach().double().requires_grad_() for x in inputs])
+        assert_accurate(
+            with_gradients(compiled, inputs), [with_gradients(attend, inputs)], exact, inputs
+        )
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_bad_input_is_one_clear_line():
+    tiling, other = VideoTiling((4, 8, 8)), VideoTiling((4, 8, 12))
+    q = torch.randn(1, 3, tiling.padded_tokens, 16)
+    kept = prune_queries(q, tiling)
+    for make, words in (
+        (lambda: bsa_attention(q, q, q, tiling, kv=0), r"^kv=0 must be an int in 1..4"),
+        (lambda: bsa_attention(q, q, q, tiling, kv=TopK(5)), "asks for 5 tiles of 4"),
+        (lambda: bsa_attention(q, q[:, :2], q[:, :2], tiling, kv=1), "3 heads, k 2"),
+        (lambda: bsa_mask(kept, q, other, kv=1), "were pruned in .* not in"),
+        (lambda: bsa_mask(kept, q[:, :, :9], tiling, kv=1), "^k has 9 rows"),
+    ):
+        with pytest.raises(ValueError, match=words) as error:
+            make()
+        assert "\n" not in str(error.value)

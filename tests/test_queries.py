@@ -1,0 +1,195 @@
+"""Pruning and restoring queries: the laws of the choice, of the rows, and of their gradients."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import poison, seeds
+
+from flexsparse import VideoTiling, prune_queries, reference, restore_queries
+from flexsparse.kernels.prune_queries import prune_queries as prune_kernel
+from flexsparse.kernels.restore_rows import restore_rows as restore_kernel
+from flexsparse.queries import KeptQueries, choose_queries, gather_rows
+from flexsparse.windows import Windows
+
+
+@st.composite
+def problems(draw):
+    sides = st.sampled_from([1, 2, 3])
+    window = tuple(draw(st.sampled_from([1, 2])) for _ in range(3))
+    tile = tuple(w * draw(sides) for w in window)
+    video = tuple(draw(st.integers(t, 2 * t + 1)) for t in tile)
+    tiling = VideoTiling(video, tile)
+    keep = draw(st.sampled_from([0.1, 0.3, 0.5, 0.75, 0.99, 1.0]))
+    return Windows(tiling, keep, draw(st.sampled_from([window, tile])))
+
+
+def draw_queries(windows, seed, dim=16, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (2, 3, windows.tiling.tokens, dim)
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+def prune(q, windows):
+    return prune_queries(q, windows.tiling, keep=windows.keep, window=windows.window)
+
+
+def kept_tokens(kept):
+    """Bool [B, H, tokens], in raster order."""
+    tiling = kept.windows.tiling
+    rows = torch.where(kept.index < 0, tiling.rows, kept.index).long()
+    flags = torch.zeros(*rows.shape[:-1], tiling.rows + 1, dtype=torch.bool)
+    flags.scatter_(-1, rows, True)
+    return tiling.from_tiles(flags[..., :-1].flatten(-2).unsqueeze(-1)).squeeze(-1).bool()
+
+
+@given(problems(), seeds)
+def test_the_least_similar_and_the_center_stay(windows, seed):
+    q = draw_queries(windows, seed)
+    kept = kept_tokens(prune(windows.tiling.to_tiles(q), windows))
+    shape = windows.tiling.video, windows.tiling.tile, windows.window
+    of_token, center = reference.windows_of_tokens(*shape)
+    assert kept[..., center.unique()].all()
+    wide = q.double()
+    similarity = torch.cosine_similarity(wide, wide[..., center, :], dim=-1)
+    for window in of_token.unique():
+        inside = of_token == window
+        stays, s = kept[..., inside], similarity[..., inside]
+        size = inside.sum().item()
+        assert (stays.sum(-1) == reference.quota(windows.keep, size)).all()
+        others = stays & ~torch.isin(inside.nonzero().flatten(), center)
+        worst = s.masked_fill(~others, -2).amax(-1)  # the most similar of those that stay
+        best = s.masked_fill(stays, 2).amin(-1)  # the least similar of those that go
+        assert (worst <= best + 1e-6).all()
+
+
+@given(problems(), seeds)
+def test_the_choice_is_the_oracles_but_for_near_ties(windows, seed):
+    q = draw_queries(windows, seed, dim=4).double()
+    kept = prune(windows.tiling.to_tiles(q), windows)
+    shape = windows.tiling.video, windows.tiling.tile, windows.window
+    assert torch.equal(kept_tokens(kept), reference.kept_queries(q, *shape, windows.keep))
+
+
+@given(problems(), seeds)
+def test_restoring_gives_kept_rows_back_and_fills_the_others(windows, seed):
+    tiling = windows.tiling
+    q = draw_queries(windows, seed)
+    kept = prune(tiling.to_tiles(q), windows)
+    stays = kept_tokens(kept)
+    for fill in ("nearest", "center"):
+        back = tiling.from_tiles(restore_queries(kept.q, kept, tiling, fill=fill))
+        assert torch.equal(back[stays], q[stays])
+        source = reference.sources(stays, tiling.video, tiling.tile, windows.window, fill)
+        assert torch.equal(back, q.gather(-2, source.unsqueeze(-1).expand_as(q)))
+
+
+@given(problems(), seeds)
+def test_gradients_flow_to_the_rows_that_were_used(windows, seed):
+    tiling = windows.tiling
+    q = tiling.to_tiles(draw_queries(windows, seed)).double().requires_grad_()
+    g = torch.randn(q.shape, generator=torch.Generator().manual_seed(seed), dtype=q.dtype)
+    g = tiling.zero_padding(g)
+    kept = prune(q, windows)
+    (found,) = torch.autograd.grad(restore_queries(kept.q, kept, tiling), q, g)
+    stays = kept_tokens(kept)
+    source = reference.sources(stays, tiling.video, tiling.tile, windows.window, "nearest")
+    due = torch.zeros_like(tiling.from_tiles(g))
+    due.scatter_add_(-2, source.unsqueeze(-1).expand_as(due), tiling.from_tiles(g))
+    assert torch.allclose(tiling.from_tiles(found), due, rtol=1e-12, atol=1e-12)
+    assert not found[..., ~tiling.valid(), :].any()
+
+
+@given(problems(), seeds)
+def test_nan_in_padding_changes_nothing(windows, seed):
+    tiling = windows.tiling
+    clean = tiling.to_tiles(draw_queries(windows, seed))
+    results = []
+    for q in clean, poison(clean, tiling):
+        q = q.requires_grad_()
+        kept = prune(q, windows)
+        out = restore_queries(kept.q, kept, tiling)
+        g = torch.where(tiling.valid()[:, None], 1.0, torch.nan)  # in padding of the gradient, too
+        results.append([kept.index, out, *torch.autograd.grad(out, q, g.expand_as(q))])
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@settings(max_examples=10)
+@given(problems().filter(lambda w: not w.keeps_all), seeds, st.sampled_from(["nearest", "center"]))
+def test_the_kernels_equal_their_twins(windows, seed, fill):
+    """Under the interpreter of Triton: see tests/conftest.py."""
+    tiling = windows.tiling
+    q = poison(tiling.to_tiles(draw_queries(windows, seed)), tiling).requires_grad_()
+    index = choose_queries(q.detach(), windows)
+    kept = KeptQueries(gather_rows(q, index, tiling.rows, holes=windows.has_holes), index, windows)
+    rows, center, quota, place = (x.int() for x in windows.tables())
+    sizes = tiling.rows, windows.per_window, windows.kept_rows
+    found, index = prune_kernel(q, rows, center, quota, *sizes)
+    same = (index == kept.index).all(-1).repeat_interleave(windows.kept_rows, -1)
+    assert same.double().mean() > 0.9, "but for near ties"
+    assert torch.equal(found[same], kept.q[same])
+    g = torch.randn(found.shape, generator=torch.Generator().manual_seed(seed))
+    due = torch.zeros_like(q).unflatten(2, (-1, tiling.rows))
+    slots = torch.where(index < 0, tiling.rows, index).long()[..., None].expand(-1, -1, -1, -1, 16)
+    due = torch.nn.functional.pad(due, (0, 0, 0, 1)).scatter(3, slots, g.view(slots.shape))
+    assert torch.equal(torch.autograd.grad(found, q, g)[0], due[..., :-1, :].flatten(2, 3))
+
+    out = torch.randn(kept.q.shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    ours, _ = restore_kernel(out, kept.index, place, center, list(windows.size), fill == "center")
+    twin = restore_queries(out, kept, tiling, fill=fill)
+    assert torch.equal(ours, twin)
+    g = poison(torch.randn(ours.shape, generator=torch.Generator().manual_seed(seed)), tiling)
+    a, b = (torch.autograd.grad(x, out, g)[0] for x in (ours, twin))
+    assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_keep_one_is_the_identity():
+    tiling = VideoTiling((5, 6, 7))
+    q = torch.randn(1, 2, tiling.padded_tokens, 16)
+    kept = prune_queries(q, tiling, keep=1)
+    assert kept.q is q
+    assert torch.equal(restore_queries(kept.q, kept, tiling), tiling.zero_padding(q))
+
+
+def test_a_constant_video_and_zero_queries_keep_the_lowest():
+    tiling = VideoTiling((4, 4, 8))
+    for value in 1.0, 0.0:
+        q = torch.full((1, 1, tiling.padded_tokens, 16), value)
+        kept = prune_queries(q, tiling, keep=0.25, window=(2, 2, 2))
+        per_window = kept.index.unflatten(-1, (8, 2))
+        center = Windows(tiling, 0.25, (2, 2, 2)).tables().center
+        assert torch.equal(center, torch.full_like(center, 7))
+        rows = Windows(tiling, 0.25, (2, 2, 2)).tables().rows
+        assert torch.equal(per_window[0, 0].long(), rows[..., [0, 7]])
+
+
+def test_the_choice_does_not_depend_on_batch_neighbours():
+    tiling = VideoTiling((5, 6, 7))
+    q = torch.randn(3, 2, tiling.padded_tokens, 16)
+    whole = prune_queries(q, tiling).index
+    assert torch.equal(whole[1:2], prune_queries(q[1:2], tiling).index)
+
+
+def test_bad_input_is_one_clear_line():
+    tiling, other = VideoTiling((4, 8, 8)), VideoTiling((4, 8, 9))
+    q = torch.randn(1, 2, tiling.padded_tokens, 16)
+    kept = prune_queries(q, tiling)
+    for make, words in (
+        (lambda: prune_queries(q, tiling, keep=0), r"^keep=0 must be in \(0, 1\]"),
+        (lambda: prune_queries(q, tiling, keep=1.5), r"^keep=1.5"),
+        (
+            lambda: prune_queries(q, tiling, window=(3, 2, 2)),
+            r"^window=\(3, 2, 2\) does not divide",
+        ),
+        (lambda: prune_queries(q, tiling, window=(8, 4, 4)), r"the tile \(4, 4, 4\)"),
+        (lambda: prune_queries(q[:, :, :9], tiling), "^q has 9 rows"),
+        (lambda: restore_queries(kept.q, kept, other), "were pruned in .* not in"),
+        (lambda: restore_queries(q, kept, tiling), "^out is .*attention of the kept queries is"),
+        (lambda: restore_queries(kept.q, kept, tiling, fill="far"), "^fill='far' must be one of"),
+    ):
+        with pytest.raises(ValueError, match=words) as error:
+            make()
+        assert "\n" not in str(error.value)
+    assert dataclasses.is_dataclass(kept)
