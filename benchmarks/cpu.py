@@ -1,11 +1,12 @@
-"""VSA on the CPU against dense attention: time and peak memory of one attention layer.
+"""VSA and BSA on the CPU against dense attention: time and peak memory of one attention layer.
 
     python -m benchmarks.cpu [--rounds 15]
 
 8,192 tokens, 4 heads of 64, fp32, 64-token tiles, top 16 of 128 (sparsity 87.5 %), everything from
-q, k and v to the output included: pooling, scores, choice, mask and fine stage. Proves the output
-and the gradients right against the fp64 oracle, then times dense SDPA and VSA in turn, round by
-round, and quotes medians; measures the peak memory of each in a fresh process; appends rows to
+q, k and v to the output included: pooling, scores, choice, mask and fine stage; BSA keeps half of
+the queries besides (93.75 %), with pruning and restoring included. Proves outputs and gradients
+right against the fp64 oracle, then times dense SDPA and the others in turn, round by round, and
+quotes medians; measures the peak memory of each in a fresh process; appends rows to
 ``benchmarks/results/cpu.jsonl``.
 """
 
@@ -19,17 +20,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.record import write_row
-from flexsparse import VideoTiling, reference, vsa_attention
+from flexsparse import TopK, VideoTiling, bsa_attention, prune_queries, reference, vsa_attention
+from flexsparse.bsa import bsa_tile_map
 from flexsparse.vsa import vsa_tile_map
 
 TILING = VideoTiling(video=(8, 32, 32), tile=(4, 4, 4))
 TOP_K, HEADS, DIM = 16, 4, 64
+KEEP, WINDOW = 0.5, (2, 2, 2)
 
 
 def draw(count: int) -> list[Tensor]:
@@ -50,11 +54,17 @@ def gated_vsa(q: Tensor, k: Tensor, v: Tensor, coarse: Tensor, fine: Tensor) -> 
     return vsa_attention(q, k, v, TILING, top_k=TOP_K, gate_coarse=coarse, gate_fine=fine)
 
 
+def bsa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return bsa_attention(q, k, v, TILING, kv=TopK(TOP_K), keep=KEEP, window=WINDOW)
+
+
 METHODS: dict[str, tuple[Callable[..., Tensor], int]] = {
     "dense": (dense, 3),
     "vsa": (vsa, 3),
     "vsa_gated": (gated_vsa, 5),
+    "bsa": (bsa, 3),
 }
+SPARSITY = {"dense": 0.0, "bsa": 1 - KEEP * TOP_K / TILING.num_tiles}
 
 
 def forward(method: str, inputs: list[Tensor], grad: Tensor) -> None:
@@ -76,8 +86,16 @@ def prove() -> None:
     """The outputs and gradients of all methods have at most twice plain PyTorch's error to fp64."""
     inputs, (grad,) = draw(5), draw(1)
     grad = grad.detach()
-    chosen = vsa_tile_map(inputs[0], inputs[1], TILING, top_k=TOP_K)
-    for name in ("vsa", "vsa_gated"):
+    kept = prune_queries(inputs[0].detach(), TILING, keep=KEEP, window=WINDOW)
+    maps = {
+        "vsa": vsa_tile_map(inputs[0], inputs[1], TILING, top_k=TOP_K),
+        "bsa": bsa_tile_map(kept, inputs[1], TILING, kv=TOP_K),
+    }
+    maps["vsa_gated"] = maps["vsa"]
+    stays = torch.zeros(1, HEADS, TILING.num_tiles, TILING.rows, dtype=torch.bool)
+    stays = stays.scatter_(-1, kept.index.long(), True).flatten(-2)[..., None]
+    stays = TILING.from_tiles(stays)[..., 0].bool()
+    for name, chosen in maps.items():
         compute, count = METHODS[name]
         out = compute(*inputs[:count])
         found = [out, *torch.autograd.grad(out, inputs[:count], grad)]
@@ -86,7 +104,7 @@ def prove() -> None:
         for head in range(HEADS):  # one at a time: the oracle is dense
             one = [x[:, head : head + 1] for x in given]
             exact, plain = (
-                oracle(one, chosen[:, head : head + 1], dtype)
+                oracle(name, one, chosen[:, head : head + 1], stays[:, head : head + 1], dtype)
                 for dtype in (torch.float64, torch.float32)
             )
             for ours, c, p in zip(found, exact, plain):
@@ -95,12 +113,19 @@ def prove() -> None:
     print("right: error to fp64 at most twice eager PyTorch's, outputs and gradients")
 
 
-def oracle(given: list[Tensor], chosen: Tensor, dtype: torch.dtype) -> list[Tensor]:
+def oracle(
+    name: str, given: list[Tensor], chosen: Tensor, stays: Tensor, dtype: torch.dtype
+) -> list[Tensor]:
     """Plain PyTorch's output and gradients, given q, k, v, perhaps gates, and out's gradient."""
     *inputs, grad = [x.to(dtype).requires_grad_() for x in given]
-    gates = dict(zip(("gate_coarse", "gate_fine"), inputs[3:]))
-    shape = (TILING.video, TILING.tile)
-    out = reference.vsa(*inputs[:3], *shape, top_k=TOP_K, tile_map=chosen, dtype=dtype, **gates)
+    shape: Any = (TILING.video, TILING.tile)
+    if name == "bsa":
+        choices: Any = dict(keep=KEEP, window=WINDOW, tile_map=chosen, kept=stays, dtype=dtype)
+        out = reference.bsa(*inputs, *shape, **choices)
+    else:
+        choices = dict(zip(("gate_coarse", "gate_fine"), inputs[3:]))
+        choices |= dict(top_k=TOP_K, tile_map=chosen, dtype=dtype)
+        out = reference.vsa(*inputs[:3], *shape, **choices)
     return [out.detach(), *torch.autograd.grad(out, inputs, grad.detach())]
 
 
@@ -179,7 +204,7 @@ def main() -> None:
                 method=name,
                 shape=[1, HEADS, TILING.tokens, DIM],
                 dtype="float32",
-                sparsity=0 if name == "dense" else 1 - TOP_K / TILING.num_tiles,
+                sparsity=SPARSITY.get(name, 1 - TOP_K / TILING.num_tiles),
                 ms=round(1e3 * seconds, 2),
                 times_faster=round(times["dense"] / seconds, 2),
                 peak_bytes=memory[name] if step is forward_backward else None,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,22 @@ def device_name(device: str) -> str:
     return f"{model or platform.processor()}, {torch.get_num_threads()} threads"
 
 
+def commit() -> str | None:
+    """The commit that is checked out, with a + if files differ from it; None without git."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    found = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True)
+    return found.stdout.strip() or None
+
+
 def write_row(file: str, device: str, **row: Any) -> dict[str, Any]:
-    """Append ``row``, with device and versions, to ``benchmarks/results/<file>.jsonl``."""
+    """Append ``row``, with device, versions, date and commit, to ``results/<file>.jsonl``."""
     row = {
         **row,
         "device": device_name(device),
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit(),
     }
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{file}.jsonl").open("a") as out:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from einops import rearrange
 from torch import Tensor, nn
 
+from flexsparse.bsa import bsa_attention
+from flexsparse.kv_rules import Rule
+from flexsparse.queries import Fill
 from flexsparse.tiling import VideoTiling
 from flexsparse.vsa import vsa_attention
 
@@ -92,3 +95,59 @@ class VSA(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, top_k={self.top_k}, adapt={self.adapt}"
+
+
+class BSA(nn.Module):
+    """Bidirectional Sparse Attention (BSA, arXiv 2509.01085); it has no parameters.
+
+    Args:
+        kv: which key tiles a query tile attends to; an int means TopK.
+        keep, window, fill: as in :func:`flexsparse.bsa_attention`.
+
+    >>> tiling = VideoTiling((2, 4, 4), tile=(2, 2, 2))
+    >>> x, q = torch.randn(1, tiling.padded_tokens, 32), torch.randn(1, 2, tiling.padded_tokens, 16)
+    >>> BSA(kv=Threshold(2), keep=0.5)(x, q, q, q, tiling).shape
+    torch.Size([1, 2, 64, 16])
+    """
+
+    def __init__(
+        self,
+        kv: Rule | int,
+        *,
+        keep: float = 0.5,
+        window: tuple[int, int, int] | None = None,
+        fill: Fill = "nearest",
+    ) -> None:
+        super().__init__()
+        self.kv, self.keep, self.window, self.fill = kv, keep, window, fill
+
+    def reset_parameters(self) -> None:
+        """There are none."""
+
+    def forward(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, tiling: VideoTiling) -> Tensor:
+        """Attend; everything tile-major.
+
+        Args:
+            x: the block's input, which is not used: VSA makes its gates from it.
+            q: ``[B, num_heads, padded_tokens, head_dim]``.
+            k, v: likewise, with a divisor of the heads.
+            tiling: the shape.
+
+        Returns:
+            ``[B, num_heads, padded_tokens, head_dim]``.
+        """
+        gqa = q.shape[1] != k.shape[1]
+        return bsa_attention(
+            q,
+            k,
+            v,
+            tiling,
+            kv=self.kv,
+            keep=self.keep,
+            window=self.window,
+            fill=self.fill,
+            enable_gqa=gqa,
+        )
+
+    def extra_repr(self) -> str:
+        return f"kv={self.kv}, keep={self.keep}, window={self.window}, fill={self.fill!r}"

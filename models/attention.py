@@ -1,7 +1,8 @@
 """The attention slot: a frozen value that says which self-attention a model uses.
 
-It is asked three things: how tokens are ordered in memory for it (`tiling`), how many tiles each
-query tile selects (`top_k_for`), and a layer's module (`build`). All modules have one signature,
+It is asked: how tokens are ordered in memory for it (`tiling`), how many tiles each
+query tile selects (`top_k_for`) and how many rows of queries stand for a tile where
+they are pruned (`q_rows_for`), and a layer's module (`build`). All modules have one signature,
 
     forward(x, q, k, v, tiling) -> [B, H, L, D]
 
@@ -17,15 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import flexsparse.nn
-from flexsparse import VideoTiling
+from flexsparse import Threshold, VideoTiling
+from flexsparse.kv_rules import Rule
+from flexsparse.windows import Windows
 
 
 class Slot(Protocol):
-    """What a model asks of its attention. `Dense` and `VSA` are two; yours may be a third."""
+    """What a model asks of its attention. `Dense`, `VSA` and `BSA` are some; yours may be more."""
 
     def tiling(self, grid: tuple[int, int, int]) -> VideoTiling | None: ...
 
     def top_k_for(self, tiling: VideoTiling | None) -> int | None: ...
+
+    def q_rows_for(self, tiling: VideoTiling | None) -> int | None: ...
 
     def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module: ...
 
@@ -38,6 +43,9 @@ class Dense:
         return None
 
     def top_k_for(self, tiling: VideoTiling | None) -> None:
+        return None
+
+    def q_rows_for(self, tiling: VideoTiling | None) -> None:
         return None
 
     def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module:
@@ -83,8 +91,63 @@ class VSA:
             )
         return top_k
 
+    def q_rows_for(self, tiling: VideoTiling) -> None:
+        return None
+
     def build(self, dim: int, num_heads: int, tiling: VideoTiling) -> nn.Module:
         return flexsparse.nn.VSA(dim, num_heads, self.top_k_for(tiling), adapt=self.adapt)
+
+
+@dataclass(frozen=True)
+class BSA:
+    """Bidirectional Sparse Attention (arXiv 2509.01085): queries pruned, key tiles by a threshold.
+
+    It has no parameters: a checkpoint of a dense model fits as it is, for training and without.
+
+    Args:
+        sparsity: of the keys, 1 - k/n wanted, in [0, 1): `Threshold(k)`, about k of n tiles.
+        kv: another rule, in place of `sparsity`.
+        keep: fraction of the queries of each window that stays.
+        window: tokens of a window along (T, H, W), a divisor of the tile's; None: the whole tile.
+        tile: tokens of a tile along (T, H, W); None lets `VideoTiling.fit` choose.
+
+    >>> BSA(sparsity=0.875).top_k_for(VideoTiling(video=(16, 32, 32)))
+    32
+    """
+
+    sparsity: float = 0.875
+    kv: Rule | None = None
+    keep: float = 0.5
+    window: tuple[int, int, int] | None = (2, 2, 2)
+    tile: tuple[int, int, int] | None = (4, 4, 4)
+
+    def __post_init__(self) -> None:
+        if self.kv is None and not 0 <= self.sparsity < 1:
+            raise ValueError(
+                f"sparsity is {self.sparsity}; give 0 <= sparsity < 1: 0.875 keeps 1 tile in 8"
+            )
+
+    def tiling(self, grid: tuple[int, int, int]) -> VideoTiling:
+        tiling = VideoTiling.fit(grid) if self.tile is None else VideoTiling(grid, self.tile)
+        self.q_rows_for(tiling)  # a window that does not fit is named before any work
+        return tiling
+
+    def rule_for(self, tiling: VideoTiling) -> Rule:
+        n = tiling.num_tiles
+        return Threshold(max(1, round(n * (1 - self.sparsity)))) if self.kv is None else self.kv
+
+    def top_k_for(self, tiling: VideoTiling) -> int:
+        """Tiles that a query tile admits: for Threshold about so many, for Mass at most."""
+        rule = self.rule_for(tiling)
+        least, most = rule.bounds(tiling.num_tiles)
+        return min(most, max(least, round(getattr(rule, "k", most))))
+
+    def q_rows_for(self, tiling: VideoTiling) -> int:
+        windows = Windows(tiling, self.keep, self.window)
+        return tiling.rows if windows.keeps_all else windows.kept_rows
+
+    def build(self, dim: int, num_heads: int, tiling: VideoTiling) -> nn.Module:
+        return flexsparse.nn.BSA(self.rule_for(tiling), keep=self.keep, window=self.window)
 
 
 class DenseAttention(nn.Module):

@@ -65,16 +65,23 @@ def film_strip(clips: Tensor, rows: int = 4, columns: int = 8) -> Tensor:
 def attention_cost(model: nn.Module) -> dict[str, float]:
     """Sparsity, and FLOPs of self-attention for a clip, forward and backward; {} if not known.
 
-    Known for models that have `config` (heads, head_dim, layers), `tokens`, `tiling` and `top_k`,
-    as VideoDiT does. For the formula see `flexsparse.flops`.
+    Known for models that have `config` (heads, head_dim, layers), `tokens`, `tiling`, `top_k` and
+    `q_rows`, as VideoDiT does. For the formula see `flexsparse.flops`.
     """
-    if not all(hasattr(model, name) for name in ("config", "tokens", "tiling", "top_k")):
+    if not all(hasattr(model, name) for name in ("config", "tokens", "tiling", "top_k", "q_rows")):
         return {}
     m = cast(Any, model)
     flops = m.config.layers * attention_flops(
-        m.tokens, m.config.heads, m.config.head_dim, tiling=m.tiling, top_k=m.top_k, backward=True
+        m.tokens,
+        m.config.heads,
+        m.config.head_dim,
+        tiling=m.tiling,
+        top_k=m.top_k,
+        q_rows=m.q_rows,
+        backward=True,
     )
-    sparsity = 0.0 if m.top_k is None else 1 - m.top_k / m.tiling.num_tiles
+    share = 1.0 if m.top_k is None else m.top_k / m.tiling.num_tiles
+    sparsity = 1 - share * (1 if m.q_rows is None else m.q_rows / m.tiling.rows)
     return {"attention__sparsity": sparsity, "attention__flops_per_clip": flops}
 
 

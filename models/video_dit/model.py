@@ -26,6 +26,7 @@ class VideoDiT(nn.Module):
         grid, tokens: the grid of tokens (T, H, W), and their number (without padding).
         tiling: the order of the tokens inside, a VideoTiling, or None for raster order.
         top_k: tiles that a query tile selects; None for dense attention.
+        q_rows: rows of queries for a tile, where attention prunes them; else None.
         layers: the blocks "0", "1", ...: what activation checkpointing, compile and FSDP wrap.
 
     A new model is initialised; one built under `torch.device("meta")` wants `to_empty` and then
@@ -39,6 +40,7 @@ class VideoDiT(nn.Module):
         self.tokens = math.prod(config.grid)
         self.tiling = config.attention.tiling(config.grid)
         self.top_k = config.attention.top_k_for(self.tiling)
+        self.q_rows = config.attention.q_rows_for(self.tiling)
         dim = config.dim
         # Only init_weights may draw numbers: a slot's own layers would shift what all others get.
         with torch.random.fork_rng(devices=[]):

@@ -6,10 +6,11 @@ from laws import assert_accurate
 from small_dit import draw_batch, gradients, small_model
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from models.attention import VSA, Dense
+from models.attention import BSA, VSA, Dense
 
-SLOTS = [Dense(), VSA(top_k=2, tile=(2, 2, 2))]
-slots = pytest.mark.parametrize("attention", SLOTS, ids=["dense", "vsa"])
+SMALL_BSA = BSA(sparsity=0.5, tile=(2, 2, 2), window=(1, 2, 2))
+SLOTS = [Dense(), VSA(top_k=2, tile=(2, 2, 2)), SMALL_BSA]
+slots = pytest.mark.parametrize("attention", SLOTS, ids=["dense", "vsa", "bsa"])
 
 
 @pytest.fixture(autouse=True)

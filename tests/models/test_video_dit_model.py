@@ -11,10 +11,16 @@ from laws import seeds
 from small_dit import draw_batch, gradients, small_model
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from models.attention import VSA, Dense
+from flexsparse import Mass
+from models.attention import BSA, VSA, Dense
 
-SLOTS = [Dense(), VSA(top_k=2, tile=(2, 2, 2)), VSA(top_k=2, tile=(2, 2, 2), adapt=True)]
-slots = pytest.mark.parametrize("attention", SLOTS, ids=["dense", "vsa", "vsa-adapt"])
+SLOTS = [
+    Dense(),
+    VSA(top_k=2, tile=(2, 2, 2)),
+    BSA(kv=Mass(0.7), tile=(2, 2, 2), window=(1, 2, 2)),
+    VSA(top_k=2, tile=(2, 2, 2), adapt=True),
+]
+slots = pytest.mark.parametrize("attention", SLOTS, ids=["dense", "vsa", "bsa", "vsa-adapt"])
 
 
 @slots
@@ -51,7 +57,7 @@ def test_every_video_has_its_own_output(attention):
         assert not y.grad[[0, 2]].any()
 
 
-@given(st.tuples(*[st.integers(1, 7)] * 3), st.sampled_from(SLOTS[:2]), seeds)
+@given(st.tuples(*[st.integers(1, 7)] * 3), st.sampled_from(SLOTS[:3]), seeds)
 @settings(max_examples=10)
 def test_any_video_goes_through(grid, attention, seed):
     if attention != Dense():

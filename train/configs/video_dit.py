@@ -5,7 +5,7 @@ A run of your own is a function like these, in any module: take one, and change 
 
 from typing import Any
 
-from models.attention import VSA, Dense
+from models.attention import BSA, VSA, Dense
 from models.video_dit import VideoDiTConfig, debug, dit_1b4, dit_60m, dit_120m, dit_410m
 from train.checkpoint import Checkpointer
 from train.data import VideoDataLoader
@@ -25,12 +25,21 @@ def debug_vsa() -> Trainer.Config:
     return _digits(debug(video=(4, 32, 32), attention=VSA(sparsity=0.5)), "debug_vsa")
 
 
+def debug_bsa() -> Trainer.Config:
+    slot = BSA(sparsity=0.5, window=(2, 2, 2))
+    return _digits(debug(video=(4, 32, 32), attention=slot), "debug_bsa")
+
+
 def dit_60m_dense() -> Trainer.Config:
     return _folder(dit_60m, Dense(), lr=6e-4, name="dit_60m_dense")
 
 
 def dit_60m_vsa() -> Trainer.Config:
     return _folder(dit_60m, VSA(), lr=6e-4, name="dit_60m_vsa")
+
+
+def dit_60m_bsa() -> Trainer.Config:
+    return _folder(dit_60m, BSA(), lr=6e-4, name="dit_60m_bsa")
 
 
 def dit_120m_dense() -> Trainer.Config:
@@ -41,6 +50,10 @@ def dit_120m_vsa() -> Trainer.Config:
     return _folder(dit_120m, VSA(), lr=4e-4, name="dit_120m_vsa")
 
 
+def dit_120m_bsa() -> Trainer.Config:
+    return _folder(dit_120m, BSA(), lr=4e-4, name="dit_120m_bsa")
+
+
 def dit_410m_dense() -> Trainer.Config:
     return _folder(dit_410m, Dense(), lr=3e-4, name="dit_410m_dense")
 
@@ -49,12 +62,20 @@ def dit_410m_vsa() -> Trainer.Config:
     return _folder(dit_410m, VSA(), lr=3e-4, name="dit_410m_vsa")
 
 
+def dit_410m_bsa() -> Trainer.Config:
+    return _folder(dit_410m, BSA(), lr=3e-4, name="dit_410m_bsa")
+
+
 def dit_1b4_dense() -> Trainer.Config:
     return _folder(dit_1b4, Dense(), lr=2e-4, name="dit_1b4_dense")
 
 
 def dit_1b4_vsa() -> Trainer.Config:
     return _folder(dit_1b4, VSA(), lr=2e-4, name="dit_1b4_vsa")
+
+
+def dit_1b4_bsa() -> Trainer.Config:
+    return _folder(dit_1b4, BSA(), lr=2e-4, name="dit_1b4_bsa")
 
 
 def loader(model: VideoDiTConfig, **options: Any) -> VideoDataLoader.Config:

@@ -45,7 +45,8 @@ class PixelDiT(nn.Module):
         super().__init__()
         self.config = config
         self.dit = replace(config, channels=config.channels + PLACES).build()
-        self.tokens, self.tiling, self.top_k = self.dit.tokens, self.dit.tiling, self.dit.top_k
+        self.tokens, self.tiling = self.dit.tokens, self.dit.tiling
+        self.top_k, self.q_rows = self.dit.top_k, self.dit.q_rows
 
     @property
     def layers(self) -> nn.ModuleDict:

@@ -1,0 +1,58 @@
+"""BSA inside a model: dense attention as its limit, a dense checkpoint as it is, its costs."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import assert_accurate, seeds
+from small_dit import draw_batch, gradients, small_model
+
+from flexsparse import Mass, Threshold, VideoTiling
+from flexsparse.flops import attention_flops
+from models.attention import BSA, Dense
+from train.metrics import attention_cost
+
+videos = st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(1, 9))
+
+
+@given(videos, seeds)
+@settings(max_examples=10)
+def test_keeping_everything_a_dense_checkpoint_gives_the_dense_model(video, seed):
+    dense = small_model(video, Dense(), seed)
+    slot = BSA(kv=Mass(1), keep=1, window=None, tile=(2, 3, 4))
+    sparse = replace(dense.config, attention=slot).build()
+    sparse.load_state_dict(dense.state_dict())  # strictly: the keys are the same
+    exact = small_model(video, Dense(), seed).double()
+    exact.load_state_dict(dense.state_dict())
+    x, t, context = draw_batch(dense.config, seed=seed)
+    results = []
+    for model, noisy in ((sparse, x), (dense, x), (exact, x.double())):
+        output = model(noisy, t, context)
+        by_name = gradients(model, output)
+        results.append([output, *(by_name[name] for name in exact.state_dict())])
+    ours, eager, truth = results
+    assert_accurate(ours, [eager], truth)
+
+
+def test_sparsity_becomes_a_threshold_and_costs_follow():
+    model = small_model((4, 8, 8), BSA(sparsity=0.5, window=(2, 2, 2)))
+    assert model.top_k == 2 and model.q_rows == 32
+    assert model.layers["0"].self_attention.slot.kv == Threshold(2)
+    cost = attention_cost(model)
+    assert cost["attention__sparsity"] == 0.75
+    one = attention_flops(256, 2, 16, tiling=model.tiling, top_k=2, q_rows=32, backward=True)
+    assert cost["attention__flops_per_clip"] == 2 * one
+    assert one == 14 * (4 * 32) * (2 * 64) * 2 * 16 + 2 * 4**2 * 2 * 16
+
+
+def test_what_cannot_be_is_refused_before_any_work():
+    with pytest.raises(ValueError, match="sparsity is 1"):
+        BSA(sparsity=1.0)
+    with pytest.raises(ValueError, match=r"window=.* does not divide the tile \(3, 5, 4\)"):
+        BSA(tile=None).tiling((21, 30, 52))
+    with pytest.raises(ValueError, match="keep=0"):
+        BSA(keep=0).tiling((8, 8, 8))
+    assert BSA(tile=None, window=(3, 5, 2)).tiling((21, 30, 52)) == VideoTiling(
+        (21, 30, 52), (3, 5, 4)
+    )
