@@ -101,7 +101,8 @@ def block_sparse_attention(
                 break
             shift = True  # score once more
         shift = not safe
-        total_.masked_fill_(total_ == 0, torch.inf)  # of rows that see nothing
+        if hidden is not None:
+            total_.masked_fill_(total_ == 0, torch.inf)  # of rows that see nothing
         torch.bmm(p.mT, gather(vs, ids, hidden, values), out=out_).div_(total_[..., None])
     return _tokens(out, q, q.dtype), *(_tokens(x, q, x.dtype) for x in (lse, top, 1 / total))
 
