@@ -109,6 +109,7 @@ class BSA:
         kv: another rule, in place of `sparsity`.
         keep: fraction of the queries of each window that stays.
         window: tokens of a window along (T, H, W), a divisor of the tile's; None: the whole tile.
+            Along an axis where the video is shorter than the tile, the whole of it if need be.
         tile: tokens of a tile along (T, H, W); None lets `VideoTiling.fit` choose.
 
     >>> BSA(sparsity=0.875).top_k_for(VideoTiling(video=(16, 32, 32)))
@@ -132,6 +133,15 @@ class BSA:
         self.q_rows_for(tiling)  # a window that does not fit is named before any work
         return tiling
 
+    def window_for(self, tiling: VideoTiling) -> tuple[int, int, int] | None:
+        if self.window is None or self.tile is None:
+            return self.window
+        t, h, w = (
+            size if size < wanted and size % part else part
+            for size, wanted, part in zip(tiling.tile, self.tile, self.window, strict=True)
+        )
+        return t, h, w
+
     def rule_for(self, tiling: VideoTiling) -> Rule:
         n = tiling.num_tiles
         return Threshold(max(1, round(n * (1 - self.sparsity)))) if self.kv is None else self.kv
@@ -143,11 +153,12 @@ class BSA:
         return min(most, max(least, round(getattr(rule, "k", most))))
 
     def q_rows_for(self, tiling: VideoTiling) -> int:
-        windows = Windows(tiling, self.keep, self.window)
+        windows = Windows(tiling, self.keep, self.window_for(tiling))
         return tiling.rows if windows.keeps_all else windows.kept_rows
 
     def build(self, dim: int, num_heads: int, tiling: VideoTiling) -> nn.Module:
-        return flexsparse.nn.BSA(self.rule_for(tiling), keep=self.keep, window=self.window)
+        window = self.window_for(tiling)
+        return flexsparse.nn.BSA(self.rule_for(tiling), keep=self.keep, window=window)
 
 
 class DenseAttention(nn.Module):

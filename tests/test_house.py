@@ -72,8 +72,27 @@ def test_flops_are_the_stated_formula():
     sparse = attention_flops(8192, 4, 64, tiling=tiling, top_k=16)
     assert sparse == attention_flops(8192, 4, 64) // 8 + 4 * 128**2 * 4 * 64
     assert attention_flops(8192, 4, 64, backward=True) == 3.5 * attention_flops(8192, 4, 64)
+    bsa = attention_flops(8192, 4, 64, tiling=tiling, top_k=16, q_rows=32)
+    assert bsa == attention_flops(8192, 4, 64) // 16 + 2 * 128**2 * 4 * 64
     with pytest.raises(ValueError, match="together"):
         attention_flops(8192, 4, 64, top_k=16)
+    with pytest.raises(ValueError, match="q_rows=32 is for BSA"):
+        attention_flops(8192, 4, 64, q_rows=32)
+
+
+@pytest.mark.parametrize(
+    "video, share, ratio", [((16, 28, 52), 0.14, 14.26), ((40, 48, 80), 0.10, 19.95)]
+)
+def test_the_flops_table_is_what_the_formula_gives(video, share, ratio):
+    tiling = VideoTiling(video)
+    dense = attention_flops(tiling.tokens, 12, 128)
+    top_k = tiling.num_tiles * share
+    bsa = attention_flops(0, 12, 128, tiling=tiling, top_k=top_k, q_rows=32)
+    row = f"| {tiling.tokens:,} | {share:.0%}".replace("%", " %")
+    line = next(x for x in (ROOT / "docs/performance.md").read_text().splitlines() if row in x)
+    assert f"{dense / bsa:.2f}" == f"{ratio:.2f}" and f"| {ratio:.2f} |" in line
+    figures = [f"{x:.2e}".replace("e+", "e") for x in (dense, bsa)]
+    assert all(figure in line for figure in figures)
 
 
 def test_importing_the_library_does_not_load_the_compiler():

@@ -4,7 +4,7 @@ import torch
 from laws import assert_accurate
 from torch.utils.checkpoint import checkpoint
 
-from flexsparse import VideoTiling, selection, vsa, vsa_attention
+from flexsparse import VideoTiling, kv_rules, selection, vsa_attention
 from flexsparse.nn import VSA
 
 tiling = VideoTiling((5, 8, 9), (4, 4, 4))
@@ -29,7 +29,7 @@ def test_a_checkpointed_layer_chooses_the_same_tiles(monkeypatch):
 
     inputs = drawn()
     plain = torch.autograd.grad(attend(*inputs).square().sum(), inputs)
-    monkeypatch.setattr(vsa, "select_top_k", recorded)
+    monkeypatch.setattr(kv_rules, "select_top_k", recorded)
     out = checkpoint(attend, *inputs, use_reentrant=False)
     again = torch.autograd.grad(out.square().sum(), inputs)
     assert len(choices) == 2 and torch.equal(*choices)

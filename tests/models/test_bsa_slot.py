@@ -46,6 +46,11 @@ def test_sparsity_becomes_a_threshold_and_costs_follow():
     assert one == 14 * (4 * 32) * (2 * 64) * 2 * 16 + 2 * 4**2 * 2 * 16
 
 
+def test_a_short_video_takes_its_whole_side_as_window():
+    slot = BSA(tile=(4, 4, 4), window=(2, 2, 2))
+    assert slot.window_for(slot.tiling((3, 9, 2))) == (3, 2, 2)
+
+
 def test_what_cannot_be_is_refused_before_any_work():
     with pytest.raises(ValueError, match="sparsity is 1"):
         BSA(sparsity=1.0)

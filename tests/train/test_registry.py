@@ -69,7 +69,7 @@ def test_a_module_of_ones_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["--config", "no_such"], "debug_vsa, dit_120m_dense"),
+        (["--config", "no_such"], "debug_vsa, dit_120m_bsa"),
         (["--module", "no.such", "--config", "x"], "no such module"),
         (["--module", "json", "--config", "x"], "no function in json says `-> Trainer.Config`"),
     ],
