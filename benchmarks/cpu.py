@@ -118,14 +118,15 @@ def oracle(
 ) -> list[Tensor]:
     """Plain PyTorch's output and gradients, given q, k, v, perhaps gates, and out's gradient."""
     *inputs, grad = [x.to(dtype).requires_grad_() for x in given]
-    shape: Any = (TILING.video, TILING.tile)
+    q, k, v, *gates = inputs
+    video, tile = TILING.video, TILING.tile
     if name == "bsa":
         choices: Any = dict(keep=KEEP, window=WINDOW, tile_map=chosen, kept=stays, dtype=dtype)
-        out = reference.bsa(*inputs, *shape, **choices)
+        out = reference.bsa(q, k, v, video, tile, **choices)
     else:
-        choices = dict(zip(("gate_coarse", "gate_fine"), inputs[3:]))
+        choices = dict(zip(("gate_coarse", "gate_fine"), gates))
         choices |= dict(top_k=TOP_K, tile_map=chosen, dtype=dtype)
-        out = reference.vsa(*inputs[:3], *shape, **choices)
+        out = reference.vsa(q, k, v, video, tile, **choices)
     return [out.detach(), *torch.autograd.grad(out, inputs, grad.detach())]
 
 

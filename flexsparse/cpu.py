@@ -104,7 +104,8 @@ def block_sparse_attention(
         if hidden is not None:
             total_.masked_fill_(total_ == 0, torch.inf)  # of rows that see nothing
         torch.bmm(p.mT, gather(vs, ids, hidden, values), out=out_).div_(total_[..., None])
-    return _tokens(out, q, q.dtype), *(_tokens(x, q, x.dtype) for x in (lse, top, 1 / total))
+    lse, top, weight = (_tokens(x, q, x.dtype) for x in (lse, top, 1 / total))
+    return _tokens(out, q, q.dtype), lse, top, weight
 
 
 @block_sparse_attention.register_fake

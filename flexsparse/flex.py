@@ -61,11 +61,14 @@ def flex_attention(
     if return_lse and return_aux is not None:
         raise ValueError("give return_lse or return_aux, not both")
     aux = AuxRequest(lse=True) if return_lse else return_aux
-    tiling = getattr(block_mask, "tiling", None)
-    all_queries = tiling is not None and block_mask.all_queries
+    tiling = q_tiling = None
+    if isinstance(block_mask, TileBlockMask):
+        tiling = block_mask.tiling
+        q_tiling = tiling if block_mask.all_queries else None
     if tiling is not None:
         key, value = tiling.zero_padding(key), tiling.zero_padding(value)
-        query = tiling.zero_padding(query) if all_queries else query
+    if q_tiling is not None:
+        query = q_tiling.zero_padding(query)
 
     on_cpu = query.device.type == "cpu"
     if on_cpu and score_mod is None:
@@ -81,19 +84,18 @@ def flex_attention(
         out, extra = _torch_attention(
             query, key, value, score_mod, block_mask, scale, enable_gqa, kernel_options, aux
         )
-    if all_queries:
-        out = tiling.zero_padding(out)
+    if q_tiling is not None:
+        out = q_tiling.zero_padding(out)
     if return_lse:
         return out, extra.lse
     return out if return_aux is None else (out, extra)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, gqa: bool) -> None:
-    tiling = getattr(mask, "tiling", None)
-    if tiling is not None:
-        for name, x in (("query", q), ("key", k), ("value", v)):
-            if x is not q or mask.all_queries:
-                tiling.check_tiled(x, name)
+    if isinstance(mask, TileBlockMask) and mask.tiling is not None:
+        tiled = {"query": q} if mask.all_queries else {}
+        for name, x in {**tiled, "key": k, "value": v}.items():
+            mask.tiling.check_tiled(x, name)
     check_alike(query=q, key=k, value=v)
     heads, kv_heads = q.shape[1], k.shape[1]
     if heads % kv_heads or (heads != kv_heads and not gqa):

@@ -119,7 +119,8 @@ class BSA(nn.Module):
         fill: Fill = "nearest",
     ) -> None:
         super().__init__()
-        self.kv, self.keep, self.window, self.fill = kv, keep, window, fill
+        self.kv, self.keep, self.window = kv, keep, window
+        self.fill: Fill = fill
 
     def reset_parameters(self) -> None:
         """There are none."""

@@ -56,7 +56,7 @@ def _prune_forward(
 
     o_s = tl.arange(0, BLOCK_S)
     taken = (slot[:, None] == o_s[None, :]) & stays[:, None]
-    kept = tl.sum(tl.where(taken, row[:, None] + 1, 0), 0) - 1
+    kept = tl.sum(tl.where(taken, row[:, None] + 1, 0), 0) - 1  # pyright: ignore
     m_s = o_s < KEPT
     o_out = (i_bh * n + i_n) * KEPT + o_s
     tl.store(index + o_out, kept, mask=m_s)
@@ -76,7 +76,8 @@ def _prune_backward(
     o_d, o_r, o_s = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_S)
     m_d = o_d < D
     row = tl.load(index + tile * KEPT + o_s, mask=o_s < KEPT, other=-1)
-    slot = tl.sum(tl.where(row[None, :] == o_r[:, None], o_s[None, :] + 1, 0), 1) - 1
+    hit = row[None, :] == o_r[:, None]
+    slot = tl.sum(tl.where(hit, o_s[None, :] + 1, 0), 1) - 1  # pyright: ignore
     p_g = dout + (tile * KEPT + slot)[:, None] * D + o_d[None, :]
     b_g = tl.load(p_g, mask=(slot >= 0)[:, None] & m_d[None, :], other=0.0)
     p_dx = dx + (tile * ROWS + o_r)[:, None] * D + o_d[None, :]

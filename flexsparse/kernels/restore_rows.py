@@ -47,7 +47,7 @@ def _restore_forward(
         cost = d_t * d_t + d_h * d_h + d_w * d_w
     near = (at // V)[:, None] == (held // V)[None, :]
     cost = tl.where(near & m_s[None, :], cost * BLOCK_S + o_s[None, :], 1 << 30)
-    slot = tl.where(m_r, tl.min(cost, 1) % BLOCK_S, -1)
+    slot = tl.where(m_r, tl.min(cost, 1) % BLOCK_S, -1)  # pyright: ignore
     tl.store(source + tile * ROWS + o_r, slot, mask=m_out)
     p_x = x + (tile * KEPT + slot)[:, None] * D + o_d[None, :]
     b_x = tl.load(p_x, mask=m_r[:, None] & m_d[None, :], other=0.0)
