@@ -23,6 +23,9 @@ from torch import Tensor
 from flexsparse.cpu_chunks import Walk, gather
 
 LOG2_E = math.log2(math.e)
+# What a thread gathers and scores at a time: more keeps it busier and leaves its cache, and the
+# backward's chunks, which lie beside the gradients, set a step's peak memory.
+FORWARD_CHUNK, BACKWARD_CHUNK = 4 << 20, 2 << 20  # bytes
 SAFE = 40.0  # a row whose |lse| is below needs no shift: exp and its sums stay in fp32's range
 
 
@@ -69,7 +72,7 @@ def block_sparse_attention(
     sees may be NaN without harm to that block.
     """
     lists = full_num, full_idx, partial_num, partial_idx, partial_mask
-    walk = Walk(q, k, v, lists, q_block, kv_block, scores=1)
+    walk = Walk(q, k, v, lists, q_block, kv_block, scores=1, chunk_bytes=FORWARD_CHUNK)
     qs = _blocks(q, q_block)
     ks, vs = (_blocks(x, kv_block).flatten(1) for x in (k, v))
     out = torch.empty(*qs.shape[:2], v.shape[3], dtype=walk.dtype)
@@ -132,7 +135,7 @@ def _backward(
     kv_block: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    walk = Walk(q, k, v, lists, q_block, kv_block, scores=2)
+    walk = Walk(q, k, v, lists, q_block, kv_block, scores=2, chunk_bytes=BACKWARD_CHUNK)
     qs, gs, outs = (_blocks(x, q_block) for x in (q, g, out))
     shift, weight, g_lse = (_blocks(x[..., None], q_block) for x in (shift, weight, g_lse))
     ks, vs = (_blocks(x, kv_block).flatten(1) for x in (k, v))

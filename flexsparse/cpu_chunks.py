@@ -13,9 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 2 << 20  # what one thread gathers and scores at a time: about a core's cache
-
-
 class Hidden(NamedTuple):
     """What a chunk's rows must not see of its n * width gathered blocks."""
 
@@ -37,7 +34,7 @@ class Walk:
     Iterating gives, for each `size` rows (the last chunk may have fewer), the places of the blocks
     to gather among all key blocks, int64 [n * width]; what is hidden of them, or None; and buffers
     [n, width * kv_block, d], for keys, for values in the same memory, and `scores` times for
-    scores.
+    scores. Every thread may gather and score `chunk_bytes` at a time.
     """
 
     def __init__(
@@ -49,6 +46,7 @@ class Walk:
         q_block: int,
         kv_block: int,
         scores: int,
+        chunk_bytes: int,
     ):
         full_num, full_idx, partial_num, partial_idx, see = lists
         (batch, heads, q_len, dim), (kv_heads, k_len) = q.shape, k.shape[1:3]
@@ -86,7 +84,7 @@ class Walk:
         self.depths = [dim, v.shape[3], *[q_block] * scores]
         depths = max(self.depths[:2]), *self.depths[2:]
         row = widest * kv_block * sum(depths) * self.dtype.itemsize
-        self.size = min(torch.get_num_threads() * max(1, CHUNK_BYTES // row), len(count))
+        self.size = min(torch.get_num_threads() * max(1, chunk_bytes // row), len(count))
         cells = self.size * widest * kv_block
         memory = [torch.empty(cells * d, dtype=self.dtype) for d in depths]
         self.memory = memory[0], *memory

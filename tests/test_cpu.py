@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from laws import assert_accurate, seeds
 from torch import Tensor
 
-from flexsparse import cpu_chunks
+from flexsparse import cpu
 from flexsparse.cpu import block_sparse_attention
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -146,7 +146,8 @@ def test_matches_masked_softmax(problem, seed, dtype, logits, chunk):
     given_ = gradients_like(problem, seed)
     given_ = [g.to(dtype).double() for g in given_]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu_chunks, "CHUNK_BYTES", 4**chunk)
+        patch.setattr(cpu, "FORWARD_CHUNK", 4**chunk)
+        patch.setattr(cpu, "BACKWARD_CHUNK", 4**chunk)
         ours = differentiate(problem, Problem.attend, *given_)
     plain, flash = (
         differentiate(problem, attend, *given_) for attend in (Problem.dense, Problem.dense_flash)
