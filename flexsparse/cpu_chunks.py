@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+
 class Hidden(NamedTuple):
     """What a chunk's rows must not see of its n * width gathered blocks."""
 

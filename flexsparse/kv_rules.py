@@ -1,11 +1,13 @@
 """Rules by which a query tile admits key tiles, as values: scores in, tile map out.
 
-A new rule is a frozen dataclass with an ``admits`` method; see Threshold.
+A new rule is a frozen dataclass with an ``admits`` method; see Threshold. Where ``k`` may be a
+tensor, that is for schedules: it can be filled with another value without compiling anything anew.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import torch
@@ -62,24 +64,34 @@ class Rule:
 class TopK(Rule):
     """The ``k`` tiles of largest score, ties to the lower index (VSA, arXiv 2505.13389).
 
+    Args:
+        k: at least 1. A tensor of one number is not checked but kept within the bounds, and lists
+            are then ``max_tiles`` wide.
+
     >>> TopK(1)(torch.tensor([0.5, 2.0, -1.0]))
     tensor([False,  True, False])
     """
 
-    k: int
+    k: int | Tensor
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.k) is not int or self.k < 1:
+        if not isinstance(self.k, Tensor) and (type(self.k) is not int or self.k < 1):
             raise ValueError(f"k={self.k!r} must be an int of at least 1, tiles per query tile")
+        _check_scalar(self.k)
 
     def select(self, scores: Tensor) -> Selection:
         least, most = self.bounds(scores.shape[-1])
+        if isinstance(self.k, Tensor):
+            none = torch.zeros_like(scores, dtype=torch.bool)
+            return select_admitted(scores, none, self.k.clamp(least, most), most)
         tiles = select_top_k(scores, most)
         return Selection(tiles, torch.full_like(tiles[..., 0], most))
 
     def bounds(self, n: int) -> tuple[int, int]:
         least, most = super().bounds(n)
+        if isinstance(self.k, Tensor):
+            return least, most
         count = min(most, max(least, self.k))
         return count, count
 
@@ -94,34 +106,48 @@ class Threshold(Rule):
     secondary source.
 
     Args:
-        k: above 0, not necessarily whole; all are admitted where it is at least n.
+        k: above 0, not necessarily whole; all are admitted where it is at least n. A tensor of one
+            number is not checked.
 
     >>> Threshold(1)(torch.tensor([0.0, 0.1, 4.0, 0.2]))
     tensor([False, False,  True, False])
     """
 
-    k: float
+    k: float | Tensor
+    _text: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.k, (int, float)) and self.k > 0):
+        object.__setattr__(self, "_text", "" if isinstance(self.k, Tensor) else repr(self.k))
+        if not isinstance(self.k, Tensor) and not (isinstance(self.k, (int, float)) and self.k > 0):
             raise ValueError(
                 f"k={self.k!r} must be above 0, the tiles that a row admits on average"
             )
+        _check_scalar(self.k)
 
     def admits(self, scores: Tensor) -> Tensor:
         n = scores.shape[-1]
-        if self.k >= n:
-            return torch.ones_like(scores, dtype=torch.bool)
         # Of equal scores the fp64 mean is exactly their value, and all are admitted.
         mean = scores.mean(-1, keepdim=True, dtype=torch.float64)
         deviation = scores.var(-1, correction=0, keepdim=True).sqrt()
-        return scores >= mean + deviation * _normal_quantile(1 - self.k / n)
+        if isinstance(self.k, Tensor):
+            quantile = torch.special.ndtri(1 - self.k.double() / n)
+            return (scores >= mean + deviation * quantile) | (self.k >= n)
+        quantile = _normal_quantile(self._text, n)
+        if quantile == -math.inf:
+            return torch.ones_like(scores, dtype=torch.bool)
+        return scores >= mean + deviation * quantile
 
 
 @torch.compiler.assume_constant_result
-def _normal_quantile(p: float) -> float:
-    return NormalDist().inv_cdf(p)
+def _normal_quantile(k: str, n: int) -> float:
+    """U(1 - k/n). k is text, since torch.compile makes symbols of floats that change."""
+    return NormalDist().inv_cdf(1 - float(k) / n) if float(k) < n else -math.inf
+
+
+def _check_scalar(k: object) -> None:
+    if isinstance(k, Tensor) and k.dim():
+        raise ValueError(f"k is a tensor of shape {tuple(k.shape)}: give one number, 0-dim")
 
 
 @dataclass(frozen=True)
@@ -162,7 +188,8 @@ def as_rule(rule: int | Rule, n: int, name: str = "top_k") -> Rule:
         if type(rule) is not int or not 1 <= rule <= n:
             raise ValueError(f"{name}={rule!r} must be an int in 1..{n}, the tiles, or a rule")
         return TopK(rule)
-    least = max(rule.min_tiles, rule.k) if isinstance(rule, TopK) else rule.min_tiles
+    asked = rule.k if isinstance(rule, TopK) and isinstance(rule.k, int) else 1
+    least = max(rule.min_tiles, asked)
     if least > n:
         raise ValueError(f"{name}={rule} asks for {least} tiles of {n}: ask for fewer")
     return rule

@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from flexsparse.bsa import bsa_attention
+from flexsparse.dense import dense_attention
 from flexsparse.kv_rules import Rule
 from flexsparse.queries import Fill
 from flexsparse.tiling import VideoTiling
@@ -25,7 +26,8 @@ class VSA(nn.Module):
     Args:
         dim: width of the block's input.
         num_heads: query heads.
-        top_k: key tiles per query tile.
+        top_k: key tiles per query tile, a rule that admits them, or None for all, dense. Assign the
+            attribute ``kv_rule`` to change it.
         adapt: adapt a dense checkpoint instead of pretraining.
         head_dim: channels of a head; default ``dim // num_heads``.
 
@@ -41,7 +43,7 @@ class VSA(nn.Module):
         self,
         dim: int,
         num_heads: int,
-        top_k: int,
+        top_k: int | Rule | None,
         *,
         adapt: bool = False,
         head_dim: int | None = None,
@@ -49,9 +51,12 @@ class VSA(nn.Module):
         super().__init__()
         if head_dim is None and dim % num_heads:
             raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
-        if type(top_k) is not int or top_k < 1:
-            raise ValueError(f"top_k={top_k!r} must be an int of at least 1, tiles per query tile")
-        self.num_heads, self.top_k, self.adapt = num_heads, top_k, adapt
+        if not (top_k is None or isinstance(top_k, Rule) or type(top_k) is int and top_k > 0):
+            raise ValueError(
+                f"top_k={top_k!r} must be an int of at least 1, tiles per query tile, or a rule, "
+                "or None for dense attention"
+            )
+        self.num_heads, self.kv_rule, self.adapt = num_heads, top_k, adapt
         width = num_heads * (head_dim or dim // num_heads)
         self.gate_coarse = nn.Linear(dim, width)
         self.gate_fine = None if adapt else nn.Linear(dim, width)
@@ -85,7 +90,7 @@ class VSA(nn.Module):
             k,
             v,
             tiling,
-            top_k=self.top_k,
+            top_k=self.kv_rule,
             gate_coarse=self._heads(self.gate_coarse(x)).to(v.dtype),
             gate_fine=fine,
         )
@@ -94,14 +99,16 @@ class VSA(nn.Module):
         return rearrange(x, "b l (h d) -> b h l d", h=self.num_heads)
 
     def extra_repr(self) -> str:
-        return f"num_heads={self.num_heads}, top_k={self.top_k}, adapt={self.adapt}"
+        return f"num_heads={self.num_heads}, top_k={self.kv_rule}, adapt={self.adapt}"
 
 
 class BSA(nn.Module):
     """Bidirectional Sparse Attention (BSA, arXiv 2509.01085); it has no parameters.
 
     Args:
-        kv: which key tiles a query tile attends to; an int means TopK.
+        kv: which key tiles a query tile attends to; an int means TopK, None dense attention, in
+            which no query is pruned. Assign the attribute
+            ``kv_rule`` to change it.
         keep, window, fill: as in :func:`flexsparse.bsa_attention`.
 
     >>> tiling = VideoTiling((2, 4, 4), tile=(2, 2, 2))
@@ -112,14 +119,14 @@ class BSA(nn.Module):
 
     def __init__(
         self,
-        kv: Rule | int,
+        kv: Rule | int | None,
         *,
         keep: float = 0.5,
         window: tuple[int, int, int] | None = None,
         fill: Fill = "nearest",
     ) -> None:
         super().__init__()
-        self.kv, self.keep, self.window = kv, keep, window
+        self.kv_rule, self.keep, self.window = kv, keep, window
         self.fill: Fill = fill
 
     def reset_parameters(self) -> None:
@@ -138,12 +145,14 @@ class BSA(nn.Module):
             ``[B, num_heads, padded_tokens, head_dim]``.
         """
         gqa = q.shape[1] != k.shape[1]
+        if self.kv_rule is None:
+            return dense_attention(q, k, v, tiling, enable_gqa=gqa)
         return bsa_attention(
             q,
             k,
             v,
             tiling,
-            kv=self.kv,
+            kv=self.kv_rule,
             keep=self.keep,
             window=self.window,
             fill=self.fill,
@@ -151,4 +160,4 @@ class BSA(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"kv={self.kv}, keep={self.keep}, window={self.window}, fill={self.fill!r}"
+        return f"kv={self.kv_rule}, keep={self.keep}, window={self.window}, fill={self.fill!r}"

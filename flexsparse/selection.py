@@ -47,7 +47,7 @@ def select_top_k(scores: Tensor, top_k: int) -> Tensor:
     return best.sort(-1).values.int()
 
 
-def select_admitted(scores: Tensor, admitted: Tensor, least: int, most: int) -> Selection:
+def select_admitted(scores: Tensor, admitted: Tensor, least: int | Tensor, most: int) -> Selection:
     """The best ``most`` admitted tiles of each row, and the best ``least`` tiles in any case.
 
     Ties, NaN and recomputation as in :func:`select_top_k`: which tiles are admitted goes through
@@ -56,7 +56,7 @@ def select_admitted(scores: Tensor, admitted: Tensor, least: int, most: int) -> 
     Args:
         scores: fp32 ``[..., n]``.
         admitted: bool ``[..., n]``; no score outside is better than one inside.
-        least, most: 1 to n.
+        least, most: 1 to n; ``least`` may be a tensor of one number.
 
     >>> scores = torch.tensor([0.5, 2.0, 0.5, -1.0])
     >>> tiles, counts = select_admitted(scores, scores > 1, least=1, most=3)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from flexsparse.block_mask import TileBlockMask, tile_block_mask
 from flexsparse.checks import check_alike
+from flexsparse.dense import dense_attention
 from flexsparse.flex import flex_attention
-from flexsparse.kv_rules import Rule, TopK, as_rule
+from flexsparse.kv_rules import Rule, as_rule
 from flexsparse.pooling import pool_tiles
 from flexsparse.selection import coarse_scores
 from flexsparse.tiling import VideoTiling
@@ -52,7 +53,7 @@ def vsa_attention(
     v: Tensor,
     tiling: VideoTiling,
     *,
-    top_k: int | Rule,
+    top_k: int | Rule | None,
     gate_coarse: Tensor | None = None,
     gate_fine: Tensor | None = None,
 ) -> Tensor:
@@ -65,7 +66,8 @@ def vsa_attention(
     Args:
         q, k, v: tile-major ``[B, H, padded_tokens, D]``; what stands in padding has no effect.
         tiling: the shape.
-        top_k: key tiles per query tile, 1 to ``tiling.num_tiles``, or a rule that admits them.
+        top_k: key tiles per query tile, 1 to ``tiling.num_tiles``, or a rule that admits them; None
+            is all tiles, with the fine stage a dense kernel rather than lists that hold everything.
         gate_coarse: ``[B, H, padded_tokens, D]``; None leaves the coarse branch out.
         gate_fine: ``[B, H, padded_tokens, D]``; None means 1.
 
@@ -88,13 +90,11 @@ def vsa_attention(
         if gate is not None:
             _check_gate(name, gate, v, tiling)
     if gate_coarse is None:
-        out = flex_attention(q, k, v, block_mask=vsa_mask(q, k, tiling, top_k=top_k))
+        out = _fine_stage(q, k, v, tiling, top_k, None)
         return out if gate_fine is None else tiling.zero_padding(out * gate_fine)
 
-    rule = as_rule(top_k, tiling.num_tiles)
     scores = coarse_scores(pool_tiles(q, tiling), pool_tiles(k, tiling))
-    mask = masked_by(rule, scores, tiling)
-    fine = flex_attention(q, k, v, block_mask=mask)
+    fine = _fine_stage(q, k, v, tiling, top_k, scores)
     with torch.autocast(q.device.type, enabled=False):
         coarse = (scores.softmax(-1) @ pool_tiles(v, tiling)).to(v.dtype)
     gate = tiling.zero_padding(gate_coarse).unflatten(-2, (tiling.num_tiles, tiling.rows))
@@ -103,13 +103,28 @@ def vsa_attention(
     return tiling.zero_padding(out)
 
 
+def _fine_stage(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tiling: VideoTiling,
+    top_k: int | Rule | None,
+    scores: Tensor | None,
+) -> Tensor:
+    if top_k is None:
+        return dense_attention(q, k, v, tiling)
+    rule = as_rule(top_k, tiling.num_tiles)
+    mask = masked_by(rule, _scores(q, k, tiling) if scores is None else scores, tiling)
+    return flex_attention(q, k, v, block_mask=mask)
+
+
 def masked_by(
     rule: Rule, scores: Tensor, tiling: VideoTiling, q_rows: int | None = None
 ) -> TileBlockMask:
     """The BlockMask of the tiles that ``rule`` admits by their scores ``[B, H, n, n]``."""
     tiles, counts = rule.select(scores)
-    fixed = isinstance(rule, TopK)
-    return tile_block_mask(tiles, tiling, counts=None if fixed else counts, q_rows=q_rows)
+    least, most = rule.bounds(tiling.num_tiles)
+    return tile_block_mask(tiles, tiling, counts=None if least == most else counts, q_rows=q_rows)
 
 
 def _scores(q: Tensor, k: Tensor, tiling: VideoTiling) -> Tensor:

@@ -62,26 +62,24 @@ def film_strip(clips: Tensor, rows: int = 4, columns: int = 8) -> Tensor:
     return (picked.permute(1, 0, 3, 2, 4).flatten(3, 4).flatten(1, 2) + 1) / 2
 
 
-def attention_cost(model: nn.Module) -> dict[str, float]:
+def attention_cost(model: nn.Module, top_k: float | None) -> dict[str, float]:
     """Sparsity, and FLOPs of self-attention for a clip, forward and backward; {} if not known.
 
-    Known for models that have `config` (heads, head_dim, layers), `tokens`, `tiling`, `top_k` and
-    `q_rows`, as VideoDiT does. For the formula see `flexsparse.flops`.
+    With `top_k` tiles admitted, about so many for a threshold; None is dense attention.
+
+    Known for models that have `config` (heads, head_dim, layers), `tokens`, `tiling` and `q_rows`,
+    as VideoDiT does. For the formula see `flexsparse.flops`.
     """
-    if not all(hasattr(model, name) for name in ("config", "tokens", "tiling", "top_k", "q_rows")):
+    if not all(hasattr(model, name) for name in ("config", "tokens", "tiling", "q_rows")):
         return {}
     m = cast(Any, model)
-    flops = m.config.layers * attention_flops(
-        m.tokens,
-        m.config.heads,
-        m.config.head_dim,
-        tiling=m.tiling,
-        top_k=m.top_k,
-        q_rows=m.q_rows,
-        backward=True,
-    )
-    share = 1.0 if m.top_k is None else m.top_k / m.tiling.num_tiles
-    sparsity = 1 - share * (1 if m.q_rows is None else m.q_rows / m.tiling.rows)
+    sparse = {} if top_k is None else {"tiling": m.tiling, "top_k": top_k, "q_rows": m.q_rows}
+    c = m.config
+    flops = c.layers * attention_flops(m.tokens, c.heads, c.head_dim, **sparse, backward=True)
+    sparsity = 0.0
+    if top_k is not None:
+        share = 1 if m.q_rows is None else m.q_rows / m.tiling.rows
+        sparsity = 1 - share * top_k / m.tiling.num_tiles
     return {"attention__sparsity": sparsity, "attention__flops_per_clip": flops}
 
 

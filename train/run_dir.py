@@ -16,7 +16,16 @@ from typing import Any
 CONFIG = "config.json"
 
 # Fields that make the trained weights what they are; a run may go on with any other changed ...
-BINDING = ("model", "dataloader", "optimizer", "lr_scheduler", "training", "flow", "ema")
+BINDING = (
+    "model",
+    "dataloader",
+    "optimizer",
+    "lr_scheduler",
+    "training",
+    "flow",
+    "sparsity",
+    "ema",
+)
 # ... and with these, whatever section they are in.
 FREE = (
     "training.steps",

@@ -24,6 +24,8 @@ from torch.distributed.checkpoint.stateful import Stateful
 
 from train import log
 from train.activation_checkpoint import Mode
+from train.annealing import Annealing, SparsityConfig
+from train.break_even import agree_on_break_even
 from train.checkpoint import Checkpointer, check_load_step, complete_steps
 from train.ema import EMA, reshard
 from train.flow import FlowConfig, draw, flow_loss
@@ -67,6 +69,7 @@ class Trainer(Stateful, Configurable):
         """Directory of the run; one that holds checkpoints is resumed."""
         training: TrainingConfig = field(default_factory=TrainingConfig)
         flow: FlowConfig = field(default_factory=FlowConfig)
+        sparsity: SparsityConfig = field(default_factory=SparsityConfig)
         optimizer: OptimizersContainer.Config = field(default_factory=default_adamw)
         lr_scheduler: LRSchedulersContainer.Config = field(
             default_factory=lambda: LRSchedulersContainer.Config(decay_type="cosine")
@@ -103,7 +106,7 @@ class Trainer(Stateful, Configurable):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
             model = c.model.build()
-        self.tokens, self._costs = int(model.tokens), attention_cost(model)
+        self.tokens = int(model.tokens)
         parameters = sum(p.numel() for p in model.parameters())
         self.model = parallelize(
             model,
@@ -118,6 +121,7 @@ class Trainer(Stateful, Configurable):
         )
         self.ema = c.ema.build(model=self.model) if c.ema.enable else None
 
+        self.annealing = Annealing(self.model, c.sparsity.schedule, training.steps)
         self.step = 0
         self.history = History()
         self._unread = Unread(self.history)
@@ -138,11 +142,16 @@ class Trainer(Stateful, Configurable):
         self.checkpointer.load(step=c.checkpoint.load_step)
         if self.step == 0 and self.ema:
             self.ema.restart()  # the weights may have come from another run
+        if self.step == 0 and self.annealing.needs_break_even:
+            self.annealing.break_even = agree_on_break_even(self.model, c)
+        self.annealing.apply(self.step + 1)
         logger.info(
             f"{c.dump_folder}: {parameters:,} parameters, {self.tokens:,} tokens a clip, "
             f"{self.world} x {self.device.type} in {training.param_dtype}, "
             f"step {self.step} of {training.steps}"
         )
+        for line in self.annealing.describe():
+            logger.info(line)
 
     def train(self, until: int | None = None) -> History:
         """Train to the end, or to step `until` if that comes first.
@@ -192,6 +201,7 @@ class Trainer(Stateful, Configurable):
         """One optimizer step on the next global batch."""
         training = self.config.training
         self.step += 1
+        self.annealing.apply(self.step)
         loss = torch.zeros((), device=self.device)
         self.optimizers.zero_grad()
         for part in range(self.accumulation):
@@ -251,10 +261,11 @@ class Trainer(Stateful, Configurable):
         self.metrics.close()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step}
+        return {"step": self.step, "break_even": self.annealing.break_even}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.step = state_dict["step"]
+        self.annealing.break_even = state_dict["break_even"]
 
     def _check_folder(self) -> None:
         folder = Path(self.config.dump_folder)
@@ -299,7 +310,7 @@ class Trainer(Stateful, Configurable):
             speed__step_seconds=now.seconds,
             speed__data_seconds=self._data_seconds / len(records),
             memory__peak_gib=peak_memory(self.device) / 2**30,
-            **self._costs,
+            **attention_cost(self.model, self.annealing.tiles_at(self.step)),
         )
         progress.report(now, tokens)
         self._data_seconds = 0.0

@@ -42,7 +42,7 @@ def test_without_a_tile_the_one_of_least_padding_is_taken():
 def test_the_layers_select_what_the_model_says():
     model = small_model((4, 6, 8), VSA(sparsity=0.75, tile=(2, 2, 2)))
     assert model.top_k == 6
-    assert {block.self_attention.slot.top_k for block in model.layers.values()} == {6}
+    assert {block.self_attention.slot.kv_rule for block in model.layers.values()} == {6}
 
 
 def test_a_dense_checkpoint_lacks_the_gates_alone():

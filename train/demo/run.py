@@ -160,12 +160,13 @@ def noisy(clip: Sample, model: PixelDiT, t: float = 0.3) -> tuple[Tensor, Tensor
 
 def outcome(trainer: Trainer, trial: Trial, attention: float) -> Outcome:
     history = trainer.history
+    cost = attention_cost(trainer.model, trainer.annealing.target)
     return Outcome(
         first_loss=history.validation[0][1],
         validation_loss=history.validation[-1][1],
         step_seconds=statistics.median(step.seconds for step in history.steps),
         attention_seconds=attention,
-        attention_flops=int(attention_cost(trainer.model)["attention__flops_per_clip"]),
+        attention_flops=int(cost["attention__flops_per_clip"]),
         peak_memory=trial.peak_memory,
     )
 

@@ -1,0 +1,109 @@
+"""From which sparsity on sparse attention is faster than dense attention, measured."""
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from train.annealing import annealed
+from train.log import logger
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """Seconds of one layer's attention, forward and backward, on this device; medians.
+
+    Attributes:
+        dense: with the dense kernel.
+        all_tiles: with the sparse kernels and every tile admitted.
+        at_target: with the sparse kernels at `target`, the sparsity that training ends at.
+    """
+
+    dense: float
+    all_tiles: float
+    at_target: float
+    target: float
+
+    @property
+    def sparsity(self) -> float:
+        """Below it the dense kernel is faster. The time is linear in the tiles admitted."""
+        if self.all_tiles <= self.dense:
+            return 0.0
+        if self.at_target >= self.dense:
+            return self.target
+        return self.target * (self.all_tiles - self.dense) / (self.all_tiles - self.at_target)
+
+    def __str__(self) -> str:
+        times = (self.dense, self.all_tiles, self.at_target)
+        dense, every, target = (f"{1e3 * seconds:.1f}" for seconds in times)
+        return (
+            f"sparse attention is the faster one from a sparsity of {self.sparsity:.0%} on "
+            f"(a layer, forward and backward: dense {dense} ms, all tiles {every} ms, at "
+            f"{self.target:.1%} {target} ms)"
+        )
+
+
+def measure_break_even(
+    model: Any, batch: int, dtype: torch.dtype, *, compile: bool = False, rounds: int = 5
+) -> BreakEven:
+    """Time a layer's attention as `model` has it, on its device, dense and sparse in turns.
+
+    Args:
+        model: what `train.metrics.attention_cost` knows; its `config.attention` builds the layer.
+        batch: clips.
+        dtype: that training computes in.
+        compile: whether training compiles it.
+        rounds: timed ones, after one that is not.
+    """
+    c, tiling = model.config, model.tiling
+    device = next(model.parameters()).device
+    layer: nn.Module = c.attention.build(c.dim, c.heads, tiling).to(device, dtype)
+    n, rule = tiling.num_tiles, layer.kv_rule
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        x = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+        return x.requires_grad_()
+
+    x = draw(batch, tiling.padded_tokens, c.dim)
+    heads = [draw(batch, c.heads, tiling.padded_tokens, c.head_dim) for _ in range(3)]
+    if compile:
+        layer.compile()
+    tiles = torch.tensor(n, device=device)
+    kinds = None, annealed(rule, tiles, n), rule  # those that a schedule takes its way through
+    times: list[list[float]] = [[] for _ in kinds]
+    for timed in range(rounds + 1):
+        for kind, found in zip(kinds, times, strict=True):
+            layer.kv_rule = kind  # pyright: ignore[reportAttributeAccessIssue]
+            _finish(device)
+            start = time.perf_counter()
+            out = layer(x, *heads, tiling)
+            out.backward(out.detach())
+            _finish(device)
+            if timed:
+                found.append(time.perf_counter() - start)
+    dense, every, target = map(statistics.median, times)
+    return BreakEven(dense, every, target, 1 - model.top_k / n)
+
+
+def agree_on_break_even(model: Any, config: Any) -> float:
+    """The configured one, or what rank 0 measures for this model: the same on all ranks."""
+    sparsity = config.sparsity.break_even
+    if sparsity < 0 and dist.get_rank() == 0:
+        training = config.training
+        dtype = getattr(torch, training.param_dtype)
+        found = measure_break_even(model, training.local_batch_size, dtype, compile=config.compile)
+        logger.info(str(found))
+        sparsity = found.sparsity
+    agreed = torch.tensor(sparsity, dtype=torch.float64)
+    dist.broadcast(agreed, 0)
+    return agreed.item()
+
+
+def _finish(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
