@@ -158,3 +158,37 @@ def test_bad_rules_are_named(make, words):
 def test_a_rule_is_a_value():
     assert Mass(0.9, min_tiles=4) == Mass(0.9, min_tiles=4) and hash(TopK(3)) == hash(TopK(3))
     assert isinstance(as_rule(3, 8), Rule) and as_rule(3, 8) == TopK(3)
+
+
+@given(st.data(), scores())
+def test_a_tensor_admits_what_its_number_does_within_its_bounds(data, s):
+    n = s.shape[-1]
+    kind, k = data.draw(st.sampled_from([TopK, Threshold])), data.draw(st.integers(1, n + 2))
+    most = data.draw(st.integers(1, n))
+    number, tensor = kind(k, max_tiles=most), kind(torch.tensor(k), max_tiles=most)
+    assert torch.equal(tensor(s), number(s))
+    assert tensor.select(s).tiles.shape[-1] == most
+
+
+@pytest.mark.parametrize("kind", [TopK, Threshold])
+def test_a_new_value_compiles_nothing_where_it_is_a_tensor(kind):
+    s, compiled = torch.randn(2, 3, 20, 20), []
+
+    def count(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    attend = torch.compile(lambda rule, s: rule(s), backend=count, fullgraph=True)
+    k = torch.tensor(0)
+    for value in (1, 3, 4, 20):
+        k.fill_(value)
+        assert torch.equal(attend(kind(k), s), kind(value)(s))
+    assert len(compiled) == 1
+    for value in (2, 3.5, 5.25) if kind is Threshold else (2, 3, 5):  # each a program of its own
+        assert torch.equal(attend(kind(value), s), kind(value)(s))
+
+
+def test_a_tensor_of_many_numbers_is_refused():
+    for kind in (TopK, Threshold):
+        with pytest.raises(ValueError, match=r"shape \(2,\): give one number"):
+            kind(torch.tensor([1, 2]))

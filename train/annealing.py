@@ -53,6 +53,9 @@ class Annealing:
         else:
             self.n = m.tiling.num_tiles
             self._plan = [schedule.tiles(step, self.n, self.target) for step in range(steps)]
+        if any(schedule.tiles(step, self.n, 1) not in (None, 1) for step in range(len(self._plan))):
+            for rule in self._rules:
+                annealed(rule, torch.zeros(()), self.n)  # ValueError where there is nothing to vary
         self.break_even = 0.0
 
     @property
@@ -93,8 +96,10 @@ class Annealing:
         return tiles
 
     def describe(self) -> list[str]:
-        """What happens when, in lines for the log."""
+        """What happens when, in lines for the log; none where sparsity never changes."""
         lines, step = [], 1
+        if all(tiles == self.target for tiles in self._plan):
+            return lines
         for kind, group in itertools.groupby(self._plan, self._kind):
             tiles = list(group)
             last = step + len(tiles) - 1

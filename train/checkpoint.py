@@ -16,12 +16,14 @@ import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from train.log import logger
-from train.titan import CheckpointManager
+from train.titan import CheckpointManager, canonical_fqn
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -66,6 +68,26 @@ class Checkpointer(CheckpointManager):
 
     _now = False
     _target = Path()
+
+    def dcp_load(
+        self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool
+    ) -> None:
+        """Load into `state_dict`. Layers that adapt a dense model (`adapt`) keep what it lacks."""
+        if not from_hf:
+            there = FileSystemReader(checkpoint_id).read_metadata().state_dict_metadata
+            modules = self.states["model"].model[0].named_modules()
+            adapting = tuple(
+                canonical_fqn(f"{name}.") for name, m in modules if getattr(m, "adapt", False)
+            )
+            fresh = [k for k in state_dict if k not in there and k.startswith(adapting)]
+            for key in fresh:
+                del state_dict[key]
+            if fresh:
+                logger.info(
+                    f"{checkpoint_id} is of a model without {len(fresh)} of these weights, which "
+                    f"stay as they start: {fresh[0]}, ..."
+                )
+        super().dcp_load(state_dict, checkpoint_id, from_hf, from_quantized)
 
     def due(self, step: int) -> bool:
         """Whether `save` will write at this step."""

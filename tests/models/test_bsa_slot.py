@@ -38,7 +38,7 @@ def test_keeping_everything_a_dense_checkpoint_gives_the_dense_model(video, seed
 def test_sparsity_becomes_a_threshold_and_costs_follow():
     model = small_model((4, 8, 8), BSA(sparsity=0.5, window=(2, 2, 2)))
     assert model.top_k == 2 and model.q_rows == 32
-    assert model.layers["0"].self_attention.slot.kv == Threshold(2)
+    assert model.layers["0"].self_attention.slot.kv_rule == Threshold(2)
     cost = attention_cost(model, model.top_k)
     assert cost["attention__sparsity"] == 0.75
     one = attention_flops(256, 2, 16, tiling=model.tiling, top_k=2, q_rows=32, backward=True)

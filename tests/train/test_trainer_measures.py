@@ -92,7 +92,8 @@ def test_tensorboard_has_numbers_and_samples(validated):
 def test_dense_attention_costs_more():
     def cost(attention):
         model = replace(tiny("unused").model, video=(4, 64, 64), attention=attention)
-        return attention_cost(model.build())
+        built = model.build()
+        return attention_cost(built, built.top_k)
 
     dense, sparse = cost(Dense()), cost(VSA(tile=(2, 4, 4), top_k=2))
     assert dense["attention__sparsity"] == 0 and sparse["attention__sparsity"] == 1 - 2 / 8

@@ -1,0 +1,158 @@
+"""A schedule of sparsity in training: who attends how, when; what is compiled; what is resumed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch._dynamo.testing import CompileCounterWithBackend
+from trainer_runs import run, tiny, weights
+
+from flexsparse import Mass, Threshold
+from models.attention import BSA, VSA, Dense
+from train.annealing import SparsityConfig
+from train.break_even import BreakEven, measure_break_even
+from train.checkpoint import Checkpointer
+from train.configs.video_dit import loader
+from train.metrics import Metrics
+from train.schedules import Constant, DenseWarmup, FallingTiles
+
+FALL = FallingTiles(dense_steps=1, by=2, every=1)  # of 32 tiles: dense, dense, 30, 28, ...
+QUIET = Checkpointer.Config(enable=False)
+
+
+def annealed(folder, slot=None, schedule=FALL, break_even=0.2, **changes):
+    """A tiny run of 32 tiles, 20 of them at most attended to by the sparse kernel."""
+    slot = VSA(tile=(1, 2, 2), top_k=3) if slot is None else slot
+    sparsity = SparsityConfig(schedule=schedule, break_even=break_even)
+    config = tiny(folder, attention=slot, sparsity=sparsity, **changes)
+    config.model = replace(config.model, video=(8, 32, 32))
+    return replace(config, dataloader=loader(config.model, source="digits"))
+
+
+SLOTS = [VSA(tile=(1, 2, 2), top_k=3), BSA(kv=Threshold(3), tile=(1, 2, 2), window=None)]
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_layers_follow_the_schedule_and_the_dense_kernel_takes_what_it_does_faster(tmp_path, slot):
+    trainer = annealed(tmp_path, slot, steps=40, checkpoint=QUIET).build()
+    trainer.close()
+    slots = [block.self_attention.slot for block in trainer.model.layers.values()]
+    own = trainer.annealing._rules
+    for step in range(1, 41):
+        tiles = trainer.annealing.apply(step)
+        planned = None if step == 1 else max(3, 32 - 2 * (step - 1))
+        dense = planned is None or (planned > 3 and 1 - planned / 32 <= 0.2)
+        assert tiles == (None if dense else planned)
+        for layer, rule in zip(slots, own, strict=True):
+            if dense or planned == 3:
+                assert layer.kv_rule is (None if dense else rule)
+            else:
+                assert layer.kv_rule.k.item() == planned
+    lines = trainer.annealing.describe()
+    assert lines[0] == "attention at steps 1 to 1: dense"
+    assert "dense, where the schedule has 30 to 26 of 32 tiles" in lines[1]
+    assert "24 to 4 of 32 tiles, sparsity 87.5%" in lines[2]
+    assert lines[3] == "attention at steps 16 to 40: 3 of 32 tiles, sparsity 90.6%"
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_a_whole_schedule_compiles_three_programs(tmp_path, slot):
+    trainer = annealed(tmp_path, slot, steps=18, checkpoint=QUIET).build()
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    for block in trainer.model.layers.values():
+        block.compile(fullgraph=True, backend=counter)
+    history = trainer.train()
+    trainer.close()
+    values = {trainer.annealing.tiles_at(step) for step in range(1, 19)}
+    assert len(values) == 13
+    assert counter.frame_count == 3
+    plain = annealed(tmp_path / "plain", slot, steps=18, checkpoint=QUIET)
+    numbers, _ = run(plain)
+    assert [(record.loss, record.grad_norm) for record in history.steps] == numbers
+
+
+def test_resuming_in_the_middle_equals_going_on(tmp_path):
+    config = annealed(tmp_path / "resumed", steps=10, break_even=-1.0)
+    first, _ = run(config, until=6)
+    trainer = config.build()
+    measured = trainer.annealing.break_even
+    trainer.close()
+    assert trainer.step == 6 and 0 <= measured <= 1 - 3 / 32
+    second, resumed = run(config)
+    numbers, straight = run(annealed(tmp_path / "straight", steps=10, break_even=measured))
+    assert first + second == numbers
+    assert all(torch.equal(resumed[k], straight[k]) for k in straight)
+
+
+def test_a_dense_model_is_adapted_from_its_checkpoint(tmp_path):
+    dense = annealed(tmp_path / "dense", Dense(), Constant(), steps=2)
+    _, trained = run(dense)
+    start = Checkpointer.Config(initial_load_path=str(tmp_path / "dense/checkpoint/step-2"))
+    slot = VSA(tile=(1, 2, 2), top_k=3, adapt=True)
+    trainer = annealed(tmp_path / "sparse", slot, FALL, checkpoint=start, steps=20).build()
+    trainer.close()
+    found, trained = (
+        {name: x for name, x in states.items() if name.startswith("model.")}
+        for states in (weights(trainer), trained)
+    )
+    gates = {name for name in found if "slot.gate_coarse" in name}
+    assert found.keys() - gates == trained.keys()
+    assert all(torch.equal(found[k], trained[k]) for k in trained)
+    assert gates and not any(found[name].any() for name in gates)
+    log = (tmp_path / "sparse/train.log").read_text()
+    assert "is of a model without 4 of these weights, which stay as they start" in log
+
+
+def test_what_cannot_be_annealed_is_refused_before_training(tmp_path):
+    mass = BSA(kv=Mass(0.9), tile=(1, 2, 2), window=None)
+    with pytest.raises(ValueError, match=r"Mass\(.*no number of tiles .*use Threshold or TopK"):
+        annealed(tmp_path / "mass", mass).build()
+    with pytest.raises(ValueError, match="schedule is FallingTiles.*but attention is dense"):
+        annealed(tmp_path / "dense", Dense()).build()
+    straight = annealed(tmp_path / "warm", mass, DenseWarmup(2), break_even=-1.0).build()
+    straight.close()
+    assert [straight.annealing.apply(step) for step in (1, 2, 3)] == [None, None, 32]
+    assert straight.annealing.break_even == 0, "nothing to measure"
+
+
+def test_a_run_too_short_for_its_schedule_says_so(tmp_path):
+    trainer = annealed(tmp_path, steps=10, checkpoint=QUIET).build()
+    trainer.close()
+    assert (
+        "before attention is at its target of 3 tiles: that takes 16"
+        in (tmp_path / "train.log").read_text()
+    )
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_the_break_even_is_measured_on_a_layer_like_the_models(tmp_path, slot):
+    config = annealed(tmp_path, slot)
+    found = measure_break_even(config.model.build(), 2, torch.float32, rounds=2)
+    assert min(found.dense, found.all_tiles, found.at_target) > 0
+    assert found.target == 1 - 3 / 32 and 0 <= found.sparsity <= found.target
+    assert f"from a sparsity of {found.sparsity:.0%} on" in str(found)
+
+
+def test_time_is_linear_between_what_was_measured():
+    found = BreakEven(dense=2.0, all_tiles=2.5, at_target=0.5, target=0.8)
+    at = 2.5 + (0.5 - 2.5) * found.sparsity / 0.8
+    assert at == pytest.approx(2.0) and found.sparsity == pytest.approx(0.2)
+    assert BreakEven(dense=2.0, all_tiles=1.9, at_target=0.5, target=0.8).sparsity == 0
+    assert BreakEven(dense=2.0, all_tiles=9.0, at_target=3.0, target=0.8).sparsity == 0.8
+
+
+def test_curves_show_the_sparsity_of_the_step(tmp_path):
+    config = annealed(tmp_path, steps=9, checkpoint=QUIET)
+    config.metrics = Metrics.Config(log_freq=1)
+    trainer = config.build()
+    trainer.train()
+    trainer.close()
+    (folder,) = (tmp_path / "tb").glob("*")
+    board = EventAccumulator(str(folder))
+    board.Reload()
+    shown = [event.value for event in board.Scalars("attention/sparsity")]
+    tiles = [trainer.annealing.tiles_at(step) for step in range(1, 10)]
+    assert shown == pytest.approx([0 if k is None else 1 - k / 32 for k in tiles])
+    assert shown[0] == 0 < shown[-1]
