@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from train.annealing import annealed
 from train.log import logger
@@ -61,7 +61,7 @@ def measure_break_even(
     """
     c, tiling = model.config, model.tiling
     device = next(model.parameters()).device
-    layer: nn.Module = c.attention.build(c.dim, c.heads, tiling).to(device, dtype)
+    layer: Any = c.attention.build(c.dim, c.heads, tiling).to(device, dtype)
     n, rule = tiling.num_tiles, layer.kv_rule
     generator = torch.Generator(device).manual_seed(0)
 
@@ -78,7 +78,9 @@ def measure_break_even(
     times: list[list[float]] = [[] for _ in kinds]
     for timed in range(rounds + 1):
         for kind, found in zip(kinds, times, strict=True):
-            layer.kv_rule = kind  # pyright: ignore[reportAttributeAccessIssue]
+            layer.kv_rule = kind
+            for y in (x, *heads):
+                y.grad = None
             _finish(device)
             start = time.perf_counter()
             out = layer(x, *heads, tiling)

@@ -11,6 +11,7 @@ import torch
 from models.attention import VSA
 from models.video_dit import VideoDiT
 from train.__main__ import main
+from train.annealing import Annealing
 from train.registry import find_runs, load_config
 from train.run_dir import describe
 
@@ -25,7 +26,7 @@ def test_every_run_fits_its_data_and_says_where_it_writes(name):
     assert (data.num_frames, data.height, data.width) == (frames, height, width)
     assert data.context_dim == config.model.context_dim
     assert config.dump_folder == f"out/{name}"
-    assert isinstance(config.model.attention, VSA) == name.endswith("vsa")
+    assert isinstance(config.model.attention, VSA) == ("vsa" in name)
     with torch.device("meta"):
         model = VideoDiT(config.model)
     assert model.tokens == (16_384 if name.startswith("dit") else 256)
@@ -33,12 +34,22 @@ def test_every_run_fits_its_data_and_says_where_it_writes(name):
 
 
 def test_dense_and_sparse_runs_differ_in_nothing_else():
-    for name in RUNS:
-        dense = RUNS[name.replace("vsa", "dense")]()
-        sparse = RUNS[name.replace("dense", "vsa")]()
+    for name in [name for name in RUNS if name.endswith(("dense", "vsa", "bsa"))]:
+        dense = RUNS[name[: name.rindex("_")] + "_dense"]()
+        sparse = RUNS[name]()
         model = dataclasses.replace(dense.model, attention=sparse.model.attention)
         same = dataclasses.replace(dense, model=model, dump_folder=sparse.dump_folder)
         assert describe(same) == describe(sparse)
+
+
+def test_runs_with_a_schedule_end_where_their_attention_is_configured():
+    for name, steps in (("dit_120m_vsa_adapt", 2801), ("dit_120m_bsa_anneal", 901)):
+        config = RUNS[name]()
+        with torch.device("meta"):
+            plan = Annealing(VideoDiT(config.model), config.sparsity.schedule, steps)
+        assert plan.tiles_at(1) is None and plan.tiles_at(steps - 1) != plan.target
+        assert plan.tiles_at(steps) == plan.target and steps <= config.training.steps
+    assert plan.target == 26, "a tenth of 256"
 
 
 def test_options_change_single_values():

@@ -7,10 +7,12 @@ from typing import Any
 
 from models.attention import BSA, VSA, Dense
 from models.video_dit import VideoDiTConfig, debug, dit_1b4, dit_60m, dit_120m, dit_410m
+from train.annealing import SparsityConfig
 from train.checkpoint import Checkpointer
 from train.data import VideoDataLoader
 from train.flow import FlowConfig
 from train.metrics import Metrics
+from train.schedules import FallingTiles, RisingSparsity
 from train.settings import TrainingConfig
 from train.titan import LRSchedulersContainer, default_adamw
 from train.trainer import Trainer
@@ -52,6 +54,23 @@ def dit_120m_vsa() -> Trainer.Config:
 
 def dit_120m_bsa() -> Trainer.Config:
     return _folder(dit_120m, BSA(), lr=4e-4, name="dit_120m_bsa")
+
+
+def dit_120m_vsa_adapt() -> Trainer.Config:
+    """As VSA's paper (arXiv 2505.13389) adapts a dense model: give it a checkpoint of one,
+    `--checkpoint.initial-load-path .../step-N`."""
+    slot = VSA(top_k=32, adapt=True)
+    config = _folder(dit_120m, slot, lr=1e-5, name="dit_120m_vsa_adapt")
+    config.sparsity = SparsityConfig(schedule=FallingTiles())
+    config.training.steps = 4000
+    return config
+
+
+def dit_120m_bsa_anneal() -> Trainer.Config:
+    """As in BSA's paper (arXiv 2509.01085), where the sparsity of the keys rises to 0.9."""
+    config = _folder(dit_120m, BSA(sparsity=0.9), lr=4e-4, name="dit_120m_bsa_anneal")
+    config.sparsity = SparsityConfig(schedule=RisingSparsity())
+    return config
 
 
 def dit_410m_dense() -> Trainer.Config:
