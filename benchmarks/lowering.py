@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexsparse import Mass, Threshold, VideoTiling, bsa_attention, vsa_attention
+from flexsparse import Mass, Threshold, TopK, VideoTiling, bsa_attention, vsa_attention
 from flexsparse.kv_rules import Rule
-from models.attention import VSA, Dense
+from models.attention import BSA, VSA, Dense
 from models.video_dit import VideoDiTConfig
 
 Case = Callable[[torch.device], tuple[Callable[..., Tensor], list[Tensor]]]
@@ -31,7 +31,7 @@ TOKENS = {
 }
 
 
-def vsa_case(shape: str, dim: int, gates: bool) -> Case:
+def vsa_case(shape: str, dim: int, gates: bool, annealed: bool = False) -> Case:
     """One VSA layer in bf16: from q, k, v (and a coarse gate) to the output."""
     tiling = VideoTiling(*TOKENS[shape])
 
@@ -39,25 +39,29 @@ def vsa_case(shape: str, dim: int, gates: bool) -> Case:
         size = (1, 4, tiling.padded_tokens, dim)
         options: dict[str, Any] = dict(device=device, dtype=torch.bfloat16, requires_grad=True)
         inputs = [torch.empty(size, **options) for _ in range(4 if gates else 3)]
+        top_k = TopK(torch.tensor(8, device=device), max_tiles=48) if annealed else 8
 
         def attend(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None) -> Tensor:
-            return vsa_attention(q, k, v, tiling, top_k=8, gate_coarse=gate)
+            return vsa_attention(q, k, v, tiling, top_k=top_k, gate_coarse=gate)
 
         return attend, inputs
 
     return case
 
 
-def bsa_case(shape: str, dim: int, window: tuple[int, int, int], kv: Rule) -> Case:
+def bsa_case(shape: str, dim: int, kv: Rule, annealed: bool = False) -> Case:
     """One BSA layer in bf16, half of the queries kept: blocks of 32 query rows (64 of full128)."""
     tiling = VideoTiling(*TOKENS[shape])
+    window = (3, 5, 2) if shape == "padded64" else (2, 2, 2)
 
     def case(device: torch.device) -> tuple[Callable[..., Tensor], list[Tensor]]:
         size = (1, 4, tiling.padded_tokens, dim)
         options: dict[str, Any] = dict(device=device, dtype=torch.bfloat16, requires_grad=True)
 
+        rule = Threshold(torch.tensor(8, device=device)) if annealed else kv
+
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return bsa_attention(q, k, v, tiling, keep=0.5, window=window, kv=kv)
+            return bsa_attention(q, k, v, tiling, keep=0.5, window=window, kv=rule)
 
         return attend, [torch.empty(size, **options) for _ in range(3)]
 
@@ -104,18 +108,17 @@ CASES: dict[str, Case] = {
         for gates in (False, True)
     },
     **{
-        f"bsa_{shape}_d{dim}_{name}": bsa_case(shape, dim, window, kv)
-        for shape, window in (
-            ("full64", (2, 2, 2)),
-            ("padded64", (3, 5, 2)),
-            ("ragged64", (2, 2, 2)),
-            ("full128", (2, 2, 2)),
-        )
+        f"bsa_{shape}_d{dim}_{name}": bsa_case(shape, dim, kv)
+        for shape in TOKENS
         for dim in (64, 128)
         for name, kv in (("threshold", Threshold(8)), ("mass", Mass(0.9, max_tiles=32)))
     },
+    **{f"bsa_full64_d{dim}_top": bsa_case("full64", dim, TopK(8)) for dim in (16, 32, 256)},
+    "vsa_full64_d64_annealed": vsa_case("full64", 64, False, annealed=True),
+    "bsa_full64_d64_annealed": bsa_case("full64", 64, Threshold(8), annealed=True),
     "dit_dense": dit_case(Dense()),
     "dit_vsa": dit_case(VSA(sparsity=0.875, tile=(4, 4, 4))),
+    "dit_bsa": dit_case(BSA(sparsity=0.875)),
 }
 globals().update(CASES)  # each case has a name of its own in this module
 
