@@ -39,7 +39,9 @@ def vsa_case(shape: str, dim: int, gates: bool, annealed: bool = False) -> Case:
         size = (1, 4, tiling.padded_tokens, dim)
         options: dict[str, Any] = dict(device=device, dtype=torch.bfloat16, requires_grad=True)
         inputs = [torch.empty(size, **options) for _ in range(4 if gates else 3)]
-        top_k = TopK(torch.tensor(8, device=device), max_tiles=48) if annealed else 8
+        top_k = (
+            TopK(torch.empty((), dtype=torch.int32, device=device), max_tiles=48) if annealed else 8
+        )
 
         def attend(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None) -> Tensor:
             return vsa_attention(q, k, v, tiling, top_k=top_k, gate_coarse=gate)
@@ -58,7 +60,7 @@ def bsa_case(shape: str, dim: int, kv: Rule, annealed: bool = False) -> Case:
         size = (1, 4, tiling.padded_tokens, dim)
         options: dict[str, Any] = dict(device=device, dtype=torch.bfloat16, requires_grad=True)
 
-        rule = Threshold(torch.tensor(8, device=device)) if annealed else kv
+        rule = Threshold(torch.empty((), dtype=torch.int32, device=device)) if annealed else kv
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return bsa_attention(q, k, v, tiling, keep=0.5, window=window, kv=rule)

@@ -29,15 +29,17 @@ FORWARD_CHUNK, BACKWARD_CHUNK = 4 << 20, 2 << 20  # bytes
 SAFE = 40.0  # a row whose |lse| is below needs no shift: exp and its sums stay in fp32's range
 
 
-def _blocks(x: Tensor, size: int) -> Tensor:
-    """[B, H, L, D] -> [B * H * ceil(L / size), size, D], zero-padded."""
+def _blocks(x: Tensor, size: int, order: Tensor | None = None) -> Tensor:
+    """[B, H, L, D] -> [B * H * ceil(L / size), size, D], zero-padded, in the order wanted."""
     pad = -x.shape[2] % size
     x = F.pad(x, (0, 0, 0, pad)) if pad else x.contiguous()
-    return x.view(-1, size, x.shape[3])
+    x = x.view(-1, size, x.shape[3])
+    return x if order is None else x.index_select(0, order)
 
 
-def _tokens(x: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+def _tokens(x: Tensor, like: Tensor, dtype: torch.dtype, order: Tensor | None = None) -> Tensor:
     """The inverse of `_blocks`, for batch, heads and length of `like`, and in `dtype`."""
+    x = x if order is None else torch.empty_like(x).index_copy_(0, order, x)
     batch, heads, length = like.shape[:3]
     return x.view(batch, heads, -1, *x.shape[2:])[:, :, :length].to(dtype).contiguous()
 
@@ -73,7 +75,7 @@ def block_sparse_attention(
     """
     lists = full_num, full_idx, partial_num, partial_idx, partial_mask
     walk = Walk(q, k, v, lists, q_block, kv_block, scores=1, chunk_bytes=FORWARD_CHUNK)
-    qs = _blocks(q, q_block)
+    qs = _blocks(q, q_block, walk.order)
     ks, vs = (_blocks(x, kv_block).flatten(1) for x in (k, v))
     out = torch.empty(*qs.shape[:2], v.shape[3], dtype=walk.dtype)
     lse, total = (torch.empty(qs.shape[:2], dtype=walk.dtype) for _ in range(2))
@@ -107,8 +109,8 @@ def block_sparse_attention(
         if hidden is not None:
             total_.masked_fill_(total_ == 0, torch.inf)  # of rows that see nothing
         torch.bmm(p.mT, gather(vs, ids, hidden, values), out=out_).div_(total_[..., None])
-    lse, top, weight = (_tokens(x, q, x.dtype) for x in (lse, top, 1 / total))
-    return _tokens(out, q, q.dtype), lse, top, weight
+    lse, top, weight = (_tokens(x, q, x.dtype, walk.order) for x in (lse, top, 1 / total))
+    return _tokens(out, q, q.dtype, walk.order), lse, top, weight
 
 
 @block_sparse_attention.register_fake
@@ -136,8 +138,9 @@ def _backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     walk = Walk(q, k, v, lists, q_block, kv_block, scores=2, chunk_bytes=BACKWARD_CHUNK)
-    qs, gs, outs = (_blocks(x, q_block) for x in (q, g, out))
-    shift, weight, g_lse = (_blocks(x[..., None], q_block) for x in (shift, weight, g_lse))
+    qs, gs, outs = (_blocks(x, q_block, walk.order) for x in (q, g, out))
+    rows = (x[..., None] for x in (shift, weight, g_lse))
+    shift, weight, g_lse = (_blocks(x, q_block, walk.order) for x in rows)
     ks, vs = (_blocks(x, kv_block).flatten(1) for x in (k, v))
     blind = weight == 0  # a row that sees nothing, or that is none
     any_blind, shifts = bool(blind.any()), bool(shift.any())
@@ -173,7 +176,7 @@ def _backward(
         torch.bmm(p, g_, out=values)
         dv.index_add_(0, ids, values.view(ids.shape[0], -1))
     dk, dv = (x.view(-1, kv_block, x.shape[1] // kv_block) for x in (dk, dv))
-    return _tokens(dq, q, q.dtype), _tokens(dk, k, k.dtype), _tokens(dv, v, v.dtype)
+    return _tokens(dq, q, q.dtype, walk.order), _tokens(dk, k, k.dtype), _tokens(dv, v, v.dtype)
 
 
 @_backward.register_fake

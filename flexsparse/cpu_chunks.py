@@ -32,7 +32,9 @@ class Hidden(NamedTuple):
 class Walk:
     """The way of one call: it owns the memory that chunks gather and score in, used over and over.
 
-    Iterating gives, for each `size` rows (the last chunk may have fewer), the places of the blocks
+    Where rows list different numbers of blocks, they are taken in `order`, most blocks first: those
+    of a chunk then list about as many. Iterating gives, for each `size` rows (the last chunk may
+    have fewer), the places of the blocks
     to gather among all key blocks, int64 [n * width]; what is hidden of them, or None; and buffers
     [n, width * kv_block, d], for keys, for values in the same memory, and `scores` times for
     scores. Every thread may gather and score `chunk_bytes` at a time.
@@ -81,7 +83,13 @@ class Walk:
         self.pattern = kind * nk + block
 
         count = (kind < 2).sum(-1)
-        widest = max(1, int(count.max()))
+        fewest, widest = int(count.min()), max(1, int(count.max()))
+        self.order = None
+        if fewest < widest:
+            self.order = count.argsort(descending=True, stable=True)
+            self.ids, self.pattern, kind, block, count = (
+                x[self.order] for x in (self.ids, self.pattern, kind, block, count)
+            )
         self.depths = [dim, v.shape[3], *[q_block] * scores]
         depths = max(self.depths[:2]), *self.depths[2:]
         row = widest * kv_block * sum(depths) * self.dtype.itemsize
@@ -115,7 +123,9 @@ class Walk:
         cells = partial = None
         if self.see is not None:
             partial = (pattern // self.nk == 1).nonzero().view(-1)
-            row = torch.unravel_index(rows.start + partial // width, self.see.shape[:3])
+            row = rows.start + partial // width
+            row = row if self.order is None else self.order[row]
+            row = torch.unravel_index(row, self.see.shape[:3])
             cells = ~self.see[*row, pattern[partial] % self.nk].mT
             hidden[partial] |= (cells | self.padding[row[2]]).all(-1)
         return Hidden(hidden.view(-1).nonzero().view(-1), partial, cells)

@@ -63,15 +63,17 @@ def _restore_backward(
 ):  # fmt: skip
     i_n, i_bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
     tile = i_bh * tl.num_programs(0) + i_n
-    o_d, o_r, o_s = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_S)
-    m_d = o_d < D
+    o_r, o_s = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_S)
     slot = tl.load(source + tile * ROWS + o_r, mask=o_r < ROWS, other=-1)
-    p_g = dout + (tile * ROWS + o_r)[:, None] * D + o_d[None, :]
-    b_g = tl.load(p_g, mask=(slot >= 0)[:, None] & m_d[None, :], other=0.0)
     takes = (o_s[:, None] == slot[None, :]).to(tl.float32)
-    b_dx = tl.dot(takes, b_g.to(tl.float32), input_precision="ieee")
-    p_dx = dx + (tile * KEPT + o_s)[:, None] * D + o_d[None, :]
-    tl.store(p_dx, b_dx.to(dx.dtype.element_ty), mask=(o_s < KEPT)[:, None] & m_d[None, :])
+    for first in range(0, D, BLOCK_D):
+        o_d = first + tl.arange(0, BLOCK_D)
+        m_d = o_d < D
+        p_g = dout + (tile * ROWS + o_r)[:, None] * D + o_d[None, :]
+        b_g = tl.load(p_g, mask=(slot >= 0)[:, None] & m_d[None, :], other=0.0)
+        b_dx = tl.dot(takes, b_g.to(tl.float32), input_precision="ieee")
+        p_dx = dx + (tile * KEPT + o_s)[:, None] * D + o_d[None, :]
+        tl.store(p_dx, b_dx.to(dx.dtype.element_ty), mask=(o_s < KEPT)[:, None] & m_d[None, :])
 
 
 @triton_op("flexsparse::restore_rows", mutates_args={})
@@ -105,8 +107,9 @@ def restore_rows_backward(dout: Tensor, source: Tensor, kept: int) -> Tensor:
     D = dout.shape[3]
     dx = dout.new_empty((B, H, n * kept, D))
     wrap_triton(_restore_backward)[(n, B * H)](
-        dout.contiguous(), source, dx, D, ROWS=rows, KEPT=kept, **_blocks(R=rows, S=kept, D=D),
-        num_warps=8,  # with four, the product of fp32 spills
+        dout.contiguous(), source, dx, D, ROWS=rows, KEPT=kept,
+        **_blocks(R=rows, S=kept, D=min(D, 128)),  # more at once, or with four warps, spills
+        num_warps=8,
     )  # fmt: skip
     return dx
 
