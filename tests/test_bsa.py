@@ -144,9 +144,13 @@ def test_mask_mod_lists_and_torchs_flex_attention_agree(windows, seed, rule):
         for b, h, j in torch.cartesian_prod(*map(torch.arange, tile_map.shape[:3])).tolist():
             listed = [] if num is None else idx[b, h, j, : num[b, h, j]].tolist()
             assert all(tile_map[b, h, i, j] for i in listed) and len({*listed}) == len(listed)
-    ours = restore_queries(flex_attention(kept.q, k, v, block_mask=mask), kept, tiling)
-    torchs = restore_queries(torch_flex_attention(kept.q, k, v, block_mask=mask), kept, tiling)
-    assert torch.allclose(ours, torchs, rtol=1e-4, atol=1e-5)
+    plain = [kept.q, k, v]
+    ours = restore_queries(flex_attention(*plain, block_mask=mask), kept, tiling)
+    torchs, exact = (
+        restore_queries(torch_flex_attention(*qkv, block_mask=mask), kept, tiling)
+        for qkv in (plain, [x.double() for x in plain])
+    )
+    assert_accurate([ours], [[torchs]], [exact], plain)
 
 
 @given(problems(), seeds, rules)
