@@ -3,6 +3,7 @@
 import pytest
 import torch
 from laws import assert_accurate, with_fused
+from on_cuda import draw, with_gradients
 
 from flexsparse import (
     Mass,
@@ -28,26 +29,12 @@ SHAPES = [
 ]
 
 
-def draw(tiling, dim, dtype, heads=3):
-    generator = torch.Generator("cuda").manual_seed(0)
-    shape = (2, heads, tiling.tokens, dim)
-    drawn = [torch.randn(shape, device="cuda", generator=generator) for _ in range(3)]
-    return [x.to(dtype).requires_grad_() for x in drawn]
-
-
-def with_gradients(compute, inputs):
-    out = compute(*inputs)
-    generator = torch.Generator("cuda").manual_seed(1)
-    grad = torch.randn(out.shape, device="cuda", generator=generator).to(out.dtype)
-    return out, *torch.autograd.grad(out, inputs, grad)
-
-
 @pytest.mark.parametrize("video, tile, window", SHAPES)
 @pytest.mark.parametrize("dim", [64, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("rule", [TopK(2), Threshold(2), Mass(0.8)], ids=["topk", "thr", "mass"])
 def test_outputs_and_gradients_equal_the_oracle(video, tile, window, dim, dtype, rule):
-    tiling, inputs = VideoTiling(video, tile), draw(VideoTiling(video, tile), dim, dtype)
+    tiling, inputs = VideoTiling(video, tile), draw(VideoTiling(video, tile), 3, dim, dtype)
     q, k, _ = map(tiling.to_tiles, inputs)
     kept = prune_queries(q, tiling, keep=0.5, window=window)
     tile_map = bsa_tile_map(kept, k, tiling, kv=rule)
@@ -78,7 +65,7 @@ def test_outputs_and_gradients_equal_the_oracle(video, tile, window, dim, dtype,
 def test_the_kernels_equal_their_twins(video, tile, window, dtype):
     tiling = VideoTiling(video, tile)
     windows = Windows(tiling, 0.5, window)
-    q = tiling.to_tiles(draw(tiling, 64, dtype)[0])
+    q = tiling.to_tiles(draw(tiling, 3, 64, dtype)[0])
     kept = prune_queries(q, tiling, keep=0.5, window=window)
     twin = choose_queries(q.detach(), windows)
     assert (twin == kept.index).double().mean() > 0.99, "but for near ties"
@@ -91,7 +78,7 @@ def test_the_kernels_equal_their_twins(video, tile, window, dtype):
 
 def test_nothing_is_read_back_from_the_device():
     tiling = VideoTiling((7, 9, 10))
-    tiled = [tiling.to_tiles(x) for x in draw(tiling, 64, torch.bfloat16)]
+    tiled = [tiling.to_tiles(x) for x in draw(tiling, 3, 64, torch.bfloat16)]
 
     def step():
         out = bsa_attention(*tiled, tiling, kv=Mass(0.8), window=(2, 2, 2))

@@ -3,8 +3,17 @@
 import pytest
 import torch
 from laws import assert_accurate, with_fused
+from on_cuda import draw, with_gradients
 
-from flexsparse import VideoTiling, flex_attention, reference, vsa_attention, vsa_mask
+from flexsparse import (
+    Threshold,
+    TopK,
+    VideoTiling,
+    flex_attention,
+    reference,
+    vsa_attention,
+    vsa_mask,
+)
 from flexsparse.vsa import vsa_tile_map
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -16,20 +25,6 @@ SHAPES = [
     pytest.param((8, 8, 24), (4, 4, 8), id="full128"),
     pytest.param((5, 6, 7), (2, 4, 4), id="ragged32"),
 ]
-
-
-def draw(tiling, count, dim, dtype, heads=3):
-    generator = torch.Generator("cuda").manual_seed(0)
-    shape = (2, heads, tiling.tokens, dim)
-    drawn = [torch.randn(shape, device="cuda", generator=generator) for _ in range(count)]
-    return [x.to(dtype).requires_grad_() for x in drawn]
-
-
-def with_gradients(compute, inputs):
-    out = compute(*inputs)
-    generator = torch.Generator("cuda").manual_seed(1)
-    grad = torch.randn(out.shape, device="cuda", generator=generator).to(out.dtype)
-    return out, *torch.autograd.grad(out, inputs, grad)
 
 
 @pytest.mark.parametrize("video, tile", SHAPES)
@@ -97,6 +92,33 @@ def test_nan_in_padding_changes_nothing(video, tile):
     found = torch.autograd.grad(out, dirty, torch.where(valid, grad, torch.nan))
     for a, b in zip(found, wanted):
         assert torch.equal(tiling.from_tiles(a), tiling.from_tiles(b))
+
+
+@pytest.mark.parametrize("video, tile", SHAPES)
+@pytest.mark.parametrize("rule", [TopK, Threshold])
+def test_a_number_of_tiles_on_the_device_makes_the_same_mask(video, tile, rule):
+    tiling = VideoTiling(video, tile)
+    q, k = (tiling.to_tiles(x) for x in draw(tiling, 2, 64, torch.bfloat16))
+    number = torch.zeros((), dtype=torch.int32, device="cuda")
+    for tiles in (1, 3):
+        number.fill_(tiles)
+        mask = vsa_mask(q, k, tiling, top_k=rule(number, max_tiles=4))
+        wanted = vsa_mask(q, k, tiling, top_k=rule(tiles, max_tiles=4))
+        assert torch.equal(mask.to_dense(), wanted.to_dense())
+
+
+@pytest.mark.parametrize("video, tile", SHAPES)
+def test_without_a_rule_attention_is_dense(video, tile):
+    tiling = VideoTiling(video, tile)
+    inputs = draw(tiling, 3, 64, torch.bfloat16)
+
+    def ours(*x):
+        return tiling.from_tiles(vsa_attention(*map(tiling.to_tiles, x), tiling, top_k=None))
+
+    doubles = [x.detach().double().requires_grad_() for x in inputs]
+    dense = torch.nn.functional.scaled_dot_product_attention
+    exact, plain = with_gradients(dense, doubles), with_gradients(dense, inputs)
+    assert_accurate(with_gradients(ours, inputs), [plain], exact, inputs)
 
 
 def test_nothing_waits_for_the_device_and_eager_calls_compile_once():
