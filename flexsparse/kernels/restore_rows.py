@@ -5,8 +5,8 @@
     dx[s]     = sum(dout[r] for r where source[r] = s)
 
 cost is the squared distance in the grid, or, to fill from the center, 0 for r itself, 1 for the
-center and more for others. One program per tile; the sum over rows is a product with zeros and
-ones, in fp32. Padding rows are written as 0 and never loaded.
+center and more for others. One program per tile (and channels, in the backward); the sum over rows
+is a product with zeros and ones, in fp32. Padding rows are written as 0 and never loaded.
 """
 
 from typing import Any
@@ -61,19 +61,18 @@ def _restore_backward(
     ROWS: tl.constexpr, KEPT: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    i_n, i_bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i_n, i_bh, i_d = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     tile = i_bh * tl.num_programs(0) + i_n
     o_r, o_s = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_S)
+    o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_d = o_d < D
     slot = tl.load(source + tile * ROWS + o_r, mask=o_r < ROWS, other=-1)
+    p_g = dout + (tile * ROWS + o_r)[:, None] * D + o_d[None, :]
+    b_g = tl.load(p_g, mask=(slot >= 0)[:, None] & m_d[None, :], other=0.0)
     takes = (o_s[:, None] == slot[None, :]).to(tl.float32)
-    for first in range(0, D, BLOCK_D):
-        o_d = first + tl.arange(0, BLOCK_D)
-        m_d = o_d < D
-        p_g = dout + (tile * ROWS + o_r)[:, None] * D + o_d[None, :]
-        b_g = tl.load(p_g, mask=(slot >= 0)[:, None] & m_d[None, :], other=0.0)
-        b_dx = tl.dot(takes, b_g.to(tl.float32), input_precision="ieee")
-        p_dx = dx + (tile * KEPT + o_s)[:, None] * D + o_d[None, :]
-        tl.store(p_dx, b_dx.to(dx.dtype.element_ty), mask=(o_s < KEPT)[:, None] & m_d[None, :])
+    b_dx = tl.dot(takes, b_g.to(tl.float32), input_precision="ieee")
+    p_dx = dx + (tile * KEPT + o_s)[:, None] * D + o_d[None, :]
+    tl.store(p_dx, b_dx.to(dx.dtype.element_ty), mask=(o_s < KEPT)[:, None] & m_d[None, :])
 
 
 @triton_op("flexsparse::restore_rows", mutates_args={})
@@ -106,11 +105,11 @@ def restore_rows_backward(dout: Tensor, source: Tensor, kept: int) -> Tensor:
     B, H, n, rows = source.shape
     D = dout.shape[3]
     dx = dout.new_empty((B, H, n * kept, D))
-    wrap_triton(_restore_backward)[(n, B * H)](
-        dout.contiguous(), source, dx, D, ROWS=rows, KEPT=kept,
-        **_blocks(R=rows, S=kept, D=min(D, 128)),  # more at once, or with four warps, spills
-        num_warps=8,
-    )  # fmt: skip
+    blocks = _blocks(R=rows, S=kept, D=min(D, 64))  # wider ones spill, as do four warps
+    grid = n, B * H, triton.cdiv(D, blocks["BLOCK_D"])
+    wrap_triton(_restore_backward)[grid](
+        dout.contiguous(), source, dx, D, ROWS=rows, KEPT=kept, num_warps=8, **blocks
+    )
     return dx
 
 
