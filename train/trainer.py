@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.stateful import Stateful
 
 from train import log
 from train.activation_checkpoint import Mode
+from train.attention_stats import attention_stats
 from train.checkpoint import Checkpointer, check_load_step, complete_steps
 from train.ema import EMA, reshard
 from train.flow import FlowConfig, draw, flow_loss
@@ -222,12 +223,17 @@ class Trainer(Stateful, Configurable):
         self._unread.add(self.step, lr, loss, grad_norm)
 
     def validate(self) -> float:
-        """The loss on held-out clips, logged with samples; see `averaged` and `Validator`."""
+        """The loss on held-out clips, logged with samples and what attention does to a clip.
+
+        See `averaged`, `Validator` and `attention_stats`.
+        """
         assert self.validator is not None
         with self.averaged() as model:
             loss = self.validator.loss(model)
             if self.config.validation.sample_steps:
                 self.metrics.clips("samples", self.validator.sample(model), self.step)
+            layers = attention_stats(model, *self.validator.noisy())
+            self.metrics.attention(layers, self.validator.batches[0]["video"], self.step)
         self.history.validation.append((self.step, loss))
         self.metrics.scalars(self.step, validation__loss=loss)
         logger.info(f"step {self.step}  validation loss {loss:.4f}")
