@@ -1,4 +1,4 @@
-"""The loss on held-out clips at fixed noise: a number to compare between steps and runs."""
+"""What held-out clips tell at fixed noise: to compare between steps, and between runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from train.attention_stats import attention_stats
 from train.flow import FlowConfig, flow_loss, keyed_generator, sample, shifted
+from train.metrics import Metrics
 from train.titan import Configurable
 
 
@@ -64,6 +66,16 @@ class Validator(Configurable):
         x0, context = (self.batches[0][name][:1].to(self.device) for name in ("video", "context"))
         noise = self._noise(x0, [dist.get_rank() * size])
         return (1 - time) * x0 + time * noise, torch.full((1,), time, device=self.device), context
+
+    def run(self, model: nn.Module, metrics: Metrics, step: int) -> float:
+        """The loss; logged with samples, and with what each layer's attention does to a clip."""
+        loss = self.loss(model)
+        metrics.scalars(step, validation__loss=loss)
+        if self.config.sample_steps:
+            metrics.clips("samples", self.sample(model), step)
+        layers = attention_stats(model, *self.noisy())
+        metrics.attention(layers, self.batches[0]["video"], step)
+        return loss
 
     def sample(self, model: nn.Module) -> Tensor:
         """One clip for each of this rank's first captions: [B, C, T, H, W], about [-1, 1]."""

@@ -68,8 +68,8 @@ How many tiles a tile looks at, over all tiles and heads of this clip: VSA has o
 
 ## Who looks
 
-With BSA, tokens (patches of 4 x 4 pixels of a frame) that are much like the middle of their small
-neighbourhood do not look themselves. The same clip, in the first head of the last layer:
+With BSA, tokens (small patches of the clip) that are much like the middle of their neighbourhood do
+not look themselves. The same clip, in the first head of the last layer:
 
 ![The patches that look around, over the clip's frames](queries.png)
 
