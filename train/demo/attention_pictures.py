@@ -62,7 +62,7 @@ def draw_tiles_per_query(path: Path, runs: Mapping[str, Sequence[Tensor]], tiles
             continue
         for (name, counts), colour in zip(runs.items(), COLOURS[-len(runs) :], strict=True):
             shares = torch.bincount(counts[number].flatten(), minlength=tiles + 1).double()
-            shares = 100 * shares / shares.sum()
+            shares = (100 * shares / shares.sum()).numpy()
             label = f"{name}: {counts[number].double().mean():.1f} on average"
             axes.bar(np.arange(tiles + 1), shares, width=1, color=colour, alpha=0.75, label=label)
         axes.set_title(f"Layer {number + 1}", loc="left")
