@@ -69,7 +69,7 @@ def test_chosen_tiles_are_drawn(tmp_path, row):
     clip = np.full((8, 24, 32, 3), 255, dtype=np.uint8)
     counts = []
     for count in (0, 4, 8):
-        chosen = {name: np.arange(24) < (count if name == row else 6) for name in ("one", "other")}
+        chosen = {name: np.arange(24) < (count if name == row else 4) for name in ("one", "other")}
         draw_chosen_tiles(tmp_path / "t.png", clip, (2, 3, 4), (4, 8, 8), 5, chosen)
         counts.append(dark(tmp_path / "t.png"))
     assert_even(counts)
