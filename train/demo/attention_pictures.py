@@ -14,7 +14,7 @@ from train.demo.pictures import COLOURS, blank_figure, save, spotlight
 
 
 def draw_kept_queries(path: Path, clip: np.ndarray, kept: Tensor, columns: int = 4) -> None:
-    """Some frames of a clip, and the same with what does not look around itself dark, as a PNG.
+    """Some frames of a clip, and the same with what does not look for itself dark, as a PNG.
 
     Args:
         clip: uint8 [T, H, W, 3].
@@ -37,7 +37,9 @@ def draw_kept_queries(path: Path, clip: np.ndarray, kept: Tensor, columns: int =
     left = {"loc": "left", "fontsize": 12.5}
     whole[0].set_title("The clip", **left)
     share = kept.double().mean().item()
-    looking[0].set_title(f"BSA: {share:.0%} of its patches look around themselves (bright)", **left)
+    looking[0].set_title(
+        f"BSA: only {share:.0%} of the patches look for themselves (bright)", **left
+    )
     handles = [
         Patch(facecolor="#b9c98a", label="patches that look at the tiles chosen for them (bright)"),
         Patch(

@@ -68,10 +68,10 @@ How many tiles a tile looks at, over all tiles and heads of this clip: VSA has o
 
 ## Who looks
 
-With BSA, tokens (small patches of the clip) that are much like the middle of their neighbourhood do
-not look themselves. The same clip, in the first head of the last layer:
+With BSA, tokens (small patches of the clip) that are much like the one in the middle of their
+neighbourhood do not look for themselves. The same clip, in the first head of the last layer:
 
-![The patches that look around, over the clip's frames](queries.png)
+![The patches that look for themselves, over the clip's frames](queries.png)
 
 ## Layer by layer
 
@@ -100,10 +100,10 @@ Each model's clips alone: [dense.gif](dense.gif), [vsa.gif](vsa.gif), [bsa.gif](
 - VSA and BSA speed up attention only, and attention grows with the square of a clip's length and
   size. A clip here has $tokens tokens; five seconds of 720p video have about 75,600, and attention
   is then most of the work.
-- Steps were timed in turns, some dense, some VSA, some BSA ($device); attention was timed alone,
-  forward and backward in all $layers layers, in turns too; the figures are medians. FLOPs are
-  counted from the shapes and the tiles that were looked at, with the choice of tiles and padding.
-  Memory is $memory.
+- Steps were timed in turns, some dense, some VSA, some BSA ($device); attention was timed
+  alone, forward and backward in all $layers layers, in turns too; the figures are medians. FLOPs
+  are counted from the shapes and the tiles that were looked at, with the choice of tiles and
+  padding. Memory is $memory.
 
 ## Go on
 

@@ -84,8 +84,8 @@ def findings(outcomes: Mapping[str, Outcome]) -> list[str]:
         f"The loss on held-out clips fell from {dense.first_loss:.2f} to "
         f"{dense.validation_loss:.3f} with dense attention, "
         + " and ".join(
-            f"to {run.validation_loss:.3f} with {name}, which is "
-            + _more(run.validation_loss / dense.validation_loss - 1, "higher", "lower")
+            f"to {run.validation_loss:.3f} with {name} "
+            f"({_more(run.validation_loss / dense.validation_loss - 1, 'higher', 'lower')})"
             for name, run in sparse.items()
         )
         + ".",

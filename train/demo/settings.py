@@ -45,7 +45,7 @@ class Settings:
     lr: float = 3e-3
     shift: float = 5.0
     steps: int = 200
-    seconds: float = 270
+    seconds: float = 300
     validations: int = 8
     samples: int = 3
     sample_steps: int = 20
