@@ -15,7 +15,7 @@ from train.checkpoint import Checkpointer
 from train.metrics import DARK, Metrics, film_strip, kept_queries
 from train.validation import Validator
 
-PRUNING = BSA(kv=Threshold(2.0), window=(1, 2, 2), tile=(2, 4, 4))
+PRUNING = BSA(kv=Threshold(2.0), window=(1, 2, 2), tile=(1, 2, 2))
 
 
 @given(st.data())
