@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from flexsparse.bsa import bsa_attention
+from flexsparse.bsa import bsa_attention, bsa_tile_map
 from flexsparse.dense import dense_attention
 from flexsparse.kv_rules import Rule
-from flexsparse.queries import Fill
+from flexsparse.queries import Fill, prune_queries
 from flexsparse.tiling import VideoTiling
-from flexsparse.vsa import vsa_attention
+from flexsparse.vsa import vsa_attention, vsa_tile_map
+
+
+class Choice(NamedTuple):
+    """What a layer chose: who attends to whom, and whose query stays.
+
+    Attributes:
+        tile_map: bool ``[B, H, n, n]``, query tiles by key tiles.
+        kept: bool ``[B, H, padded_tokens]``, the rows whose query stays; none in padding.
+        q_rows: rows in memory that stand for a tile's queries; None for VSA, which prunes none.
+    """
+
+    tile_map: Tensor
+    kept: Tensor
+    q_rows: int | None
 
 
 class VSA(nn.Module):
@@ -95,6 +112,14 @@ class VSA(nn.Module):
             gate_fine=fine,
         )
 
+    @torch.no_grad()
+    def choose(self, q: Tensor, k: Tensor, tiling: VideoTiling) -> Choice | None:
+        """What :meth:`forward` chooses for the same q and k; None where it is dense."""
+        if self.kv_rule is None:
+            return None
+        tile_map = vsa_tile_map(q, k, tiling, top_k=self.kv_rule)
+        return Choice(tile_map, tiling.valid(q.device).expand(*q.shape[:2], -1), None)
+
     def _heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "b l (h d) -> b h l d", h=self.num_heads)
 
@@ -158,6 +183,14 @@ class BSA(nn.Module):
             fill=self.fill,
             enable_gqa=gqa,
         )
+
+    @torch.no_grad()
+    def choose(self, q: Tensor, k: Tensor, tiling: VideoTiling) -> Choice | None:
+        """What :meth:`forward` chooses for the same q and k; None where it is dense."""
+        if self.kv_rule is None:
+            return None
+        kept = prune_queries(q, tiling, keep=self.keep, window=self.window)
+        return Choice(bsa_tile_map(kept, k, tiling, kv=self.kv_rule), kept.mask, kept.q_rows)
 
     def extra_repr(self) -> str:
         return f"kv={self.kv_rule}, keep={self.keep}, window={self.window}, fill={self.fill!r}"

@@ -41,6 +41,14 @@ class KeptQueries:
         """Rows of ``q`` that stand for a tile."""
         return self.windows.tiling.rows if self.windows.keeps_all else self.windows.kept_rows
 
+    @property
+    def mask(self) -> Tensor:
+        """Which rows of the video they came from: bool ``[B, H, padded_tokens]``."""
+        rows = self.windows.tiling.rows
+        stays = self.index.new_zeros(*self.index.shape[:3], rows + 1, dtype=torch.bool)
+        stays.scatter_(-1, self.index.long() % (rows + 1), True)  # holes write past the end
+        return stays[..., :rows].flatten(-2)
+
     def check_tiling(self, tiling: VideoTiling) -> None:
         """Raise ValueError if they were pruned in another tiling."""
         own = self.windows.tiling

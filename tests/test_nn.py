@@ -2,8 +2,8 @@ import pytest
 import torch
 from laws import assert_accurate, poison
 
-from flexsparse import VideoTiling, reference
-from flexsparse.nn import VSA
+from flexsparse import Threshold, VideoTiling, reference
+from flexsparse.nn import BSA, VSA
 from flexsparse.vsa import vsa_tile_map
 
 tiling = VideoTiling((3, 6, 8), (2, 4, 4))
@@ -84,3 +84,26 @@ def test_it_works_under_autocast_and_refuses_no_tiles():
         assert VSA(48, 3, top_k=2)(*tiled, tiling).dtype == torch.float32
     with pytest.raises(ValueError, match="top_k=0 must be an int of at least 1"):
         VSA(48, 3, top_k=0)
+
+
+@pytest.mark.parametrize("layer", [VSA(48, 3, top_k=3, adapt=True), BSA(Threshold(3), keep=0.3)])
+def test_the_choice_is_what_gradients_flow_through(layer):
+    """A tile's output has a gradient in the values of the tiles that it chose and in no others, and
+    in the queries that stay and in no others; q_rows rows of memory hold those of a tile."""
+    x, q, k, v = [poison(tiling.to_tiles(t), tiling).requires_grad_() for t in inputs()]
+    choice = layer.choose(q, k, tiling)
+
+    def reached(gradient):
+        return gradient.abs().sum(-1) > 0
+
+    out = layer(x, q, k, v, tiling) * torch.randn(q.shape)
+    assert torch.equal(
+        reached(torch.autograd.grad(out.sum(), q, retain_graph=True)[0]), choice.kept
+    )
+    tiles = (tiling.num_tiles, tiling.rows)
+    for i, part in enumerate(out.unflatten(2, tiles).unbind(2)):
+        (gradient,) = torch.autograd.grad(part.sum(), v, retain_graph=True)
+        chosen = reached(gradient).unflatten(2, tiles).any(-1)
+        assert torch.equal(chosen, choice.tile_map[:, :, i])
+    most = choice.kept.unflatten(2, tiles).sum(-1).max()
+    assert choice.q_rows is None if isinstance(layer, VSA) else most <= choice.q_rows < tiling.rows

@@ -3,17 +3,21 @@
 import contextlib
 import ctypes
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 
 from flexsparse.flops import attention_flops
+from train.attention_stats import LayerStats, kept_pixels
 from train.log import logger
 from train.titan import BaseLogger, LoggerContainer, MetricsProcessor, TensorBoardLogger
+
+DARK = 0.2  # of a pixel's brightness where it is shown as dropped
 
 
 class Metrics(MetricsProcessor):
@@ -31,11 +35,34 @@ class Metrics(MetricsProcessor):
 
     def clips(self, name: str, clips: Tensor, step: int) -> None:
         """Log clips [B, C, T, H, W] in [-1, 1] as an image: a row each, time from left to right."""
-        if isinstance(self.logger, LoggerContainer):
-            for log in self.logger._loggers:
-                if isinstance(log, TensorBoardLogger):
-                    with self._surviving_a_full_disk():
-                        log.writer.add_image(name, film_strip(clips), step)
+        with self._surviving_a_full_disk():
+            for writer in self._tensorboards():
+                writer.add_image(name, film_strip(clips), step)
+
+    def attention(self, layers: Sequence[LayerStats], clips: Tensor, step: int) -> None:
+        """Log what each layer did to the first of the clips [B, C, T, H, W].
+
+        Curves for all; the key tiles of each query tile as a histogram where they are chosen, and
+        the queries that stay as an image where some do not.
+        """
+        curves = {}
+        for i, layer in enumerate(layers):
+            curves[f"attention__layer{i}__sparsity"] = layer.sparsity
+            curves[f"attention__layer{i}__flops_per_clip"] = layer.flops
+        self.scalars(step, **curves)
+        with self._surviving_a_full_disk():
+            for i, layer in enumerate(layers):
+                for writer in self._tensorboards():
+                    name = f"attention/layer{i}"
+                    if layer.admitted is not None:
+                        writer.add_histogram(f"{name}/admitted_tiles", layer.admitted, step)
+                    if layer.kept is not None and not layer.kept.all():
+                        image = kept_queries(clips[0], layer.kept[0])
+                        writer.add_image(f"{name}/kept_queries", image, step)
+
+    def _tensorboards(self) -> list[SummaryWriter]:
+        loggers = self.logger._loggers if isinstance(self.logger, LoggerContainer) else []
+        return [log.writer for log in loggers if isinstance(log, TensorBoardLogger)]
 
     def close(self) -> None:
         with self._surviving_a_full_disk():
@@ -60,6 +87,18 @@ def film_strip(clips: Tensor, rows: int = 4, columns: int = 8) -> Tensor:
     picked = clips[:rows, :3, frames.to(clips.device)].float().cpu().clamp(-1, 1)
     picked = picked.expand(-1, 3, -1, -1, -1) if picked.shape[1] == 1 else picked
     return (picked.permute(1, 0, 3, 2, 4).flatten(3, 4).flatten(1, 2) + 1) / 2
+
+
+def kept_queries(clip: Tensor, kept: Tensor, heads: int = 4) -> Tensor:
+    """The middle frame of a clip [C, T, H, W] in [-1, 1], once for each of the first heads.
+
+    Pixels of dropped queries are dark; `kept` is bool [heads, T, H, W], of tokens. Of a latent,
+    three channels. Returns an image [3, H, heads * W] in [0, 1].
+    """
+    middle = clip.shape[1] // 2
+    frame = film_strip(clip[None, :, middle : middle + 1])
+    lit = kept_pixels(kept[:heads], (clip.shape[1], clip.shape[2], clip.shape[3]))[:, middle]
+    return torch.where(lit[:, None], frame, DARK * frame).permute(1, 2, 0, 3).flatten(2)
 
 
 def attention_cost(model: nn.Module, top_k: float | None) -> dict[str, float]:

@@ -11,7 +11,7 @@ From Python, with any of the configs in `configs/`:
 
 import logging
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.stateful import Stateful
 
 from train import log
@@ -27,6 +27,7 @@ from train.activation_checkpoint import Mode
 from train.annealing import Annealing, SparsityConfig
 from train.break_even import agree_on_break_even
 from train.checkpoint import Checkpointer, check_load_step, complete_steps
+from train.data.batch import endless
 from train.ema import EMA, reshard
 from train.flow import FlowConfig, draw, flow_loss
 from train.history import History, Unread
@@ -232,14 +233,11 @@ class Trainer(Stateful, Configurable):
         self._unread.add(self.step, lr, loss, grad_norm)
 
     def validate(self) -> float:
-        """The loss on held-out clips, logged with samples; see `averaged` and `Validator`."""
+        """The loss on held-out clips; see `averaged`, and `Validator.run` for what is logged."""
         assert self.validator is not None
         with self.averaged() as model:
-            loss = self.validator.loss(model)
-            if self.config.validation.sample_steps:
-                self.metrics.clips("samples", self.validator.sample(model), self.step)
+            loss = self.validator.run(model, self.metrics, self.step)
         self.history.validation.append((self.step, loss))
-        self.metrics.scalars(self.step, validation__loss=loss)
         logger.info(f"step {self.step}  validation loss {loss:.4f}")
         return loss
 
@@ -314,13 +312,3 @@ class Trainer(Stateful, Configurable):
         )
         progress.report(now, tokens)
         self._data_seconds = 0.0
-
-
-def endless(dataloader: Any) -> Generator[dict[str, Tensor], None, None]:
-    """The loader's batches, over and over; ValueError when it has none."""
-    while True:
-        batch = None
-        for batch in dataloader:
-            yield batch
-        if batch is None:
-            raise ValueError("the training data has no batch")

@@ -1,5 +1,6 @@
-"""The loss on held-out clips at fixed noise: a number to compare between steps and runs."""
+"""What held-out clips tell at fixed noise: to compare between steps, and between runs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -8,7 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from train.attention_stats import attention_stats
 from train.flow import FlowConfig, flow_loss, keyed_generator, sample, shifted
+from train.metrics import Metrics
 from train.titan import Configurable
 
 
@@ -49,16 +52,30 @@ class Validator(Configurable):
         total = torch.zeros((), device=self.device)
         for i, batch in enumerate(self.batches):
             x0 = batch["video"].to(self.device)
-            noise = torch.empty_like(x0)
             positions = [(i * world + rank) * size + j for j in range(size)]
-            for row, position in zip(noise, positions, strict=True):
-                key = ("validation", self.config.seed, position)
-                row.normal_(generator=keyed_generator(self.device, *key))
+            noise = self._noise(x0, positions)
             even = (torch.tensor(positions, device=self.device) + 0.5) / clips
             t = shifted(even, self.flow.shift, self.flow.least)
             total += flow_loss(model, x0, batch["context"].to(self.device), noise, t).sum()
         dist.all_reduce(total)
         return total.item() / clips
+
+    def noisy(self, time: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
+        """This rank's first clip as a model meets it: x_t [1, C, T, H, W], t, context."""
+        size = len(self.batches[0]["video"])
+        x0, context = (self.batches[0][name][:1].to(self.device) for name in ("video", "context"))
+        noise = self._noise(x0, [dist.get_rank() * size])
+        return (1 - time) * x0 + time * noise, torch.full((1,), time, device=self.device), context
+
+    def run(self, model: nn.Module, metrics: Metrics, step: int) -> float:
+        """The loss; logged with samples, and with what each layer's attention does to a clip."""
+        loss = self.loss(model)
+        metrics.scalars(step, validation__loss=loss)
+        if self.config.sample_steps:
+            metrics.clips("samples", self.sample(model), step)
+        layers = attention_stats(model, *self.noisy())
+        metrics.attention(layers, self.batches[0]["video"], step)
+        return loss
 
     def sample(self, model: nn.Module) -> Tensor:
         """One clip for each of this rank's first captions: [B, C, T, H, W], about [-1, 1]."""
@@ -71,3 +88,11 @@ class Validator(Configurable):
             seed=self.config.seed,
             shift=self.flow.shift,
         )
+
+    def _noise(self, x0: Tensor, positions: Sequence[int]) -> Tensor:
+        """Like x0, for the clips at these positions."""
+        noise = torch.empty_like(x0)
+        for row, position in zip(noise, positions, strict=True):
+            key = ("validation", self.config.seed, position)
+            row.normal_(generator=keyed_generator(self.device, *key))
+        return noise

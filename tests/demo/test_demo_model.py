@@ -3,7 +3,8 @@ from pathlib import Path
 
 import torch
 
-from models.attention import VSA
+from flexsparse import Threshold
+from models.attention import BSA, VSA
 from models.video_dit import VideoDiTConfig
 from train.demo.model import LEAST_TIME, PixelDiTConfig
 from train.demo.settings import CPU, GPU, RUNS, turn
@@ -42,13 +43,15 @@ def test_a_place_is_seen():
     assert len(per_token.unique()) == per_token.numel()
 
 
-def test_both_runs_begin_with_the_same_weights():
+def test_all_runs_begin_with_the_same_weights():
     weights = []
     for slot in RUNS.values():
         torch.manual_seed(5)
         weights.append(PixelDiTConfig(replace(SIZE, attention=slot)).build().state_dict())
-    dense, vsa = weights
-    assert all(torch.equal(dense[name], vsa[name]) for name in dense)
+    dense, vsa, bsa = weights
+    for sparse in (vsa, bsa):
+        assert all(torch.equal(dense[name], sparse[name]) for name in dense)
+    assert set(bsa) == set(dense), "BSA has no weights of its own"
     assert set(vsa) - set(dense) == {name for name in vsa if "slot" in name} != set()
 
 
@@ -61,6 +64,10 @@ def test_the_demo_is_as_large_as_promised():
         tiling = slot.tiling(config.grid)
         assert tiling.tokens >= 4096 and tiling.tokens == tiling.padded_tokens
         assert slot.top_k_for(tiling) * 8 == tiling.num_tiles
+        bsa = RUNS["bsa"]
+        assert isinstance(bsa, BSA) and bsa.tiling(config.grid) == tiling
+        assert bsa.rule_for(tiling) == Threshold(slot.top_k_for(tiling))
+        assert bsa.q_rows_for(tiling) * 2 == tiling.rows
         assert settings.video[1] % 8 == settings.video[2] % 8 == 0
 
 

@@ -1,10 +1,15 @@
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from flexsparse import VideoTiling
+from train.demo import attention_pictures
+from train.demo.attention_pictures import draw_kept_queries, draw_tiles_per_query
 from train.demo.pictures import (
     Curve,
     busiest_tile,
@@ -48,20 +53,59 @@ def test_what_is_not_lit_is_dark_and_grey():
     assert (shown[~lit].std(-1) == 0).all() and (shown[~lit].mean(-1) < frame[~lit].mean(-1)).all()
 
 
-def test_chosen_tiles_are_drawn(tmp_path):
-    """A white clip: the picture of fewer chosen tiles has as many bright pixels fewer."""
-    clip = np.full((8, 24, 32, 3), 255, dtype=np.uint8)
-    bright = []
-    for count in (0, 4, 8):
-        chosen = np.arange(24) < count
-        draw_chosen_tiles(tmp_path / "t.png", clip, (2, 3, 4), (4, 8, 8), 5, chosen)
-        shown = np.asarray(Image.open(tmp_path / "t.png").convert("L")).astype(int)
-        bright.append((shown < 100).sum())  # the dark ones
-    first, second = bright[0] - bright[1], bright[1] - bright[2]
+def dark(path):
+    return (np.asarray(Image.open(path).convert("L")).astype(int) < 100).sum()
+
+
+def assert_even(counts):
+    """The third is as far below the second as that is below the first, about."""
+    first, second = counts[0] - counts[1], counts[1] - counts[2]
     assert first > 0 and second > 0 and max(first, second) < 1.2 * min(first, second)
+
+
+@pytest.mark.parametrize("row", ["one", "other"])
+def test_chosen_tiles_are_drawn(tmp_path, row):
+    """A white clip: the picture of more chosen tiles has as many dark pixels fewer, in each row."""
+    clip = np.full((8, 24, 32, 3), 255, dtype=np.uint8)
+    counts = []
+    for count in (0, 4, 8):
+        chosen = {name: np.arange(24) < (count if name == row else 4) for name in ("one", "other")}
+        draw_chosen_tiles(tmp_path / "t.png", clip, (2, 3, 4), (4, 8, 8), 5, chosen)
+        counts.append(dark(tmp_path / "t.png"))
+    assert_even(counts)
+
+
+def test_dropped_queries_are_drawn_dark(tmp_path):
+    clip = np.full((8, 24, 32, 3), 255, dtype=np.uint8)
+    counts = []
+    for count in (0, 3, 6):
+        kept = (torch.arange(6) < count).view(1, 2, 3).expand(4, 2, 3)
+        draw_kept_queries(tmp_path / "q.png", clip, kept)
+        counts.append(dark(tmp_path / "q.png"))
+    assert_even(counts)
+
+
+def test_bars_are_shares_of_tiles(monkeypatch):
+    figures = []
+    monkeypatch.setattr(attention_pictures, "save", lambda figure, path: figures.append(figure))
+    generator = torch.Generator().manual_seed(0)
+    fixed, spread = (
+        torch.full((4, 2, 3, 10), 4),
+        torch.randint(1, 8, (4, 2, 3, 10), generator=generator),
+    )
+    draw_tiles_per_query(Path(), {"VSA": fixed, "BSA": spread}, 10)
+    (figure,) = figures
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(panels) == 4
+    for layer, axes in enumerate(panels):
+        for bars, counts in zip(axes.containers, (fixed[layer], spread[layer]), strict=True):
+            for number, bar in enumerate(bars):
+                assert bar.get_x() + bar.get_width() / 2 == pytest.approx(number)
+                share = (counts == number).double().mean().item()
+                assert bar.get_height() == pytest.approx(100 * share)
 
 
 def test_losses_are_drawn_for_each_run(tmp_path):
     curve = Curve(losses=[2.0, 1.5, 1.2], seconds=[0.3, 0.2, 0.2], held_out=[(0, 2.0), (3, 1.1)])
-    draw_losses(tmp_path / "l.png", {"one": curve, "other": curve})
+    draw_losses(tmp_path / "l.png", {"one": curve, "other": curve, "third": curve})
     assert Image.open(tmp_path / "l.png").size[0] > 1000

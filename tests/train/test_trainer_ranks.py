@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainer_runs import SPARSE, finish, plain_run, run, start, tiny
 
 from models.attention import Dense
@@ -83,6 +84,14 @@ def test_shards_differ_and_make_up_the_initial_weights(two_ranks):
 def test_ddp_keeps_everything_on_each_rank(two_ranks):
     shards = [torch.load(two_ranks / "ddp" / f"rank{rank}.pt")["shards"] for rank in range(2)]
     assert all(torch.equal(shards[0][name], shards[1][name]) for name in shards[0])
+
+
+def test_one_rank_shows_what_each_layer_did(two_ranks):
+    (events,) = (two_ranks / "fsdp_run").glob("tb/*")
+    board = EventAccumulator(str(events), size_guidance={"histograms": 0}).Reload()
+    for layer in range(2):
+        name = f"attention/layer{layer}/admitted_tiles"
+        assert [event.step for event in board.Histograms(name)] == [0, 3, 6]
 
 
 def test_a_signal_to_one_rank_stops_all_at_one_step(two_ranks):

@@ -10,8 +10,10 @@ import torch.distributed as dist
 from trainer_runs import tiny, weights
 
 from models.attention import Dense
+from train.metrics import Metrics
 from train.parallelize import ParallelConfig
 from train.trainer import Trainer
+from train.validation import Validator
 
 
 def train(config: Trainer.Config, out: Path) -> None:
@@ -39,7 +41,10 @@ def stop_one_rank(trainer: Trainer, step: int) -> None:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    train(tiny(folder / "fsdp_run", local_batch_size=2), folder / "fsdp")  # with VSA
+    validated = Validator.Config(interval=3, batches=1, sample_steps=0)
+    shown = Metrics.Config(log_freq=1)
+    config = tiny(folder / "fsdp_run", local_batch_size=2, validation=validated, metrics=shown)
+    train(config, folder / "fsdp")  # with VSA
     ddp = ParallelConfig(replicas=2)
     config = tiny(folder / "ddp_run", attention=Dense(), local_batch_size=2, parallel=ddp)
     train(config, folder / "ddp")

@@ -1,5 +1,6 @@
 """The two forms of data: a clip as a dataset gives it, and a batch as a model takes it."""
 
+from collections.abc import Generator, Iterable
 from typing import Protocol, TypedDict, TypeVar
 
 from torch import Tensor
@@ -27,3 +28,13 @@ class Clips(Protocol[Item_co]):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Item_co: ...
+
+
+def endless(dataloader: Iterable[Batch]) -> Generator[Batch, None, None]:
+    """The loader's batches, over and over; ValueError when it has none."""
+    while True:
+        batch = None
+        for batch in dataloader:
+            yield batch
+        if batch is None:
+            raise ValueError("the training data has no batch")

@@ -1,4 +1,4 @@
-"""python -m train.demo: one small video model with dense attention and with VSA, side by side.
+"""python -m train.demo: one small video model with dense attention, VSA and BSA, side by side.
 
 Writes the report, its pictures and TensorBoard logs to out/demo.
 """

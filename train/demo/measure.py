@@ -16,14 +16,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from models.video_dit.blocks import Block
+from train.attention_stats import watched_slots
 from train.demo.model import PixelDiT
 from train.trainer import Trainer
 
@@ -126,15 +125,12 @@ class SlotCall:
 def slot_calls(model: PixelDiT, x: Tensor, t: Tensor, context: Tensor) -> list[SlotCall]:
     """The calls of every layer's slot in one forward pass."""
     calls: list[SlotCall] = []
-    hooks = [
-        cast(Block, block).self_attention.slot.register_forward_pre_hook(
-            lambda slot, inputs: calls.append(SlotCall(slot, inputs))
-        )
-        for block in model.layers.children()
-    ]
-    model(x, t, context)
-    for hook in hooks:
-        hook.remove()
+
+    def keep(slot: nn.Module, inputs: tuple) -> None:
+        calls.append(SlotCall(slot, inputs))
+
+    with watched_slots(model, keep):
+        model(x, t, context)
     return calls
 
 

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-COLOURS = ("#3c6eb4", "#e07b28")  # the dense run, the sparse run
+COLOURS = ("#3c6eb4", "#e07b28", "#3a9a5b")  # dense, VSA, BSA
 QUERY = "#ffe14d"
 CHOSEN = "#e07b28"
 
@@ -26,8 +26,8 @@ class Curve:
 
 
 def draw_losses(path: Path, runs: Mapping[str, Curve]) -> None:
-    """Two runs' losses, by step and by training time, as a PNG."""
-    figure = _figure(11, 4.4)
+    """The runs' losses, by step and by training time, as a PNG."""
+    figure = blank_figure(11, 4.4)
     by_step, by_time = figure.subplots(1, 2, sharey=True)
     for (name, run), colour in zip(runs.items(), COLOURS, strict=True):
         clock = np.concatenate([[0.0], np.cumsum(run.seconds)])
@@ -45,7 +45,7 @@ def draw_losses(path: Path, runs: Mapping[str, Curve]) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     by_step.legend(title="thick: held-out clips; faint: each training step", frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_chosen_tiles(
@@ -54,9 +54,9 @@ def draw_chosen_tiles(
     grid: tuple[int, int, int],
     tile: tuple[int, int, int],
     query: int,
-    chosen: np.ndarray,
+    chosen: Mapping[str, np.ndarray],
 ) -> None:
-    """What one tile of a clip attends to, dense and sparse, as a PNG.
+    """What one tile of a clip attends to, dense and with each sparse attention, as a PNG.
 
     A column is a slice of tiles in time, shown by its middle frame; what is attended to is bright.
 
@@ -65,38 +65,38 @@ def draw_chosen_tiles(
         grid: tiles along (T, H, W).
         tile: pixels of a tile along (T, H, W).
         query: the tile that attends, an index into the grid in raster order.
-        chosen: bool [tiles], those it attends to with sparse attention.
+        chosen: by the name of a sparse attention, the tiles it attends to: bool [tiles].
     """
     slices, n = grid[0], math.prod(grid)
     height, width = clip.shape[1:3]
     index = tile_of_pixel((len(clip), height, width), grid, tile)
-    figure = _figure(3.4 * slices + 0.3, 2 * (3.4 * height / width + 0.55) + 0.8)
-    panels = figure.subplots(2, slices, squeeze=False)
-    for row, looked_at in zip(panels, (np.ones(n, dtype=bool), chosen), strict=True):
+    rows = {f"Dense attention: the yellow tile looks at all {n} tiles": np.ones(n, dtype=bool)}
+    for name, tiles in chosen.items():
+        rows[f"{name}: it looks at {int(tiles.sum())} tiles that it chose"] = tiles
+    size = 3.4 * slices + 0.3, len(rows) * (3.4 * height / width + 0.42) + 0.65
+    figure = blank_figure(*size)
+    panels = figure.subplots(len(rows), slices, squeeze=False)
+    when, y, x = np.unravel_index(query, grid)
+    for row, (title, looked_at) in zip(panels, rows.items(), strict=True):
         for time, axes in enumerate(row):
             middle = min(time * tile[0] + tile[0] // 2, len(clip) - 1)
             lit = looked_at[index[middle]]
             axes.imshow(spotlight(clip[middle], lit), interpolation="nearest")
             _outline_tiles(axes, lit, tile)
-    time, y, x = np.unravel_index(query, grid)
-    for row in panels:
+        row[0].set_title(title, loc="left", fontsize=12.5)
         box = {"edgecolor": QUERY, "facecolor": "none", "linewidth": 3.5, "zorder": 3}
         corner = (x * tile[2] - 0.5, y * tile[1] - 0.5)
-        row[time].add_patch(Rectangle(corner, tile[2], tile[1], **box))
-    for time, axes in enumerate(panels[1]):
+        row[when].add_patch(Rectangle(corner, tile[2], tile[1], **box))
+    for time, axes in enumerate(panels[-1]):
         first, last = time * tile[0] + 1, min((time + 1) * tile[0], len(clip))
         axes.set_xlabel(f"frames {first} to {last}", fontsize=11)
-    left = {"loc": "left", "fontsize": 12.5}
-    panels[0][0].set_title(f"Dense attention: the yellow tile looks at all {n} tiles", **left)
-    count = int(chosen.sum())
-    panels[1][0].set_title(f"Sparse attention: it looks at {count} tiles that it chose", **left)
     handles = [
         Patch(facecolor="none", edgecolor=QUERY, linewidth=3, label="the tile that looks"),
         Patch(facecolor="none", edgecolor=CHOSEN, linewidth=2, label="tiles it looks at (bright)"),
         Patch(facecolor="#3a3a3a", label="tiles it ignores (dark)"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=11)
-    _save(figure, path)
+    save(figure, path)
 
 
 def tile_of_pixel(
@@ -133,12 +133,12 @@ def _outline_tiles(axes: Axes, lit: np.ndarray, tile: tuple[int, int, int]) -> N
     axes.spines[:].set_visible(False)
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank_figure(width: float, height: float) -> Figure:
     """A figure that belongs to no window, so that the demo needs no display."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110)

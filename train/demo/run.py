@@ -10,24 +10,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flexsparse.vsa import vsa_tile_map
+from train.attention_stats import LayerStats, layer_stats
 from train.data import VideoDataLoader, embed_caption
 from train.data.batch import Clips, Sample
 from train.data.fetch import fetch_clips
 from train.data.progress import WorkProgress
-from train.demo.clips import side_by_side, to_pixels, write_gif
 from train.demo.measure import SlotCall, Trial, attention_seconds, plain_copy, slot_calls, try_steps
 from train.demo.model import PixelDiT
-from train.demo.pictures import Curve, busiest_tile, draw_chosen_tiles, draw_losses, tile_of_pixel
-from train.demo.report import Outcome, Scene, table, write_report
+from train.demo.report import Scene, write_report
+from train.demo.results import Outcome, table
 from train.demo.settings import RUNS, Settings
+from train.demo.show import draw_losses_of, draw_what_attention_chose, write_clips
 from train.demo.training import build_trainers, train_in_turns
 from train.flow import keyed_generator, sample
 from train.log import Console, time_text
-from train.metrics import attention_cost
 from train.trainer import Trainer
-
-TITLES = {"dense": "dense attention", "vsa": "sparse attention (VSA)"}
 
 
 def say(line: str) -> None:
@@ -47,11 +44,11 @@ def run(settings: Settings, out: Path, own_clips: Path | None = None) -> None:
 
     say("2/5  trial steps of each model, in a process of its own: memory and time")
     trials = {name: try_steps(settings.trainer(name, folder, out, 1)) for name in RUNS}
-    pair = sum(trial.step_seconds for trial in trials.values())
-    turns = min(settings.steps, int(settings.seconds / pair)) // settings.validations
+    step_of_all = sum(trial.step_seconds for trial in trials.values())
+    turns = min(settings.steps, int(settings.seconds / step_of_all)) // settings.validations
     steps = max(1, turns) * settings.validations
 
-    say(f"3/5  training both for {steps} steps, about {time_text(steps * pair)}")
+    say(f"3/5  training each for {steps} steps, about {time_text(steps * step_of_all)}")
     trainers = build_trainers(settings, folder, out, steps)
     try:
         train_in_turns(trainers, steps, settings.validations, say)
@@ -76,11 +73,13 @@ def run(settings: Settings, out: Path, own_clips: Path | None = None) -> None:
             trainer.close()
         dist.destroy_process_group()
 
+    stats = {run: [stats_of(call) for call in calls[run]] for run in RUNS}
     outcomes = {
-        name: outcome(trainer, trials[name], attention[name]) for name, trainer in trainers.items()
+        name: outcome(trainer, trials[name], attention[name], stats[name])
+        for name, trainer in trainers.items()
     }
-    draw_losses(out / "losses.png", {TITLES[name]: curve(t) for name, t in trainers.items()})
-    draw_tiles(out / "tiles.png", models["vsa"], calls["vsa"][-1], example)
+    draw_losses_of(trainers, out / "losses.png")
+    draw_what_attention_chose(out, calls, stats, example)
     write_clips(out, shown, made, settings.fps)
     tiling = calls["vsa"][0].inputs[-1]
     scene = Scene(
@@ -88,6 +87,7 @@ def run(settings: Settings, out: Path, own_clips: Path | None = None) -> None:
         tokens=tiling.tokens,
         tiles=tiling.num_tiles,
         top_k=RUNS["vsa"].top_k_for(tiling),
+        keep=RUNS["bsa"].keep,
         layers=settings.layers,
         parameters=sum(p.numel() for p in models["dense"].parameters()),
         steps=steps,
@@ -95,7 +95,7 @@ def run(settings: Settings, out: Path, own_clips: Path | None = None) -> None:
         held_out=len(held_out),
         seconds=time.monotonic() - begin,
     )
-    write_report(out / "report.md", scene, outcomes)
+    write_report(out / "report.md", scene, outcomes, stats)
     say(f"\n{table(outcomes)}\n\nread {out / 'report.md'}, made in {time_text(scene.seconds)}")
 
 
@@ -158,49 +158,23 @@ def noisy(clip: Sample, model: PixelDiT, t: float = 0.3) -> tuple[Tensor, Tensor
     return (1 - t) * x0 + t * noise, torch.full((1,), t, device=x0.device), context
 
 
-def outcome(trainer: Trainer, trial: Trial, attention: float) -> Outcome:
+def stats_of(call: SlotCall) -> LayerStats:
+    """What a layer did to the clip that it was called with."""
+    stats = layer_stats(call.slot, *call.inputs)
+    assert stats is not None, "all slots of RUNS say what they choose"
+    return stats
+
+
+def outcome(trainer: Trainer, trial: Trial, attention: float, layers: list[LayerStats]) -> Outcome:
     history = trainer.history
-    cost = attention_cost(trainer.model, trainer.annealing.target)
     return Outcome(
         first_loss=history.validation[0][1],
         validation_loss=history.validation[-1][1],
         step_seconds=statistics.median(step.seconds for step in history.steps),
         attention_seconds=attention,
-        attention_flops=int(cost["attention__flops_per_clip"]),
+        attention_flops=sum(layer.flops for layer in layers),
         peak_memory=trial.peak_memory,
     )
-
-
-def curve(trainer: Trainer) -> Curve:
-    steps = trainer.history.steps
-    return Curve(
-        losses=[step.loss for step in steps],
-        seconds=[step.seconds for step in steps],
-        held_out=trainer.history.validation,
-    )
-
-
-def draw_tiles(path: Path, model: PixelDiT, call: SlotCall, clip: Sample) -> None:
-    """Which tiles the busiest tile of the clip chose, in a layer's first head."""
-    _, q, k, _, tiling = call.inputs
-    tile_map = vsa_tile_map(q, k, tiling, top_k=RUNS["vsa"].top_k_for(tiling))[0, 0]
-    pixels = clip["video"].permute(1, 2, 3, 0).numpy()
-    tile = tuple(t * p for t, p in zip(tiling.tile, model.config.patch, strict=True))
-    query = busiest_tile(pixels, tile_of_pixel(pixels.shape[:3], tiling.grid, tile))
-    draw_chosen_tiles(path, pixels, tiling.grid, tile, query, tile_map[query].cpu().numpy())
-
-
-def write_clips(out: Path, shown: list[Sample], made: Mapping[str, Tensor], fps: float) -> None:
-    """samples.gif, side by side with real clips, and each model's own GIF."""
-    captions = [clip["caption"] or "(no caption)" for clip in shown]
-    real = [clip["video"].permute(1, 2, 3, 0).numpy() for clip in shown]
-    columns = {name: [to_pixels(clip) for clip in clips] for name, clips in made.items()}
-    for name, clips in columns.items():
-        rows = [[clip] for clip in clips]
-        write_gif(out / f"{name}.gif", side_by_side(rows, [TITLES[name]], captions), fps)
-    rows = list(zip(real, *columns.values(), strict=True))
-    names = ["real clip", *(TITLES[name] for name in columns)]
-    write_gif(out / "samples.gif", side_by_side(rows, names, captions), fps)
 
 
 def device_name() -> str:

@@ -1,11 +1,11 @@
-"""What the demo runs: one small model, twice, alike but for its attention."""
+"""What the demo runs: one small model, three times, alike but for its attention."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from models.attention import VSA, Dense
+from models.attention import BSA, VSA, Dense
 from models.video_dit import VideoDiTConfig
 from train.checkpoint import Checkpointer
 from train.data import VideoDataLoader
@@ -18,12 +18,22 @@ from train.titan import LRSchedulersContainer, default_adamw
 from train.trainer import Trainer
 from train.validation import Validator
 
-RUNS = {"dense": Dense(), "vsa": VSA(sparsity=0.875, tile=(4, 4, 4))}
+RUNS = {
+    "dense": Dense(),
+    "vsa": VSA(sparsity=0.875, tile=(4, 4, 4)),
+    "bsa": BSA(sparsity=0.875, keep=0.5, window=(2, 2, 2), tile=(4, 4, 4)),
+}
+NAMES = {"dense": "dense", "vsa": "VSA", "bsa": "BSA"}
+TITLES = {
+    "dense": "dense attention",
+    "vsa": "sparse attention (VSA)",
+    "bsa": "sparse attention (BSA)",
+}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of the demo. `steps` are taken if both trainings fit into `seconds`, else fewer."""
+    """Sizes of the demo. `steps` are taken if all trainings fit into `seconds`, else fewer."""
 
     video: tuple[int, int, int] = (16, 64, 96)
     patch: tuple[int, int, int] = (1, 4, 4)
@@ -35,7 +45,7 @@ class Settings:
     lr: float = 3e-3
     shift: float = 5.0
     steps: int = 200
-    seconds: float = 270
+    seconds: float = 300
     validations: int = 8
     samples: int = 3
     sample_steps: int = 20

@@ -1,4 +1,4 @@
-"""Both runs trained in turns, so that whatever else the machine does falls on both alike."""
+"""All runs trained in turns, so that whatever else the machine does falls on all alike."""
 
 import contextlib
 import io

@@ -1,0 +1,127 @@
+"""What the self-attention of each layer does to one clip: tiles admitted, queries kept, FLOPs.
+
+Known for models whose `layers` are blocks with `self_attention.slot`, as VideoDiT's are, and for
+slots that have `choose` or are dense.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from flexsparse import VideoTiling
+from flexsparse.flops import attention_flops
+
+
+@dataclass(frozen=True)
+class LayerStats:
+    """One layer, one clip.
+
+    Attributes:
+        admitted: key tiles that each query tile attends to, int64 [B, H, n]; None for dense
+            attention.
+        kept: the tokens whose query stays, bool [B, H, T, H, W]; None for dense attention.
+        sparsity: the share of the products of dense attention that the kernels leave out, of tiles
+            and of the rows that stand for their queries, as `attention_cost` counts it.
+        flops: of attention for a clip, forward and backward, see `flexsparse.flops`.
+    """
+
+    admitted: Tensor | None
+    kept: Tensor | None
+    sparsity: float
+    flops: int
+
+    @property
+    def mean_admitted(self) -> float | None:
+        return None if self.admitted is None else self.admitted.double().mean().item()
+
+    @property
+    def share_kept(self) -> float:
+        return 1.0 if self.kept is None else self.kept.double().mean().item()
+
+
+def attention_stats(model: nn.Module, *inputs: Tensor) -> list[LayerStats]:
+    """Those of each layer in one forward pass, as far as they are known; on the CPU.
+
+    Under FSDP a collective. Nothing is kept from layer to layer but the statistics.
+    """
+    found: list[LayerStats] = []
+
+    def see(slot: nn.Module, given: tuple) -> None:
+        stats = layer_stats(slot, *given)
+        if stats is not None:
+            found.append(stats)
+
+    if _slots(model):
+        with watched_slots(model, see), torch.no_grad():
+            model(*inputs)
+    return found
+
+
+def layer_stats(
+    slot: Any, x: Tensor, q: Tensor, k: Tensor, v: Tensor, tiling: VideoTiling | None
+) -> LayerStats | None:
+    """Those of what a slot was called with; None where it does not say what it chooses."""
+    heads, length, dim = q.shape[1:]
+    if tiling is not None and not hasattr(slot, "choose"):
+        return None
+    choice = None if tiling is None else slot.choose(q, k, tiling)
+    if tiling is None or choice is None:
+        tokens = length if tiling is None else tiling.tokens
+        return LayerStats(None, None, 0.0, attention_flops(tokens, heads, dim, backward=True))
+    admitted = choice.tile_map.sum(-1).cpu()
+    mean = admitted.double().mean().item()
+    rows_share = 1 if choice.q_rows is None else choice.q_rows / tiling.rows
+    cost = attention_flops(
+        tiling.tokens,
+        heads,
+        dim,
+        tiling=tiling,
+        top_k=mean,
+        q_rows=choice.q_rows,
+        backward=True,
+    )
+    kept = tiling.from_tiles(choice.kept.unsqueeze(-1)).bool().cpu()
+    kept = kept.unflatten(2, tiling.video).squeeze(-1)
+    return LayerStats(admitted, kept, 1 - mean / tiling.num_tiles * rows_share, cost)
+
+
+@contextmanager
+def watched_slots(model: nn.Module, see: Callable[[nn.Module, tuple], None]) -> Iterator[None]:
+    """Within it, `see(slot, inputs)` is told of each call of a layer's slot, before it is made.
+
+    Hooks within a compiled block do not run, so blocks run uncompiled; what the slots compile for
+    themselves stays compiled.
+    """
+    hooks = [slot.register_forward_pre_hook(see) for slot in _slots(model)]
+    compiled = {block: block._compiled_call_impl for block in _blocks(model)}
+    try:
+        for block in compiled:
+            block._compiled_call_impl = None
+        yield
+    finally:
+        for block, call in compiled.items():
+            block._compiled_call_impl = call
+        for hook in hooks:
+            hook.remove()
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    return list(cast(nn.ModuleDict, model.layers).children())
+
+
+def _slots(model: nn.Module) -> list[nn.Module]:
+    attentions = [getattr(block, "self_attention", None) for block in _blocks(model)]
+    slots = [getattr(attention, "slot", None) for attention in attentions]
+    return [slot for slot in slots if slot is not None]
+
+
+def kept_pixels(kept: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """Which pixels belong to kept tokens: bool [..., T, H, W] of tokens -> [..., *size]."""
+    for axis, (pixels, tokens) in enumerate(zip(size, kept.shape[-3:], strict=True)):
+        of_pixel = torch.arange(pixels, device=kept.device) * tokens // pixels
+        kept = kept.index_select(axis - 3, of_pixel)
+    return kept
