@@ -24,7 +24,9 @@ VSA = replace(
     peak_memory=525 * 2**20,
 )
 BSA = replace(VSA, validation_loss=0.49, step_seconds=0.3, attention_seconds=0.1)
-SCENE = Scene("CPU, 2 threads", 6144, 96, 12, 0.5, 3, 812_345, 140, 33, 5, 312.0)
+SCENE = Scene(
+    "CPU, 2 threads", 6144, 96, 12, 0.5, 3, 812_345, 140, 33, 5, {"vsa": 0.14, "bsa": 0.0}, 312.0
+)
 DROPPED = torch.tensor([True, False, True, True]).view(1, 1, 1, 2, 2)
 STATS = {
     "dense": [LayerStats(None, None, 0.0, 8 * 10**9)],
@@ -96,6 +98,7 @@ def test_the_report_is_filled_in(tmp_path):
         "50% of them",
         "812,345",
         "5 min 12 s",
+        "up to a sparsity of 14% for VSA and up to a sparsity of 0% for BSA",
     ):
         assert said in re.sub(r"\s+", " ", text)
     assert "a fresh process grew" in text and "on the GPU" not in text

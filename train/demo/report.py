@@ -9,6 +9,7 @@ from string import Template
 
 from train.attention_stats import LayerStats
 from train.demo.results import Outcome, findings, layer_table, table
+from train.demo.settings import NAMES
 from train.log import time_text
 
 
@@ -26,6 +27,7 @@ class Scene:
     steps: int
     clips: int
     held_out: int
+    break_even: Mapping[str, float]
     seconds: float
 
 
@@ -104,6 +106,8 @@ Each model's clips alone: [dense.gif](dense.gif), [vsa.gif](vsa.gif), [bsa.gif](
   alone, forward and backward in all $layers layers, in turns too; the figures are medians. FLOPs
   are counted from the shapes and the tiles that were looked at, with the choice of tiles and
   padding. Memory is $memory.
+- Here sparsity is the same from the first step to the last. A run with a schedule, in which it
+  rises, trains with dense attention as long as that is faster: on this machine $break_even.
 
 ## Go on
 
@@ -132,6 +136,10 @@ def write_report(
         table=table(outcomes),
         layer_table=layer_table(stats),
         findings="\n".join(f"- {line}" for line in findings(outcomes)),
+        break_even=" and ".join(
+            f"up to a sparsity of {sparsity:.0%} for {NAMES[run]}"
+            for run, sparsity in scene.break_even.items()
+        ),
         memory=MEMORY_CPU if on_cpu else MEMORY_GPU,
         folder=path.parent,
         bin=Path(os.path.relpath(sys.executable)).parent,

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from train.attention_stats import LayerStats, layer_stats
+from train.break_even import measure_break_even
 from train.data import VideoDataLoader, embed_caption
 from train.data.batch import Clips, Sample
 from train.data.fetch import fetch_clips
@@ -68,6 +69,7 @@ def run(settings: Settings, out: Path, own_clips: Path | None = None) -> None:
             for name, trainer in trainers.items()
         }
         attention = attention_seconds(timed, settings.repeats)
+        even = {name: break_even(trainers[name]) for name in RUNS if name != "dense"}
     finally:
         for trainer in trainers.values():
             trainer.close()
@@ -93,6 +95,7 @@ def run(settings: Settings, out: Path, own_clips: Path | None = None) -> None:
         steps=steps,
         clips=len(train),
         held_out=len(held_out),
+        break_even=even,
         seconds=time.monotonic() - begin,
     )
     write_report(out / "report.md", scene, outcomes, stats)
@@ -156,6 +159,13 @@ def noisy(clip: Sample, model: PixelDiT, t: float = 0.3) -> tuple[Tensor, Tensor
     x0 = clip["video"][None].to(context.device).float() / 127.5 - 1
     noise = torch.randn(x0.shape, generator=keyed_generator(x0.device, "demo"), device=x0.device)
     return (1 - t) * x0 + t * noise, torch.full((1,), t, device=x0.device), context
+
+
+def break_even(trainer: Trainer) -> float:
+    """The sparsity up to which a schedule would rather use dense attention on this machine."""
+    training = trainer.config.training
+    model, dtype = trainer.config.model.build(), getattr(torch, training.param_dtype)
+    return measure_break_even(model.to(trainer.device), training.local_batch_size, dtype).sparsity
 
 
 def stats_of(call: SlotCall) -> LayerStats:
