@@ -98,7 +98,7 @@ def test_the_report_is_filled_in(tmp_path):
         "50% of them",
         "812,345",
         "5 min 12 s",
-        "up to a sparsity of 14% for VSA and up to a sparsity of 0% for BSA",
+        "up to a sparsity of 14% for VSA and never for BSA",
     ):
         assert said in re.sub(r"\s+", " ", text)
     assert "a fresh process grew" in text and "on the GPU" not in text

@@ -137,7 +137,8 @@ def write_report(
         layer_table=layer_table(stats),
         findings="\n".join(f"- {line}" for line in findings(outcomes)),
         break_even=" and ".join(
-            f"up to a sparsity of {sparsity:.0%} for {NAMES[run]}"
+            (f"up to a sparsity of {sparsity:.0%}" if sparsity > 0 else "never")
+            + f" for {NAMES[run]}"
             for run, sparsity in scene.break_even.items()
         ),
         memory=MEMORY_CPU if on_cpu else MEMORY_GPU,
