@@ -8,7 +8,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trainer_runs import SPARSE, finish, plain_run, run, start, tiny
 
 from models.attention import Dense
+from train.annealing import SparsityConfig
 from train.checkpoint import complete_steps
+from train.schedules import FallingTiles
 
 SLOTS = {"fsdp": SPARSE, "ddp": Dense()}  # what two_ranks.py trains
 
@@ -107,3 +109,12 @@ def test_one_process_goes_on_where_two_stopped(two_ranks, exact):
 def test_batch_sizes_that_do_not_divide_are_refused(tmp_path):
     with pytest.raises(ValueError, match="global_batch_size is 6, not a multiple of .* 4 x 1"):
         tiny(tmp_path, global_batch_size=6).build()
+
+
+def test_ranks_agree_on_the_break_even_that_one_measured(two_ranks, tmp_path):
+    (even, losses), other = (torch.load(two_ranks / f"annealed_{rank}.pt") for rank in range(2))
+    assert (even, losses) == other and 0 <= even <= 1 - 3 / 8
+    sparsity = SparsityConfig(schedule=FallingTiles(dense_steps=1, by=1, every=1), break_even=even)
+    numbers, _ = run(tiny(tmp_path, sparsity=sparsity))
+    _, _, plain_error, _ = exactly(SPARSE)  # of the same slot without a schedule
+    assert distance(losses, [loss for loss, _ in numbers]) <= 2 * plain_error

@@ -10,8 +10,10 @@ import torch.distributed as dist
 from trainer_runs import tiny, weights
 
 from models.attention import Dense
+from train.annealing import SparsityConfig
 from train.metrics import Metrics
 from train.parallelize import ParallelConfig
+from train.schedules import FallingTiles
 from train.trainer import Trainer
 from train.validation import Validator
 
@@ -48,6 +50,12 @@ if __name__ == "__main__":
     ddp = ParallelConfig(replicas=2)
     config = tiny(folder / "ddp_run", attention=Dense(), local_batch_size=2, parallel=ddp)
     train(config, folder / "ddp")
+    falling = SparsityConfig(schedule=FallingTiles(dense_steps=1, by=1, every=1))
+    annealed = tiny(folder / "annealed", local_batch_size=2, sparsity=falling).build()
+    annealed.train()
+    annealed.close()
+    saved = annealed.annealing.break_even, [r.loss for r in annealed.history.steps]
+    torch.save(saved, folder / f"annealed_{dist.get_rank()}.pt")
     stopped = tiny(folder / "stopped", attention=Dense(), local_batch_size=2).build()
     stop_one_rank(stopped, step=2)
     stopped.train()
