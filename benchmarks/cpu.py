@@ -4,7 +4,8 @@
 
 8,192 tokens, 4 heads of 64, fp32, 64-token tiles, top 16 of 128 (sparsity 87.5 %), everything from
 q, k and v to the output included: pooling, scores, choice, mask and fine stage; BSA keeps half of
-the queries besides (93.75 %), with pruning and restoring included. Proves outputs and gradients
+the queries besides (93.75 %), with pruning and restoring included, and chooses 16 tiles for each
+tile, or by its threshold about so many. Proves outputs and gradients
 right against the fp64 oracle, then times dense SDPA and the others in turn, round by round, and
 quotes medians; measures the peak memory of each in a fresh process; appends rows to
 ``benchmarks/results/cpu.jsonl``.
@@ -27,13 +28,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.record import write_row
-from flexsparse import TopK, VideoTiling, bsa_attention, prune_queries, reference, vsa_attention
+from flexsparse import (
+    Threshold,
+    TopK,
+    VideoTiling,
+    bsa_attention,
+    prune_queries,
+    reference,
+    vsa_attention,
+)
 from flexsparse.bsa import bsa_tile_map
+from flexsparse.kv_rules import Rule
 from flexsparse.vsa import vsa_tile_map
 
 TILING = VideoTiling(video=(8, 32, 32), tile=(4, 4, 4))
 TOP_K, HEADS, DIM = 16, 4, 64
 KEEP, WINDOW = 0.5, (2, 2, 2)
+BSA_RULES: dict[str, Rule] = {"bsa": TopK(TOP_K), "bsa_threshold": Threshold(TOP_K)}
 
 
 def draw(count: int) -> list[Tensor]:
@@ -54,8 +65,12 @@ def gated_vsa(q: Tensor, k: Tensor, v: Tensor, coarse: Tensor, fine: Tensor) -> 
     return vsa_attention(q, k, v, TILING, top_k=TOP_K, gate_coarse=coarse, gate_fine=fine)
 
 
-def bsa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return bsa_attention(q, k, v, TILING, kv=TopK(TOP_K), keep=KEEP, window=WINDOW)
+def bsa(q: Tensor, k: Tensor, v: Tensor, kv: Rule = BSA_RULES["bsa"]) -> Tensor:
+    return bsa_attention(q, k, v, TILING, kv=kv, keep=KEEP, window=WINDOW)
+
+
+def bsa_threshold(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return bsa(q, k, v, BSA_RULES["bsa_threshold"])
 
 
 METHODS: dict[str, tuple[Callable[..., Tensor], int]] = {
@@ -63,8 +78,9 @@ METHODS: dict[str, tuple[Callable[..., Tensor], int]] = {
     "vsa": (vsa, 3),
     "vsa_gated": (gated_vsa, 5),
     "bsa": (bsa, 3),
+    "bsa_threshold": (bsa_threshold, 3),
 }
-SPARSITY = {"dense": 0.0, "bsa": 1 - KEEP * TOP_K / TILING.num_tiles}
+SPARSITY = {"dense": 0.0, **dict.fromkeys(BSA_RULES, 1 - KEEP * TOP_K / TILING.num_tiles)}
 
 
 def forward(method: str, inputs: list[Tensor], grad: Tensor) -> None:
@@ -89,7 +105,7 @@ def prove() -> None:
     kept = prune_queries(inputs[0].detach(), TILING, keep=KEEP, window=WINDOW)
     maps = {
         "vsa": vsa_tile_map(inputs[0], inputs[1], TILING, top_k=TOP_K),
-        "bsa": bsa_tile_map(kept, inputs[1], TILING, kv=TOP_K),
+        **{n: bsa_tile_map(kept, inputs[1], TILING, kv=rule) for n, rule in BSA_RULES.items()},
     }
     maps["vsa_gated"] = maps["vsa"]
     stays = torch.zeros(1, HEADS, TILING.num_tiles, TILING.rows, dtype=torch.bool)
@@ -120,7 +136,7 @@ def oracle(
     *inputs, grad = [x.to(dtype).requires_grad_() for x in given]
     q, k, v, *gates = inputs
     video, tile = TILING.video, TILING.tile
-    if name == "bsa":
+    if name in BSA_RULES:
         choices: Any = dict(keep=KEEP, window=WINDOW, tile_map=chosen, kept=stays, dtype=dtype)
         out = reference.bsa(q, k, v, video, tile, **choices)
     else:
@@ -195,7 +211,7 @@ def main() -> None:
         return
     prove()
     memory = {name: peak_memory(name) for name in METHODS}
-    print(f"{'':18}{'method':>10}{'ms':>9}{'ratio':>8}{'peak MB':>10}{'ratio':>8}")
+    print(f"{'':18}{'method':>15}{'ms':>9}{'ratio':>8}{'peak MB':>10}{'ratio':>8}")
     for step in (forward, forward_backward):
         for name, seconds in (times := medians(step, args.rounds)).items():
             row = write_row(
@@ -211,7 +227,7 @@ def main() -> None:
                 peak_bytes=memory[name] if step is forward_backward else None,
             )
             peak = f"{memory[name] / 1e6:10.1f}{memory[name] / memory['dense']:8.2f}"
-            shown = f"{step.__name__:18}{name:>10}{row['ms']:9.1f}{row['times_faster']:7.2f}x"
+            shown = f"{step.__name__:18}{name:>15}{row['ms']:9.1f}{row['times_faster']:7.2f}x"
             print(shown + (peak if step is forward_backward else ""))
 
 
