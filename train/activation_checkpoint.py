@@ -1,11 +1,12 @@
 """Activation checkpointing: what of a block is kept for the backward pass, and what made again.
 
     none        all are kept
-    selective   attention, every second matmul and the selection of tiles are kept
-    full        the selection of tiles is kept, and nothing else
+    selective   attention, every second matmul and the selection are kept
+    full        the selection is kept, and nothing else
 
-The selection (`topk`) is kept in every mode: one that came out differently when it was made again
-would give gradients of another function than the one whose loss was reported.
+The selection (of tiles, `topk`; of BSA's queries, `topk` on a CPU and a kernel of ours on a GPU) is
+kept in every mode: one that came out differently when it was made again would give gradients of
+another function than the one whose loss was reported.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from train.titan import ActivationCheckpointing, SelectiveAC
 
 Mode = Literal["none", "selective", "full"]
 
-SELECTION = torch.ops.aten.topk.default
+SELECTION = [torch.ops.aten.topk.default, torch.ops.flexsparse.prune_queries.default]
 
 
 class Selective(SelectiveAC):
@@ -34,7 +35,7 @@ class Selective(SelectiveAC):
 
     def get_save_ops(self) -> set:
         return super().get_save_ops() | {
-            SELECTION,
+            *SELECTION,
             torch.ops.flexsparse.block_sparse_attention.default,
             torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
         }
@@ -50,7 +51,7 @@ class Full(ActivationCheckpointing):
     def _wrap_block(self, module: nn.Module, *, base_fqn: str | None = None) -> nn.Module:
         return checkpoint_wrapper(
             module,
-            context_fn=partial(create_selective_checkpoint_contexts, [SELECTION]),
+            context_fn=partial(create_selective_checkpoint_contexts, SELECTION),
             early_stop=False,
         )
 

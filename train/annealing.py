@@ -23,12 +23,19 @@ class SparsityConfig:
     break_even: float = -1.0
     """Sparsity up to which dense attention is used on the way, being faster; -1: measured."""
 
+    def __post_init__(self) -> None:
+        if self.break_even != -1 and not 0 <= self.break_even <= 1:
+            raise ValueError(
+                f"sparsity.break_even is {self.break_even}: give a sparsity of 0 to 1, or -1"
+            )
+
 
 class Annealing:
     """Sets, at each step, the rule of all layers whose attention has one: its attribute `kv_rule`.
 
     Args:
-        model: has `tiling` and `top_k`, which is None where attention is dense.
+        model: has `tiling` and `top_k`, which is None where attention is dense. One without them
+            stays as it is.
         schedule: what to admit at each step.
         steps: of the whole training.
 
@@ -46,13 +53,15 @@ class Annealing:
         self._schedule, self._device = schedule, next(model.parameters()).device
         m: Any = model
         self.target: float | None = getattr(m, "top_k", None) if self._layers else None
-        if self.target is None:
-            if not isinstance(schedule, Constant):
-                raise ValueError(f"sparsity.schedule is {schedule}, but attention is dense")
-            self.n, self._plan = 0, []
-        else:
+        self.n, self._plan = 0, []
+        if self.target is not None:
             self.n = m.tiling.num_tiles
-            self._plan = [schedule.tiles(step, self.n, self.target) for step in range(steps)]
+            most = max(_cap(rule, self.n) for rule in self._rules)
+            plan = (schedule.tiles(step, self.n, self.target) for step in range(steps))
+            self._plan = [tiles if tiles is None else min(tiles, most) for tiles in plan]
+        elif not isinstance(schedule, Constant):
+            why = "the model has no top_k" if self._layers else "attention is dense"
+            raise ValueError(f"sparsity.schedule is {schedule}, but {why}")
         if any(schedule.tiles(step, self.n, 1) not in (None, 1) for step in range(len(self._plan))):
             for rule in self._rules:
                 annealed(rule, torch.zeros(()), self.n)  # ValueError where there is nothing to vary
@@ -78,12 +87,14 @@ class Annealing:
     def tiles_at(self, step: int) -> float | None:
         """Tiles admitted at a step, the first being 1; None for dense attention."""
         if not self._plan:
-            return None
+            return self.target
         return self._sparse(self._plan[min(max(step, 1), len(self._plan)) - 1])
 
     def apply(self, step: int) -> float | None:
         """Make the model attend as it should at a step; returns `tiles_at(step)`."""
         tiles = self.tiles_at(step)
+        if not self._plan:
+            return tiles
         if tiles is None:
             rules = [None] * len(self._layers)
         elif tiles == self.target:
@@ -154,3 +165,8 @@ def annealed(rule: Rule | int, tiles: Tensor, width: int) -> Rule:
         f"{rule} has no number of tiles for sparsity.schedule to change: use Threshold or TopK, or "
         "a schedule that goes from dense attention straight to the target"
     )
+
+
+def _cap(rule: Rule | int, n: int) -> int:
+    """The most tiles of `n` that the rule admits, whatever its own number of them."""
+    return n if isinstance(rule, int) or rule.max_tiles is None else min(n, rule.max_tiles)

@@ -1,5 +1,6 @@
 """From which sparsity on sparse attention is faster than dense attention, measured."""
 
+import logging
 import statistics
 import time
 from dataclasses import dataclass
@@ -29,21 +30,28 @@ class BreakEven:
     target: float
 
     @property
+    def pays(self) -> bool:
+        """Whether sparse attention is faster at its target."""
+        return self.at_target < self.dense
+
+    @property
     def sparsity(self) -> float:
         """Below it the dense kernel is faster. The time is linear in the tiles admitted."""
         if self.all_tiles <= self.dense:
             return 0.0
-        if self.at_target >= self.dense:
+        if not self.pays:
             return self.target
         return self.target * (self.all_tiles - self.dense) / (self.all_tiles - self.at_target)
 
     def __str__(self) -> str:
         times = (self.dense, self.all_tiles, self.at_target)
         dense, every, target = (f"{1e3 * seconds:.1f}" for seconds in times)
+        told = f"is the faster one above a sparsity of {self.sparsity:.0%}"
+        if not self.pays:
+            told = "is slower than dense attention even at its target"
         return (
-            f"sparse attention is the faster one from a sparsity of {self.sparsity:.0%} on "
-            f"(a layer, forward and backward: dense {dense} ms, all tiles {every} ms, at "
-            f"{self.target:.1%} {target} ms)"
+            f"sparse attention {told} (a layer, forward and backward: dense {dense} ms, all tiles "
+            f"{every} ms, at {self.target:.1%} {target} ms)"
         )
 
 
@@ -99,7 +107,7 @@ def agree_on_break_even(model: Any, config: Any) -> float:
         training = config.training
         dtype = getattr(torch, training.param_dtype)
         found = measure_break_even(model, training.local_batch_size, dtype, compile=config.compile)
-        logger.info(str(found))
+        logger.log(logging.INFO if found.pays else logging.WARNING, str(found))
         sparsity = found.sparsity
     agreed = torch.tensor(sparsity, dtype=torch.float64)
     dist.broadcast(agreed, 0)

@@ -4,6 +4,7 @@ from dataclasses import replace
 import torch
 
 from train.attention_stats import LayerStats
+from train.break_even import BreakEven
 from train.demo.report import Scene, write_report
 from train.demo.results import Outcome, findings, layer_table, table
 
@@ -25,7 +26,18 @@ VSA = replace(
 )
 BSA = replace(VSA, validation_loss=0.49, step_seconds=0.3, attention_seconds=0.1)
 SCENE = Scene(
-    "CPU, 2 threads", 6144, 96, 12, 0.5, 3, 812_345, 140, 33, 5, {"vsa": 0.14, "bsa": 0.0}, 312.0
+    "CPU, 2 threads",
+    6144,
+    96,
+    12,
+    0.5,
+    3,
+    812_345,
+    140,
+    33,
+    5,
+    {"vsa": BreakEven(2.0, 2.5, 0.5, 0.56), "bsa": BreakEven(2.0, 1.5, 0.5, 0.8)},
+    312.0,
 )
 DROPPED = torch.tensor([True, False, True, True]).view(1, 1, 1, 2, 2)
 STATS = {
@@ -102,5 +114,8 @@ def test_the_report_is_filled_in(tmp_path):
     ):
         assert said in re.sub(r"\s+", " ", text)
     assert "a fresh process grew" in text and "on the GPU" not in text
-    write_report(tmp_path / "report.md", replace(SCENE, device="NVIDIA X"), runs(), STATS)
-    assert "on the GPU" in (tmp_path / "report.md").read_text()
+    slow = {"vsa": BreakEven(2.0, 2.5, 2.1, 0.56)}
+    other = replace(SCENE, device="NVIDIA X", break_even=slow)
+    write_report(tmp_path / "report.md", other, runs(), STATS)
+    text = (tmp_path / "report.md").read_text()
+    assert "on the GPU" in text and "until the very target for VSA" in text

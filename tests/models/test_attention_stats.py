@@ -63,7 +63,7 @@ def test_a_fixed_count_costs_what_is_known_beforehand(video, seed, count):
     ):
         model = small_model(video, slot, seed)
         layers = attention_stats(model, *draw_batch(model.config, seed=seed))
-        cost = attention_cost(model)
+        cost = attention_cost(model, model.top_k)
         assert sum(layer.flops for layer in layers) == cost["attention__flops_per_clip"]
         assert {layer.sparsity for layer in layers} == {cost["attention__sparsity"]}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from string import Template
 
 from train.attention_stats import LayerStats
+from train.break_even import BreakEven
 from train.demo.results import Outcome, findings, layer_table, table
 from train.demo.settings import NAMES
 from train.log import time_text
@@ -27,7 +28,7 @@ class Scene:
     steps: int
     clips: int
     held_out: int
-    break_even: Mapping[str, float]
+    break_even: Mapping[str, BreakEven]
     seconds: float
 
 
@@ -137,9 +138,7 @@ def write_report(
         layer_table=layer_table(stats),
         findings="\n".join(f"- {line}" for line in findings(outcomes)),
         break_even=" and ".join(
-            (f"up to a sparsity of {sparsity:.0%}" if sparsity > 0 else "never")
-            + f" for {NAMES[run]}"
-            for run, sparsity in scene.break_even.items()
+            f"{_dense_until(found)} for {NAMES[run]}" for run, found in scene.break_even.items()
         ),
         memory=MEMORY_CPU if on_cpu else MEMORY_GPU,
         folder=path.parent,
@@ -147,3 +146,9 @@ def write_report(
         minutes=time_text(scene.seconds),
     )
     path.write_text(text, encoding="utf-8")
+
+
+def _dense_until(found: BreakEven) -> str:
+    if not found.pays:
+        return "until the very target"
+    return f"up to a sparsity of {found.sparsity:.0%}" if found.sparsity > 0 else "never"

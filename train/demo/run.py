@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from train.attention_stats import LayerStats, layer_stats
-from train.break_even import measure_break_even
+from train.break_even import BreakEven, measure_break_even
 from train.data import VideoDataLoader, embed_caption
 from train.data.batch import Clips, Sample
 from train.data.fetch import fetch_clips
@@ -161,11 +161,11 @@ def noisy(clip: Sample, model: PixelDiT, t: float = 0.3) -> tuple[Tensor, Tensor
     return (1 - t) * x0 + t * noise, torch.full((1,), t, device=x0.device), context
 
 
-def break_even(trainer: Trainer) -> float:
-    """The sparsity up to which a schedule would rather use dense attention on this machine."""
+def break_even(trainer: Trainer) -> BreakEven:
+    """From which sparsity on a schedule would use sparse attention on this machine."""
     training = trainer.config.training
     model, dtype = trainer.config.model.build(), getattr(torch, training.param_dtype)
-    return measure_break_even(model.to(trainer.device), training.local_batch_size, dtype).sparsity
+    return measure_break_even(model.to(trainer.device), training.local_batch_size, dtype)
 
 
 def stats_of(call: SlotCall) -> LayerStats:
