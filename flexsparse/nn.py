@@ -151,6 +151,11 @@ class BSA(nn.Module):
         fill: Fill = "nearest",
     ) -> None:
         super().__init__()
+        if not (kv is None or isinstance(kv, Rule) or type(kv) is int and kv > 0):
+            raise ValueError(
+                f"kv={kv!r} must be an int of at least 1, tiles per query tile, or a rule, or None "
+                "for dense attention"
+            )
         self.kv_rule, self.keep, self.window = kv, keep, window
         self.fill: Fill = fill
 

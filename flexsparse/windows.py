@@ -51,7 +51,8 @@ class Windows:
         if not (isinstance(self.keep, (int, float)) and 0 < self.keep <= 1):
             raise ValueError(f"keep={self.keep!r} must be in (0, 1], the fraction that stays")
         tile = self.tiling.tile
-        window = tile if self.window is None else tuple(self.window)
+        given = self.window
+        window = tile if given is None else tuple(given) if isinstance(given, Sequence) else ()
         fits = len(window) == 3 and all(type(w) is int and w > 0 for w in window)
         if not fits or any(t % w for t, w in zip(tile, window)):
             raise ValueError(

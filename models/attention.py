@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import flexsparse.nn
 from flexsparse import Threshold, VideoTiling
-from flexsparse.kv_rules import Rule
+from flexsparse.kv_rules import Rule, as_rule
 from flexsparse.windows import Windows
 
 
@@ -106,7 +106,7 @@ class BSA:
 
     Args:
         sparsity: of the keys, 1 - k/n wanted, in [0, 1): `Threshold(k)`, about k of n tiles.
-        kv: another rule, in place of `sparsity`.
+        kv: another rule, in place of `sparsity`; an int means TopK.
         keep: fraction of the queries of each window that stays.
         window: tokens of a window along (T, H, W), a divisor of the tile's; None: the whole tile.
             Along an axis where the video is shorter than the tile, the whole of it if need be.
@@ -117,7 +117,7 @@ class BSA:
     """
 
     sparsity: float = 0.875
-    kv: Rule | None = None
+    kv: Rule | int | None = None
     keep: float = 0.5
     window: tuple[int, int, int] | None = (2, 2, 2)
     tile: tuple[int, int, int] | None = (4, 4, 4)
@@ -134,8 +134,8 @@ class BSA:
         return tiling
 
     def window_for(self, tiling: VideoTiling) -> tuple[int, int, int] | None:
-        if self.window is None or self.tile is None:
-            return self.window
+        if self.window is None or self.tile is None or len(self.window) != 3:
+            return self.window  # Windows says what is wrong with it
         t, h, w = (
             size if size < wanted and size % part else part
             for size, wanted, part in zip(tiling.tile, self.tile, self.window, strict=True)
@@ -144,7 +144,9 @@ class BSA:
 
     def rule_for(self, tiling: VideoTiling) -> Rule:
         n = tiling.num_tiles
-        return Threshold(max(1, round(n * (1 - self.sparsity)))) if self.kv is None else self.kv
+        if self.kv is None:
+            return Threshold(max(1, round(n * (1 - self.sparsity))))
+        return as_rule(self.kv, n, "kv")
 
     def top_k_for(self, tiling: VideoTiling) -> int:
         """Tiles that a query tile admits: for Threshold about so many, for Mass at most."""

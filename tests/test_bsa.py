@@ -166,6 +166,24 @@ def test_nan_in_padding_changes_nothing(windows, seed, rule):
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
+@given(problems(), seeds, rules)
+def test_tiles_are_chosen_by_the_means_of_the_queries_that_stay(windows, seed, rule):
+    tiling = windows.tiling
+    problem = dict(tiling=tiling, seed=seed, batch=2, heads=2, dim=16)
+    q, k = (tiling.to_tiles(x.detach()) for x in tensors(2, problem))
+    kept = prune_queries(q, tiling, keep=windows.keep, window=windows.window)
+    stays = kept.mask.unflatten(-1, (tiling.num_tiles, tiling.rows)).double()
+
+    def means(x, weights):
+        tiles = x.double().unflatten(-2, (tiling.num_tiles, tiling.rows))
+        return torch.einsum("bhnrd,bhnr->bhnd", tiles, weights / weights.sum(-1, keepdim=True))
+
+    valid = tiling.valid().view(tiling.num_tiles, -1).double().expand_as(stays)
+    scores = means(q, stays) @ means(k, valid).mT / 16**0.5
+    agree = bsa.bsa_tile_map(kept, k, tiling, kv=rule) == rule(scores.float())
+    assert agree.all(-1).double().mean() >= 0.9, "but for near ties"
+
+
 def test_a_recomputed_layer_chooses_the_same(monkeypatch):
     tiling = VideoTiling((5, 8, 9))
     generator = torch.Generator().manual_seed(0)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from laws import assert_accurate, poison
 
-from flexsparse import Threshold, VideoTiling, reference
+from flexsparse import Threshold, VideoTiling, bsa_attention, reference
 from flexsparse.nn import BSA, VSA
 from flexsparse.vsa import vsa_tile_map
 
@@ -66,6 +66,18 @@ def test_adapting_starts_as_dense_attention():
     assert_accurate([tiling.from_tiles(out)], [[dense(*qkv)]], [exact], qkv)
     out.square().sum().backward()
     assert layer.gate_coarse.weight.grad.abs().sum() > 0  # it can leave zero
+
+
+def test_bsa_is_the_function_with_its_arguments():
+    x, *qkv = (tiling.to_tiles(t) for t in inputs())
+    results = {}
+    for fill in ("nearest", "center"):
+        options = dict(keep=0.5, window=(1, 2, 2), fill=fill)
+        results[fill] = BSA(Threshold(3), **options)(x, *qkv, tiling)
+        assert torch.equal(results[fill], bsa_attention(*qkv, tiling, kv=Threshold(3), **options))
+    assert not torch.equal(*results.values())
+    with pytest.raises(ValueError, match="kv=0 must be an int of at least 1"):
+        BSA(0)
 
 
 def test_reset_parameters_restores_the_start():

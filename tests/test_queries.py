@@ -154,6 +154,57 @@ def test_the_kernels_equal_their_twins(windows, seed, fill, dim):
     assert_accurate([ours], [[twin]], [exact], [g.nan_to_num()])
 
 
+def test_a_query_that_is_nan_stays_and_shows():
+    tiling = VideoTiling((4, 4, 4))
+    windows = Windows(tiling, 0.5, None)
+    q = draw_queries(windows, 0)
+    center = 2 * 16 + 2 * 4 + 2
+    for number in ([5], [row for row in range(64) if row != center]):
+        q[:, :, number] = torch.nan
+        for index in (prune(tiling.to_tiles(q), windows).index, kernel_index(q, windows)):
+            assert (index == 5).any(-1).all() and (index == center).any(-1).all()
+
+
+def kernel_index(q, windows):
+    rows, center, quota, _ = (x.int() for x in windows.tables())
+    sizes = windows.tiling.rows, windows.per_window, windows.kept_rows
+    return prune_kernel(windows.tiling.to_tiles(q), rows, center, quota, *sizes)[1]
+
+
+def test_similarity_of_half_precision_is_taken_in_fp32():
+    """In bf16 neighbours tie, and the choice would lean to early tokens."""
+    windows = Windows(VideoTiling((4, 8, 8)), 0.5, None)
+    q = draw_queries(windows, 0, dim=64).bfloat16()
+    tiled, wide = windows.tiling.to_tiles(q), windows.tiling.to_tiles(q.float())
+    assert torch.equal(choose_queries(tiled, windows), choose_queries(wide, windows))
+    same = (kernel_index(q, windows) == choose_queries(wide, windows)).all(-1)
+    assert same.double().mean() > 0.9, "but for near ties"
+
+
+def test_what_stays_is_a_whole_number_in_spite_of_rounding():
+    windows = Windows(VideoTiling((4, 5, 5), (4, 5, 5)), 0.07, None)
+    assert windows.per_window == 7 and (windows.tables().quota == 7).all(), "0.07 * 100 > 7 in fp64"
+
+
+@pytest.mark.parametrize("by_kernel", [False, True])
+def test_gradients_of_half_precision_are_added_up_in_fp32(by_kernel):
+    dtype = torch.float16 if by_kernel else torch.bfloat16  # the interpreter cuts off for bf16
+    windows = Windows(VideoTiling((8, 8, 8), (8, 8, 8)), 0.01, None)
+    kept = prune(windows.tiling.to_tiles(draw_queries(windows, 0, dtype=dtype)), windows)
+    out = torch.zeros(kept.q.shape, dtype=dtype, requires_grad=True)
+    wide = out.detach().double().requires_grad_()
+    if by_kernel:
+        _, center, _, place = (x.int() for x in windows.tables())
+        restored, _ = restore_kernel(out, kept.index, place, center, list(windows.size), False)
+    else:
+        restored = restore_queries(out, kept, windows.tiling)
+    g = torch.rand(restored.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    (found,) = torch.autograd.grad(restored, out, g)
+    exact = restore_queries(wide, kept, windows.tiling)
+    (exact,) = torch.autograd.grad(exact, wide, g.double())
+    assert torch.equal(found, exact.to(dtype)), "rounded once"
+
+
 def test_keep_one_is_the_identity():
     tiling = VideoTiling((5, 6, 7))
     q = torch.randn(1, 2, tiling.padded_tokens, 16)

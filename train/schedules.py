@@ -4,7 +4,6 @@ A schedule is a frozen value that is asked for the tiles at a step; it ends exac
 what the model's attention was configured with. Write your own likewise.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -82,7 +81,8 @@ class RisingSparsity:
     every: int = 30
 
     def __post_init__(self) -> None:
-        _check(self, 1e-6, "by")
+        if not 0 < self.by <= 1:
+            raise ValueError(f"{self}: by must be above 0 and at most 1, a share of the keys")
         _check(self, 1, "every")
 
     def tiles(self, step: int, n: int, target: float) -> float | None:
@@ -90,7 +90,8 @@ class RisingSparsity:
         return max(target, round(n * max(0.0, 1 - self.by * turns))) if turns else None
 
 
-def _check(schedule: object, least: float, *names: str) -> None:
+def _check(schedule: object, least: int, *names: str) -> None:
     for name in names:
-        if not least <= getattr(schedule, name) < math.inf:
-            raise ValueError(f"{schedule}: give {name} a number of at least {least}")
+        value = getattr(schedule, name)
+        if type(value) is not int or value < least:
+            raise ValueError(f"{schedule}: {name} must be an int of at least {least}")

@@ -6,12 +6,13 @@
 
 cost is the squared distance in the grid, or, to fill from the center, 0 for r itself, 1 for the
 center and more for others. One program per tile, and in the backward per 128 channels; its sum over
-rows is a product with zeros and ones on tensor cores, which add up in fp32 (fp32 in three parts of
-tf32). Padding rows are written as 0 and never loaded.
+rows is a product with zeros and ones on tensor cores, which add up in fp32: tf32 holds all of half
+precision, and fp32 in three parts. Padding rows are written as 0 and never loaded.
 """
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -60,7 +61,7 @@ def _restore_forward(
 def _restore_backward(
     dout, source, dx, D,
     ROWS: tl.constexpr, KEPT: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     i_n, i_bh, i_d = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     tile = i_bh * tl.num_programs(0) + i_n
@@ -70,8 +71,8 @@ def _restore_backward(
     slot = tl.load(source + tile * ROWS + o_r, mask=o_r < ROWS, other=-1)
     p_g = dout + (tile * ROWS + o_r)[:, None] * D + o_d[None, :]
     b_g = tl.load(p_g, mask=(slot >= 0)[:, None] & m_d[None, :], other=0.0)
-    takes = (o_s[:, None] == slot[None, :]).to(b_g.dtype)
-    b_dx = tl.dot(takes, b_g, input_precision="tf32x3")
+    takes = (o_s[:, None] == slot[None, :]).to(tl.float32)
+    b_dx = tl.dot(takes, b_g.to(tl.float32), input_precision=PRECISION)
     p_dx = dx + (tile * KEPT + o_s)[:, None] * D + o_d[None, :]
     tl.store(p_dx, b_dx.to(dx.dtype.element_ty), mask=(o_s < KEPT)[:, None] & m_d[None, :])
 
@@ -107,9 +108,10 @@ def restore_rows_backward(dout: Tensor, source: Tensor, kept: int) -> Tensor:
     D = dout.shape[3]
     dx = dout.new_empty((B, H, n * kept, D))
     blocks = _blocks(R=rows, S=kept, D=min(D, 128))
+    precision = "tf32x3" if dout.dtype == torch.float32 else "tf32"
     grid = n, B * H, triton.cdiv(D, blocks["BLOCK_D"])
     wrap_triton(_restore_backward)[grid](
-        dout.contiguous(), source, dx, D, ROWS=rows, KEPT=kept, **blocks
+        dout.contiguous(), source, dx, D, ROWS=rows, KEPT=kept, PRECISION=precision, **blocks
     )
     return dx
 

@@ -8,9 +8,14 @@ from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.utils._python_dispatch import TorchDispatchMode
-from trainer_runs import tiny
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from trainer_runs import SPARSE, tiny
 
-from train.activation_checkpoint import apply_activation_checkpointing
+from flexsparse import VideoTiling
+from flexsparse.kernels.prune_queries import prune_queries
+from flexsparse.windows import Windows
+from models.attention import BSA
+from train.activation_checkpoint import SELECTION, apply_activation_checkpointing
 from train.titan import canonical_fqn
 
 aten = torch.ops.aten
@@ -39,9 +44,9 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def problem():
+def problem(attention=SPARSE):
     torch.manual_seed(0)
-    config = tiny("unused").model
+    config = tiny("unused", attention=attention).model
     model = config.build()
     with torch.no_grad():  # nothing is zero: every path carries a gradient
         for p in model.parameters():
@@ -88,3 +93,36 @@ def test_compiled_backward_has_no_selection(mode):
     assert len(graphs) == 2, "one forward and one backward graph serve all blocks"
     assert sum((graph for graph in graphs), Counter())[TOPK] == RUNS[mode][TOPK]
     assert sum((graph for graph in graphs), Counter())[ATTENTION] == RUNS[mode][ATTENTION]
+
+
+@pytest.mark.parametrize("mode", RUNS)
+def test_bsa_chooses_queries_and_tiles_once(mode):
+    slot = BSA(sparsity=0.5, tile=(1, 2, 2), window=None)
+    model, inputs = problem(slot)
+    expected = gradients(model, inputs)
+    model, inputs = problem(slot)
+    apply_activation_checkpointing(model, mode)
+    with Calls() as calls:
+        found = gradients(model, inputs)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert calls.counted[TOPK] == 2 * model.config.layers
+    assert calls.counted[GELU] / model.config.layers == RUNS[mode][GELU], "others are made again"
+
+
+def test_the_kernel_that_chooses_queries_on_a_gpu_runs_once():
+    windows = Windows(VideoTiling((4, 4, 4)), 0.5, (2, 2, 2))
+    rows, center, quota, _ = (x.int() for x in windows.tables())
+    q = torch.randn(1, 1, 64, 16, requires_grad=True)
+
+    def attend(q):
+        kept, _ = prune_queries(q.sin(), rows, center, quota, 64, 4, 32)
+        return kept.cos()
+
+    def contexts():
+        return create_selective_checkpoint_contexts(SELECTION)
+
+    with Calls() as calls:
+        out = checkpoint(attend, q, use_reentrant=False, context_fn=contexts)
+        (found,) = torch.autograd.grad(out.sum(), q)
+    assert calls.counted[torch.ops.flexsparse.prune_queries.default] == 1
+    assert torch.equal(found, torch.autograd.grad(attend(q).sum(), q)[0])

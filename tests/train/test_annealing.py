@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from trainer_runs import run, tiny, weights
 
 from flexsparse import Mass, Threshold
 from models.attention import BSA, VSA, Dense
-from train.annealing import SparsityConfig
+from train import break_even
+from train.annealing import Annealing, SparsityConfig
 from train.break_even import BreakEven, measure_break_even
 from train.checkpoint import Checkpointer
 from train.configs.video_dit import loader
@@ -73,13 +75,17 @@ def test_a_whole_schedule_compiles_three_programs(tmp_path, slot):
     assert [(record.loss, record.grad_norm) for record in history.steps] == numbers
 
 
-def test_resuming_in_the_middle_equals_going_on(tmp_path):
+def test_resuming_in_the_middle_equals_going_on(tmp_path, monkeypatch):
+    found = iter([BreakEven(1.0, 1.1, 0.5, 0.9), BreakEven(1.0, 2.0, 0.9, 0.9)])
+    monkeypatch.setattr(break_even, "measure_break_even", lambda *a, **k: next(found))
     config = annealed(tmp_path / "resumed", steps=10, break_even=-1.0)
     first, _ = run(config, until=6)
     trainer = config.build()
-    measured = trainer.annealing.break_even
     trainer.close()
-    assert trainer.step == 6 and 0 <= measured <= 1 - 3 / 32
+    measured = trainer.annealing.break_even
+    assert trainer.step == 6 and measured == pytest.approx(0.15), "the first one measured"
+    rules = [block.self_attention.slot.kv_rule for block in trainer.model.layers.values()]
+    assert [rule.k.item() for rule in rules] == [32 - 2 * 6] * 2, "as at step 7 before it is taken"
     second, resumed = run(config)
     numbers, straight = run(annealed(tmp_path / "straight", steps=10, break_even=measured))
     assert first + second == numbers
@@ -115,6 +121,27 @@ def test_what_cannot_be_annealed_is_refused_before_training(tmp_path):
     straight.close()
     assert [straight.annealing.apply(step) for step in (1, 2, 3)] == [None, None, 32]
     assert straight.annealing.break_even == 0, "nothing to measure"
+
+
+def test_the_schedule_knows_what_a_rule_admits_at_most(tmp_path):
+    slot = BSA(kv=Threshold(3, max_tiles=6), tile=(1, 2, 2), window=None)
+    trainer = annealed(tmp_path, slot, steps=40, checkpoint=QUIET).build()
+    trainer.close()
+    assert {trainer.annealing.tiles_at(step) for step in range(2, 41)} == {6, 4, 3}
+
+
+def test_a_model_that_does_not_say_its_tiles_stays_as_it_is(tmp_path):
+    model = annealed(tmp_path).model.build()
+    plain = nn.ModuleDict({"layers": model.layers})  # no top_k
+    rules = [block.self_attention.slot.kv_rule for block in model.layers.values()]
+    for steps in (0, 4):
+        Annealing(plain, Constant(), steps).apply(1)
+    Annealing(model, Constant(), 0).apply(1)
+    assert rules == [block.self_attention.slot.kv_rule for block in model.layers.values()] == [3, 3]
+    with pytest.raises(ValueError, match="but the model has no top_k"):
+        Annealing(plain, FALL, 4)
+    with pytest.raises(ValueError, match="break_even is 1.5: give a sparsity of 0 to 1, or -1"):
+        SparsityConfig(break_even=1.5)
 
 
 def test_a_run_too_short_for_its_schedule_says_so(tmp_path):

@@ -43,7 +43,11 @@ def test_dense_and_sparse_runs_differ_in_nothing_else():
 
 
 def test_runs_with_a_schedule_end_where_their_attention_is_configured():
-    for name, steps in (("dit_120m_vsa_adapt", 2801), ("dit_120m_bsa_anneal", 901)):
+    for name, steps in (
+        ("dit_120m_vsa_adapt", 2801),
+        ("debug_bsa_anneal", 13),
+        ("dit_120m_bsa_anneal", 901),
+    ):
         config = RUNS[name]()
         with torch.device("meta"):
             plan = Annealing(VideoDiT(config.model), config.sparsity.schedule, steps)

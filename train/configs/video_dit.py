@@ -32,6 +32,14 @@ def debug_bsa() -> Trainer.Config:
     return _digits(debug(video=(4, 32, 32), attention=slot), "debug_bsa")
 
 
+def debug_bsa_anneal() -> Trainer.Config:
+    """Sparsity rises from dense attention on, to 0.75."""
+    slot = BSA(sparsity=0.75, window=(2, 2, 2))
+    config = _digits(debug(video=(4, 32, 32), attention=slot), "debug_bsa_anneal")
+    config.sparsity = SparsityConfig(schedule=RisingSparsity(by=0.25, every=4))
+    return config
+
+
 def dit_60m_dense() -> Trainer.Config:
     return _folder(dit_60m, Dense(), lr=6e-4, name="dit_60m_dense")
 
