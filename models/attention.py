@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import flexsparse.nn
 from flexsparse import Threshold, VideoTiling
 from flexsparse.kv_rules import Rule, as_rule
+from flexsparse.queries import Fill
 from flexsparse.windows import Windows
 
 
@@ -110,6 +111,7 @@ class BSA:
         keep: fraction of the queries of each window that stays.
         window: tokens of a window along (T, H, W), a divisor of the tile's; None: the whole tile.
             Along an axis where the video is shorter than the tile, the whole of it if need be.
+        fill: where the output of a pruned query comes from, "nearest" or "center".
         tile: tokens of a tile along (T, H, W); None lets `VideoTiling.fit` choose.
 
     >>> BSA(sparsity=0.875).top_k_for(VideoTiling(video=(16, 32, 32)))
@@ -120,6 +122,7 @@ class BSA:
     kv: Rule | int | None = None
     keep: float = 0.5
     window: tuple[int, int, int] | None = (2, 2, 2)
+    fill: Fill = "nearest"
     tile: tuple[int, int, int] | None = (4, 4, 4)
 
     def __post_init__(self) -> None:
@@ -160,7 +163,9 @@ class BSA:
 
     def build(self, dim: int, num_heads: int, tiling: VideoTiling) -> nn.Module:
         window = self.window_for(tiling)
-        return flexsparse.nn.BSA(self.rule_for(tiling), keep=self.keep, window=window)
+        return flexsparse.nn.BSA(
+            self.rule_for(tiling), keep=self.keep, window=window, fill=self.fill
+        )
 
 
 class DenseAttention(nn.Module):

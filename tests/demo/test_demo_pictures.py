@@ -75,11 +75,13 @@ def test_chosen_tiles_are_drawn(tmp_path, row):
     assert_even(counts)
 
 
-def test_dropped_queries_are_drawn_dark(tmp_path):
+@pytest.mark.parametrize("layer", [0, 1])
+def test_dropped_queries_are_drawn_dark(tmp_path, layer):
     clip = np.full((8, 24, 32, 3), 255, dtype=np.uint8)
     counts = []
     for count in (0, 3, 6):
-        kept = (torch.arange(6) < count).view(1, 2, 3).expand(4, 2, 3)
+        kept = [torch.ones(4, 2, 3, dtype=torch.bool) for _ in range(2)]
+        kept[layer] = (torch.arange(6) < count).view(1, 2, 3).expand(4, 2, 3)
         draw_kept_queries(tmp_path / "q.png", clip, kept)
         counts.append(dark(tmp_path / "q.png"))
     assert_even(counts)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from laws import assert_accurate, seeds
 from small_dit import draw_batch, gradients, small_model
 
-from flexsparse import Mass, Threshold, VideoTiling
+from flexsparse import Mass, Threshold, TopK, VideoTiling
 from flexsparse.flops import attention_flops
 from models.attention import BSA, Dense
 from train.metrics import attention_cost
@@ -38,7 +38,15 @@ def test_keeping_everything_a_dense_checkpoint_gives_the_dense_model(video, seed
 def test_sparsity_becomes_a_threshold_and_costs_follow():
     model = small_model((4, 8, 8), BSA(sparsity=0.5, window=(2, 2, 2)))
     assert model.top_k == 2 and model.q_rows == 32
-    assert model.layers["0"].self_attention.slot.kv_rule == Threshold(2)
+    slot = model.layers["0"].self_attention.slot
+    assert (slot.kv_rule, slot.keep, slot.window, slot.fill) == (
+        Threshold(2),
+        0.5,
+        (2, 2, 2),
+        "nearest",
+    )
+    other = BSA(kv=3, keep=0.25, window=None, fill="center").build(32, 2, model.tiling)
+    assert (other.kv_rule, other.keep, other.window, other.fill) == (TopK(3), 0.25, None, "center")
     cost = attention_cost(model, model.top_k)
     assert cost["attention__sparsity"] == 0.75
     one = attention_flops(256, 2, 16, tiling=model.tiling, top_k=2, q_rows=32, backward=True)

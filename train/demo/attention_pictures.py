@@ -13,33 +13,38 @@ from train.attention_stats import kept_pixels
 from train.demo.pictures import COLOURS, blank_figure, save, spotlight
 
 
-def draw_kept_queries(path: Path, clip: np.ndarray, kept: Tensor, columns: int = 4) -> None:
-    """Some frames of a clip, and the same with what does not look for itself dark, as a PNG.
+def draw_kept_queries(
+    path: Path, clip: np.ndarray, kept: Sequence[Tensor], columns: int = 4
+) -> None:
+    """Some frames of a clip, and for each layer with what does not look for itself dark, as a PNG.
 
     Args:
         clip: uint8 [T, H, W, 3].
-        kept: the tokens whose query stays, bool [T, H, W], of tokens.
+        kept: layer by layer, the tokens whose query stays, bool [T, H, W], of tokens.
         columns: so many frames, evenly spaced.
     """
     frames, height, width = clip.shape[:3]
-    lit = kept_pixels(kept, (frames, height, width)).numpy()
+    rows = 1 + len(kept)
     columns = min(columns, frames)
     shown = [(2 * i + 1) * frames // (2 * columns) for i in range(columns)]
-    figure = blank_figure(3.4 * columns + 0.3, 2 * (3.4 * height / width + 0.42) + 0.65)
-    whole, looking = figure.subplots(2, columns, squeeze=False)
-    for number, above, below in zip(shown, whole, looking, strict=True):
-        above.imshow(clip[number], interpolation="nearest")
-        below.imshow(spotlight(clip[number], lit[number]), interpolation="nearest")
-        below.set_xlabel(f"frame {number + 1}", fontsize=11)
-    for axes in (*whole, *looking):
+    figure = blank_figure(3.4 * columns + 0.3, rows * (3.4 * height / width + 0.42) + 0.65)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    left = {"loc": "left", "fontsize": 12.5}
+    panels[0][0].set_title("The clip", **left)
+    for number, axes in zip(shown, panels[0], strict=True):
+        axes.imshow(clip[number], interpolation="nearest")
+    for layer, (row, stays) in enumerate(zip(panels[1:], kept, strict=True), start=1):
+        share = stays.double().mean().item()
+        title = f"BSA, layer {layer}: only {share:.0%} of the patches look for themselves (bright)"
+        row[0].set_title(title, **left)
+        lit = kept_pixels(stays, (frames, height, width)).numpy()
+        for number, axes in zip(shown, row, strict=True):
+            axes.imshow(spotlight(clip[number], lit[number]), interpolation="nearest")
+    for number, axes in zip(shown, panels[-1], strict=True):
+        axes.set_xlabel(f"frame {number + 1}", fontsize=11)
+    for axes in panels.ravel():
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    left = {"loc": "left", "fontsize": 12.5}
-    whole[0].set_title("The clip", **left)
-    share = kept.double().mean().item()
-    looking[0].set_title(
-        f"BSA: only {share:.0%} of the patches look for themselves (bright)", **left
-    )
     handles = [
         Patch(facecolor="#b9c98a", label="patches that look at the tiles chosen for them (bright)"),
         Patch(

@@ -72,7 +72,7 @@ How many tiles a tile looks at, over all tiles and heads of this clip: VSA has o
 ## Who looks
 
 With BSA, tokens (small patches of the clip) that are much like the one in the middle of their
-neighbourhood do not look for themselves. The same clip, in the first head of the last layer:
+neighbourhood do not look for themselves. The same clip, in the first head of each layer:
 
 ![The patches that look for themselves, over the clip's frames](queries.png)
 

@@ -46,9 +46,8 @@ def draw_what_attention_chose(
         chosen[NAMES[run]] = slot.choose(q, k, tiling).tile_map[0, 0, query].cpu().numpy()
     draw_chosen_tiles(out / "tiles.png", clip, tiling.grid, (t, y, x), query, chosen)
 
-    kept = stats["bsa"][-1].kept
-    assert kept is not None
-    draw_kept_queries(out / "queries.png", clip, kept[0, 0])
+    kept = [layer.kept[0, 0] for layer in stats["bsa"] if layer.kept is not None]
+    draw_kept_queries(out / "queries.png", clip, kept)
     spread = {
         NAMES[run]: [layer.admitted for layer in stats[run] if layer.admitted is not None]
         for run in SPARSE
