@@ -68,11 +68,7 @@ class VSA(nn.Module):
         super().__init__()
         if head_dim is None and dim % num_heads:
             raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
-        if not (top_k is None or isinstance(top_k, Rule) or type(top_k) is int and top_k > 0):
-            raise ValueError(
-                f"top_k={top_k!r} must be an int of at least 1, tiles per query tile, or a rule, "
-                "or None for dense attention"
-            )
+        _check_rule("top_k", top_k)
         self.num_heads, self.kv_rule, self.adapt = num_heads, top_k, adapt
         width = num_heads * (head_dim or dim // num_heads)
         self.gate_coarse = nn.Linear(dim, width)
@@ -151,11 +147,7 @@ class BSA(nn.Module):
         fill: Fill = "nearest",
     ) -> None:
         super().__init__()
-        if not (kv is None or isinstance(kv, Rule) or type(kv) is int and kv > 0):
-            raise ValueError(
-                f"kv={kv!r} must be an int of at least 1, tiles per query tile, or a rule, or None "
-                "for dense attention"
-            )
+        _check_rule("kv", kv)
         self.kv_rule, self.keep, self.window = kv, keep, window
         self.fill: Fill = fill
 
@@ -199,3 +191,11 @@ class BSA(nn.Module):
 
     def extra_repr(self) -> str:
         return f"kv={self.kv_rule}, keep={self.keep}, window={self.window}, fill={self.fill!r}"
+
+
+def _check_rule(name: str, rule: Rule | int | None) -> None:
+    if not (rule is None or isinstance(rule, Rule) or type(rule) is int and rule > 0):
+        raise ValueError(
+            f"{name}={rule!r} must be an int of at least 1, tiles per query tile, or a rule, or "
+            "None for dense attention"
+        )

@@ -1,8 +1,10 @@
 """For the tests of models: a small model with every weight awake, its batches, its errors."""
 
+from copy import deepcopy
 from typing import Any
 
 import torch
+from laws import assert_accurate
 from torch import Tensor, nn
 
 from models.attention import Dense, Slot
@@ -45,3 +47,17 @@ def gradients(model: nn.Module, output: Tensor) -> dict[str, Tensor]:
     weight = torch.linspace(-1, 1, output.numel()).view_as(output).to(output.dtype)
     names, parameters = zip(*model.named_parameters())
     return dict(zip(names, torch.autograd.grad((output * weight).sum(), parameters)))
+
+
+def assert_equals_dense(sparse: VideoDiT, dense: VideoDiT, seed: int) -> None:
+    """Output and gradients of all weights that `dense` has, as exact as its own in its dtype."""
+    dtype, exact = next(dense.parameters()).dtype, deepcopy(dense).double()
+    x, t, context = draw_batch(dense.config, seed=seed)
+    x, context = x.to(dtype), context.to(dtype)
+    results = []
+    for model, noisy in ((sparse, x), (dense, x), (exact, x.double())):
+        output = model(noisy, t, context)
+        by_name = gradients(model, output)
+        results.append([output, *(by_name[name] for name in exact.state_dict())])
+    ours, eager, truth = results
+    assert_accurate(ours, [eager], truth)

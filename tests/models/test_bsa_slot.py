@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import assert_accurate, seeds
-from small_dit import draw_batch, gradients, small_model
+from laws import seeds
+from small_dit import assert_equals_dense, small_model
 
 from flexsparse import Mass, Threshold, TopK, VideoTiling
 from flexsparse.flops import attention_flops
@@ -23,16 +23,7 @@ def test_keeping_everything_a_dense_checkpoint_gives_the_dense_model(video, seed
     slot = BSA(kv=Mass(1), keep=1, window=None, tile=(2, 3, 4))
     sparse = replace(dense.config, attention=slot).build()
     sparse.load_state_dict(dense.state_dict())  # strictly: the keys are the same
-    exact = small_model(video, Dense(), seed).double()
-    exact.load_state_dict(dense.state_dict())
-    x, t, context = draw_batch(dense.config, seed=seed)
-    results = []
-    for model, noisy in ((sparse, x), (dense, x), (exact, x.double())):
-        output = model(noisy, t, context)
-        by_name = gradients(model, output)
-        results.append([output, *(by_name[name] for name in exact.state_dict())])
-    ours, eager, truth = results
-    assert_accurate(ours, [eager], truth)
+    assert_equals_dense(sparse, dense, seed)
 
 
 def test_sparsity_becomes_a_threshold_and_costs_follow():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from laws import assert_accurate, seeds
-from small_dit import draw_batch, gradients, small_model
+from laws import seeds
+from small_dit import assert_equals_dense, draw_batch, gradients, small_model
 
 from flexsparse import VideoTiling
 from models.attention import VSA, Dense
@@ -66,18 +66,7 @@ def adapted(dense, tile):
 @settings(max_examples=10)
 def test_with_all_tiles_an_adapted_model_is_the_dense_one(video, tile, seed, dtype):
     dense = small_model(video, Dense(), seed).to(dtype)
-    sparse = adapted(dense, tile).to(dtype)
-    exact = small_model(video, Dense(), seed).double()
-    exact.load_state_dict(dense.state_dict())
-    x, t, context = draw_batch(dense.config, seed=seed)
-    x, context = x.to(dtype), context.to(dtype)
-    results = []
-    for model, noisy in ((sparse, x), (dense, x), (exact, x.double())):
-        output = model(noisy, t, context)
-        by_name = gradients(model, output)
-        results.append([output, *(by_name[name] for name in exact.state_dict())])
-    ours, eager, truth = results
-    assert_accurate(ours, [eager], truth)
+    assert_equals_dense(adapted(dense, tile).to(dtype), dense, seed)
 
 
 class Soil:
