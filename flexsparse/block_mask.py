@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
 from flexsparse.selection import tile_map
 from flexsparse.tiling import VideoTiling
@@ -17,9 +18,9 @@ _FIXED = "a mask of tiles cannot be {}: build it from the q and k that it is for
 
 class TileBlockMask(BlockMask):
     """A BlockMask whose key blocks are the tiles of ``tiling``, and whose query blocks are the
-    ``q_rows`` rows that stand for a tile: within a listed block only padding of the key tile is
-    masked. It cannot be sliced, cropped or moved: its lists are narrow, and its mask_mod holds
-    tensors."""
+    rows that stand for one tile or for a few adjacent ones: within a listed block only padding of
+    the key tile is masked. It cannot be sliced, cropped or moved: its lists are narrow, and its
+    mask_mod holds tensors."""
 
     tiling: VideoTiling | None = None
     all_queries: bool = True
@@ -38,29 +39,29 @@ class TileBlockMask(BlockMask):
         """The same lists with a ``mask_mod`` that knows padding only.
 
         Only for kernels that walk the lists, which settle the choice of tiles: it saves them a load
-        for every pair of tokens in a partial block.
+        for every pair of tokens in a partial block. Where all tiles have equally many tokens there
+        is one list instead of two, and with it one loop in the kernel, without a load for padding.
         """
         tiling = self.tiling
         assert tiling is not None, "only a mask made by tile_block_mask has tiles"
-        rows = tiling.rows
-        counts = tiling.counts(self.kv_num_blocks.device) if tiling.has_padding else None
+        rows, volume = tiling.rows, math.prod(tiling.tile)
+        counts = tiling.counts(self.kv_num_blocks.device) if tiling.is_ragged else None
 
         def in_tile(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-            return kv >= 0 if counts is None else kv % rows < counts[kv // rows]
+            return kv % rows < (volume if counts is None else counts[kv // rows])
 
-        return BlockMask(
-            self.seq_lengths,
-            self.kv_num_blocks,
-            self.kv_indices,
+        partial = self.kv_num_blocks, self.kv_indices, self.q_num_blocks, self.q_indices
+        full = (
             self.full_kv_num_blocks,
             self.full_kv_indices,
-            self.q_num_blocks,
-            self.q_indices,
             self.full_q_num_blocks,
             self.full_q_indices,
-            self.BLOCK_SIZE,
-            in_tile,
         )
+        if not tiling.has_padding:
+            partial, full = full, (None,) * 4
+        lists: Any = (*partial[:2], *full[:2], *partial[2:], *full[2:])
+        mask_mod = in_tile if tiling.has_padding else noop_mask
+        return BlockMask(self.seq_lengths, *lists, self.BLOCK_SIZE, mask_mod)
 
     def to_dense(self) -> Tensor:
         """Which key blocks every query block visits: int32 ``[B, H, nq, nk]`` of 0 and 1.
@@ -79,8 +80,9 @@ def tile_block_mask(
     *,
     counts: Tensor | None = None,
     q_rows: int | None = None,
+    query_tiles: int = 1,
 ) -> TileBlockMask:
-    """The BlockMask in which each query tile attends to its selected key tiles.
+    """The BlockMask in which each query block attends to its selected key tiles.
 
     Its ``mask_mod`` alone is the whole mask, tile choice and padding of keys; the lists are an
     index into it, in both directions (for inference, under ``no_grad``, in the forward direction
@@ -88,22 +90,26 @@ def tile_block_mask(
     from the device.
 
     Args:
-        selected: int32 ``[B, H, n, k]``, distinct tiles in ascending order per query tile.
+        selected: int32 ``[B, H, ceil(n / query_tiles), k]``, distinct tiles in ascending order per
+            query block.
         tiling: the shape; ``n = tiling.num_tiles``.
-        counts: int32 ``[B, H, n]``, how many of the k entries count; None for all.
+        counts: int32 ``[B, H, ceil(n / query_tiles)]``, how many of the k entries count; None for
+            all.
         q_rows: rows of queries for a tile, where queries are not laid out as keys are.
+        query_tiles: adjacent tiles whose queries make a block; the last block may have fewer.
 
     Returns:
-        A BlockMask of ``BLOCK_SIZE == (q_rows, rows)`` over ``n * q_rows`` queries and
-        ``padded_tokens`` keys.
+        A BlockMask of ``BLOCK_SIZE == (query_tiles * q_rows, rows)`` over ``n * q_rows`` queries
+        and ``padded_tokens`` keys.
     """
     n, rows, device = tiling.num_tiles, tiling.rows, selected.device
     per_tile = rows if q_rows is None else q_rows
+    q_block = query_tiles * per_tile
     chosen = tile_map(selected, n) if counts is None else _to_map(counts, selected, n)
     valid = tiling.counts(device)
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        return chosen[b, h, q // per_tile, kv // rows] & (kv % rows < valid[kv // rows])
+        return chosen[b, h, q // q_block, kv // rows] & (kv % rows < valid[kv // rows])
 
     is_full = valid == rows
     partial, full = _forward_lists(selected, counts, is_full, tiling)
@@ -112,7 +118,7 @@ def tile_block_mask(
     mask = TileBlockMask(
         (n * per_tile, tiling.padded_tokens),
         *lists,
-        BLOCK_SIZE=(per_tile, rows),
+        BLOCK_SIZE=(q_block, rows),
         mask_mod=mask_mod,
     )
     mask.tiling, mask.all_queries = tiling, q_rows is None
@@ -159,14 +165,14 @@ def _widen(indices: Tensor, tiling: VideoTiling) -> Tensor:
 
 
 def _transposed_lists(chosen: Tensor, is_full: Tensor, tiling: VideoTiling) -> tuple[Any, ...]:
-    """The query tiles of every key tile, for the backward kernels: partial, then full lists."""
-    n = tiling.num_tiles
+    """The query blocks of every key tile, for the backward kernels: partial, then full lists."""
     by_key = chosen.transpose(-1, -2)
+    n = by_key.shape[-1]
     rank = by_key.cumsum(-1, dtype=torch.int32)
     total = rank[..., -1].contiguous()
     slot = torch.where(by_key, rank - 1, n).long()  # those not chosen write past the end
-    tiles = torch.arange(n, dtype=torch.int32, device=chosen.device).expand_as(slot)
-    indices = tiles.new_zeros((*slot.shape[:-1], n + 1)).scatter_(-1, slot, tiles)
+    blocks = torch.arange(n, dtype=torch.int32, device=chosen.device).expand_as(slot)
+    indices = blocks.new_zeros((*slot.shape[:-1], n + 1)).scatter_(-1, slot, blocks)
     indices = indices[..., :n].contiguous()
     if not tiling.has_padding:
         return torch.zeros_like(total), indices[..., :1].contiguous(), total, indices

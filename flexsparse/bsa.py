@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from flexsparse.block_mask import TileBlockMask
-from flexsparse.checks import check_alike
+from flexsparse.checks import check_alike, check_query_tiles
 from flexsparse.flex import flex_attention
 from flexsparse.kv_rules import Rule, as_rule
 from flexsparse.pooling import pool_rows, pool_tiles
 from flexsparse.queries import Fill, KeptQueries, prune_queries, restore_queries
-from flexsparse.selection import coarse_scores
+from flexsparse.selection import coarse_scores, of_tiles, pool_scores
 from flexsparse.tiling import VideoTiling
 from flexsparse.vsa import masked_by
 
 
-def bsa_mask(kept: KeptQueries, k: Tensor, tiling: VideoTiling, *, kv: Rule | int) -> TileBlockMask:
+def bsa_mask(
+    kept: KeptQueries, k: Tensor, tiling: VideoTiling, *, kv: Rule | int, query_tiles: int = 1
+) -> TileBlockMask:
     """The BlockMask in which each tile's kept queries see the key tiles that ``kv`` admits.
 
     Scores are the scaled dot products of the means of a tile's kept queries and of its keys, in
-    fp32. A query block is the ``kept_rows`` rows that stand for a tile, a key block the tile.
+    fp32. A query block is the ``kept_rows`` rows that stand for a tile (or for ``query_tiles`` of
+    them), a key block the tile.
 
     Args:
         kept: from :func:`prune_queries`.
@@ -27,6 +32,8 @@ def bsa_mask(kept: KeptQueries, k: Tensor, tiling: VideoTiling, *, kv: Rule | in
             ``h // (H // Hkv)``. Padding is never read, and no gradient flows through the mask.
         tiling: the shape that the queries were pruned in.
         kv: which key tiles a query tile attends to; an int means TopK.
+        query_tiles: so many query tiles, adjacent in memory, choose together, by the mean of their
+            scores, weighted by kept queries (ours, as in :func:`flexsparse.vsa_mask`).
 
     Returns:
         A BlockMask, ``[B, H, num_tiles * kept_rows, padded_tokens]``.
@@ -41,12 +48,16 @@ def bsa_mask(kept: KeptQueries, k: Tensor, tiling: VideoTiling, *, kv: Rule | in
     """
     rule = as_rule(kv, tiling.num_tiles, "kv")
     q_rows = None if kept.windows.keeps_all else kept.q_rows
-    return masked_by(rule, _scores(kept, k, tiling), tiling, q_rows)
+    scores = _scores(kept, k, tiling, query_tiles)
+    return masked_by(rule, scores, tiling, q_rows=q_rows, query_tiles=query_tiles)
 
 
-def bsa_tile_map(kept: KeptQueries, k: Tensor, tiling: VideoTiling, *, kv: Rule | int) -> Tensor:
+def bsa_tile_map(
+    kept: KeptQueries, k: Tensor, tiling: VideoTiling, *, kv: Rule | int, query_tiles: int = 1
+) -> Tensor:
     """Who attends to whom in :func:`bsa_mask`: bool ``[B, H, n, n]``, query tiles by key tiles."""
-    return as_rule(kv, tiling.num_tiles, "kv")(_scores(kept, k, tiling))
+    rule = as_rule(kv, tiling.num_tiles, "kv")
+    return of_tiles(rule(_scores(kept, k, tiling, query_tiles)), query_tiles)
 
 
 def bsa_attention(
@@ -60,6 +71,8 @@ def bsa_attention(
     window: tuple[int, int, int] | None = None,
     fill: Fill = "nearest",
     enable_gqa: bool = False,
+    query_tiles: int = 1,
+    kernel_options: dict[str, Any] | None = None,
 ) -> Tensor:
     """BSA: prune queries, attend with those that stay over the admitted tiles, restore the rest.
 
@@ -72,6 +85,8 @@ def bsa_attention(
         kv: which key tiles a query tile attends to; an int means TopK.
         keep, window: how queries are pruned, see :func:`prune_queries`.
         fill: where the output of a pruned query comes from, see :func:`restore_queries`.
+        query_tiles: adjacent query tiles that choose together, see :func:`bsa_mask`.
+        kernel_options: of attention on CUDA, see :func:`flexsparse.flex_attention`.
 
     Returns:
         ``[B, H, padded_tokens, D]``, zeros in padding. Differentiable in q (its kept rows), k and
@@ -89,13 +104,15 @@ def bsa_attention(
         tiling.check_tiled(x, name)
     check_alike(q=q, k=k, v=v)
     kept = prune_queries(q, tiling, keep=keep, window=window)
-    mask = bsa_mask(kept, k, tiling, kv=kv)
-    out = flex_attention(kept.q, k, v, block_mask=mask, enable_gqa=enable_gqa)
+    mask = bsa_mask(kept, k, tiling, kv=kv, query_tiles=query_tiles)
+    options: Any = dict(enable_gqa=enable_gqa, kernel_options=kernel_options)
+    out = flex_attention(kept.q, k, v, block_mask=mask, **options)
     return restore_queries(out, kept, tiling, fill=fill)
 
 
-def _scores(kept: KeptQueries, k: Tensor, tiling: VideoTiling) -> Tensor:
+def _scores(kept: KeptQueries, k: Tensor, tiling: VideoTiling, query_tiles: int) -> Tensor:
     kept.check_tiling(tiling)
+    check_query_tiles(query_tiles, tiling)
     tiling.check_tiled(k, "k")
     if k.shape[1] == 0 or kept.q.shape[1] % k.shape[1]:
         raise ValueError(
@@ -103,8 +120,9 @@ def _scores(kept: KeptQueries, k: Tensor, tiling: VideoTiling) -> Tensor:
         )
     q = kept.q.detach()
     if kept.windows.keeps_all:
+        count = tiling.counts(q.device)
         pooled = pool_tiles(q, tiling)
     else:
         count = kept.windows.tables(q.device).quota.sum(-1)
         pooled = pool_rows(q, kept.q_rows) * (kept.q_rows / count)[:, None]
-    return coarse_scores(pooled, pool_tiles(k.detach(), tiling))
+    return pool_scores(coarse_scores(pooled, pool_tiles(k.detach(), tiling)), count, query_tiles)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from flexsparse.tiling import VideoTiling
+
 
 def check_alike(**tensors: Tensor) -> None:
     """Raise ValueError unless query, key and value fit together; their names are the caller's.
@@ -28,3 +30,10 @@ def check_alike(**tensors: Tensor) -> None:
         raise ValueError(f"{k_name} has batch {k.shape[0]}, {q_name} {q.shape[0]}: make them equal")
     if not all(x.numel() for x in tensors.values()):
         raise ValueError(f"{names} must not be empty: {shapes}")
+
+
+def check_query_tiles(query_tiles: int, tiling: VideoTiling) -> None:
+    """Raise ValueError unless blocks of so many query tiles can be cut from ``tiling``."""
+    n = tiling.num_tiles
+    if type(query_tiles) is not int or not 1 <= query_tiles <= n:
+        raise ValueError(f"query_tiles={query_tiles!r} must be an int in 1..{n}, the tiles")

@@ -45,8 +45,11 @@ def flex_attention(
     Args:
         query, key, value: ``[B, Hq, Lq, D]``, ``[B, Hkv, Lk, D]``, ``[B, Hkv, Lk, Dv]``, one device
             and dtype.
-        score_mod, block_mask, scale, enable_gqa, return_lse, kernel_options, return_aux: as in
+        score_mod, block_mask, scale, enable_gqa, return_lse, return_aux: as in
             ``torch.nn.attention.flex_attention.flex_attention``.
+        kernel_options: of torch's, which go before our own (compute blocks by
+            ``flexsparse.kernel_options``, say). ``{"BACKEND": "FLASH"}`` asks for FlashAttention 4
+            in place of Triton, if it is installed and the blocks are those that it takes.
 
     Returns:
         ``[B, Hq, Lq, Dv]``; with ``return_lse``, also the natural log-sum-exp ``[B, Hq, Lq]``; with
@@ -54,7 +57,7 @@ def flex_attention(
 
     Raises:
         ValueError: mixed devices or dtypes, lengths that are not the mask's, head dims that CUDA
-            kernels cannot take.
+            kernels cannot take, a BACKEND that cannot compute this.
         NotImplementedError: on CPU, ``score_mod`` with gradients, or ``max_scores``.
     """
     _check(query, key, value, block_mask, enable_gqa)
@@ -71,6 +74,9 @@ def flex_attention(
         query = q_tiling.zero_padding(query)
 
     on_cpu = query.device.type == "cpu"
+    engine = (kernel_options or {}).get("BACKEND", "AUTO")
+    if on_cpu and engine != "AUTO":
+        raise ValueError(f"BACKEND={engine!r} is an engine for CUDA; the tensors are on a CPU")
     if on_cpu and score_mod is None:
         out, extra = _cpu_attention(query, key, value, block_mask, scale, aux)
     elif on_cpu and torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
@@ -141,13 +147,11 @@ def _torch_attention(
     kernel_options: Any,
     aux: AuxRequest | None,
 ) -> tuple[Tensor, Any]:
-    if isinstance(mask, TileBlockMask) and mask.tiling is not None and q.is_cuda:
+    if q.is_cuda and (kernel_options or {}).get("BACKEND") == "FLASH":
+        configs.check_flash(q, mask)
+    elif isinstance(mask, TileBlockMask) and mask.tiling is not None and q.is_cuda:
+        kernel_options = {**configs.options_for(mask), **(kernel_options or {})}
         mask = mask.within_tiles()
-        kernel_options = {
-            configs.MARK: True,
-            "ROWS_GUARANTEED_SAFE": True,
-            **(kernel_options or {}),
-        }
     options: dict[str, Any] = dict(
         score_mod=score_mod,
         block_mask=mask,

@@ -1,67 +1,77 @@
-"""The compute blocks with which Inductor lowers FlexAttention on NVIDIA GPUs for small mask blocks.
+"""With which options FlexAttention's kernels run for masks of tiles on NVIDIA GPUs.
 
 Inductor's own configs assume mask blocks of 128 rows. Where none of them divides the blocks of a
-mask, the forward raises ValueError and the backward NoValidChoicesError. :func:`install` puts ours
-in, by Inductor's documented extension point (a subclass of InductorChoices), in two cases alone:
-where torch's would have raised, and in calls that carry :data:`MARK` in their kernel options, as
-``flexsparse.flex_attention`` makes them. Any other use of FlexAttention keeps torch's configs.
+mask, the forward raises ValueError and the backward NoValidChoicesError. :func:`install` puts those
+of ``kernel_configs.py`` in, by Inductor's documented extension point (a subclass of
+InductorChoices), in two cases alone: where torch's would have raised, and in calls that carry
+:data:`MARK` in their kernel options, as ``flexsparse.flex_attention`` makes them. Any other use of
+FlexAttention keeps torch's configs. What a caller says in ``kernel_options``, such as
+``fwd_BLOCK_M`` or ``bwd_num_warps``, goes before the tables.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from importlib.util import find_spec
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch import dtype as Dtype
+from torch.nn.attention.flex_attention import BlockMask
+
+from flexsparse.kernel_configs import backward_config, forward_config
 
 MARK = "FLEXSPARSE_TILES"  # reaches the kernel as a constant that nothing reads
 
 
-class Config(NamedTuple):
-    """Rows of a compute block along queries (m) and keys (n), pipeline stages, warps."""
-
-    m: int
-    n: int
-    stages: int
-    warps: int
-
-
-def _block(rows: int, most: int) -> int:
-    """The largest power of two that divides ``rows``, at most ``most``."""
-    return min(rows & -rows, most)
+def options_for(mask: BlockMask) -> dict[str, Any]:
+    """Kernel options of a mask of tiles: what is known of it and torch cannot know."""
+    lengths, blocks = mask.seq_lengths, mask.BLOCK_SIZE
+    return {
+        MARK: True,
+        "BACKEND": "TRITON",  # the kernel for few queries has configs of its own
+        "ROWS_GUARANTEED_SAFE": True,  # every query block sees a tile, every tile has a token
+        # torch asks for multiples of 128; compute blocks divide mask blocks, so these suffice
+        "IS_DIVISIBLE": not any(size % block for size, block in zip(lengths, blocks)),
+    }
 
 
-def forward_config(
-    head_dim: int, dtype: Dtype, q_rows: int, kv_rows: int, major: int = 9
-) -> Config:
-    """Compute blocks of the forward kernel for mask blocks of ``q_rows`` by ``kv_rows``.
+def check_flash(q: Tensor, mask: BlockMask | None) -> None:
+    """Raise ValueError unless ``BACKEND="FLASH"`` can compute attention of ``q`` under ``mask``.
 
-    ``major`` is the GPU's compute capability. Registers and spills of each choice, as compiled for
-    sm_80, sm_90 and sm_100, stand in docs/performance.md; no GPU has timed them yet.
+    Block rules of FlashAttention 4 as torch 2.11 calls it. Its mask must keep the whole
+    ``mask_mod``: with a trivial one it drops the lists.
     """
-    if dtype == torch.float32:  # twice the bytes: half the rows keep K and V in shared memory
-        return Config(_block(q_rows, 32), _block(kv_rows, 32), 1 if head_dim > 128 else 2, 4)
-    m = _block(q_rows, 128)
-    n = _block(kv_rows, 32 if major < 9 and head_dim <= 64 else 64)
-    # With four warps, ragged tilings with gates spill before sm_90, and on sm_100 at head dim 64.
-    wide = m == 128 or major < 9 or (major >= 10 and head_dim <= 64)
-    return Config(m, n, 2 if head_dim > 64 else 3, 8 if wide else 4)
+    if not _has_flash():
+        raise ValueError(
+            'BACKEND="FLASH" needs the package flash-attn-4, which is not installed: install it, '
+            "or leave BACKEND out"
+        )
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(f'BACKEND="FLASH" computes in float16 and bfloat16, not {q.dtype}')
+    if mask is None:
+        return
+    if mask.full_kv_indices is None:
+        raise ValueError(
+            'BACKEND="FLASH" needs tiles without padding; every tile of this mask has some: choose '
+            "a tile that fills its rows, such as (4, 4, 8)"
+        )
+    rows, keys = mask.BLOCK_SIZE
+    major = torch.cuda.get_device_capability(q.device)[0]
+    least = 256 if major >= 10 else 128
+    if rows % least or (major < 10 and rows != least) or keys != 128:
+        due = "a multiple of 256" if major >= 10 else "128"
+        raise ValueError(
+            f'BACKEND="FLASH" takes blocks of {due} query rows by 128 key rows on sm_{major}0; '
+            f"these are {rows} by {keys}: use tiles of 128 rows, such as (4, 4, 8), and query_tiles"
+        )
 
 
-def backward_config(
-    head_dim: int, dtype: Dtype, q_rows: int, kv_rows: int, major: int = 9
-) -> Config:
-    """Compute blocks of the backward kernel: its loop over queries steps by ``m`` for ``n`` keys,
-    its loop over keys by ``m`` for ``n`` queries.
-
-    Eight warps halve the accumulators that a thread holds: with four, head dim 128 spills. Before
-    sm_90, 64 x 64 spills even so.
-    """
-    if dtype == torch.float32:
-        return Config(16, 16, 1, 4)
-    n = min(_block(q_rows, 64), _block(kv_rows, 64))
-    m = n if major >= 9 else min(n, 32)
-    return Config(m, n, 3 if head_dim <= 64 else 2, 4 if head_dim <= 64 and major >= 9 else 8)
+def _has_flash() -> bool:
+    try:
+        return find_spec("flash_attn.cute") is not None
+    except ImportError:
+        return False
 
 
 def _lowered_call() -> tuple[bool, int, int]:
@@ -88,7 +98,7 @@ def _make_choices() -> Any:
             configs = super().get_flex_attention_fwd_configs(head_dim, dtype, device_type)
             if not marked and any(_divides(c, q_rows, kv_rows) for c in configs):
                 return configs
-            return [FlexConfig(*forward_config(head_dim, dtype, q_rows, kv_rows, _major()))]
+            return [FlexConfig(*forward_config(head_dim, dtype, q_rows, kv_rows, *_gpu()))]
 
         def get_flex_attention_bwd_configs(
             self, head_dim: int, dtype: Dtype, device_type: str | None = "cuda"
@@ -97,17 +107,19 @@ def _make_choices() -> Any:
             configs = super().get_flex_attention_bwd_configs(head_dim, dtype, device_type)
             if not marked and any(_divides(c, q_rows, kv_rows) for c in configs):
                 return configs
-            m, n, stages, warps = backward_config(head_dim, dtype, q_rows, kv_rows, _major())
-            return [FlexBwDConfig(m, n, n, m, stages, warps)]
+            return [FlexBwDConfig(*backward_config(head_dim, dtype, q_rows, kv_rows, *_gpu()))]
 
         def uuid(self) -> str:
-            return "flexsparse-1"  # part of Inductor's cache key: change it with the configs
+            return "flexsparse-2"  # part of Inductor's cache key: change it with the configs
 
     return FlexsparseChoices()
 
 
-def _major() -> int:
-    return torch.cuda.get_device_capability()[0]
+def _gpu() -> tuple[int, int | None]:
+    """Compute capability's major number, and the shared memory that a block may have."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    major = torch.cuda.get_device_capability()[0]
+    return major, getattr(properties, "shared_memory_per_block_optin", None)
 
 
 def _divides(config: Any, q_rows: int, kv_rows: int) -> bool:
@@ -121,7 +133,7 @@ def _divides(config: Any, q_rows: int, kv_rows: int) -> bool:
 
 
 def install() -> None:
-    """Make the configs above known to Inductor, in every thread; once, at import.
+    """Make the configs known to Inductor, in every thread; once, at import.
 
     A choices class that somebody else has installed is left alone: mask blocks that no config of
     it divides then raise Inductor's own error.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -47,6 +47,7 @@ class VSA(nn.Module):
             attribute ``kv_rule`` to change it.
         adapt: adapt a dense checkpoint instead of pretraining.
         head_dim: channels of a head; default ``dim // num_heads``.
+        query_tiles, kernel_options: as in :func:`flexsparse.vsa_attention`.
 
     >>> tiling = VideoTiling((2, 4, 4), tile=(2, 2, 2))
     >>> x, q = torch.randn(1, tiling.padded_tokens, 32), torch.randn(1, 2, tiling.padded_tokens, 16)
@@ -64,12 +65,15 @@ class VSA(nn.Module):
         *,
         adapt: bool = False,
         head_dim: int | None = None,
+        query_tiles: int = 1,
+        kernel_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if head_dim is None and dim % num_heads:
             raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
         _check_rule("top_k", top_k)
         self.num_heads, self.kv_rule, self.adapt = num_heads, top_k, adapt
+        self.query_tiles, self.kernel_options = query_tiles, kernel_options
         width = num_heads * (head_dim or dim // num_heads)
         self.gate_coarse = nn.Linear(dim, width)
         self.gate_fine = None if adapt else nn.Linear(dim, width)
@@ -106,6 +110,8 @@ class VSA(nn.Module):
             top_k=self.kv_rule,
             gate_coarse=self._heads(self.gate_coarse(x)).to(v.dtype),
             gate_fine=fine,
+            query_tiles=self.query_tiles,
+            kernel_options=self.kernel_options,
         )
 
     @torch.no_grad()
@@ -113,14 +119,15 @@ class VSA(nn.Module):
         """What :meth:`forward` chooses for the same q and k; None where it is dense."""
         if self.kv_rule is None:
             return None
-        tile_map = vsa_tile_map(q, k, tiling, top_k=self.kv_rule)
+        tile_map = vsa_tile_map(q, k, tiling, top_k=self.kv_rule, query_tiles=self.query_tiles)
         return Choice(tile_map, tiling.valid(q.device).expand(*q.shape[:2], -1), None)
 
     def _heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "b l (h d) -> b h l d", h=self.num_heads)
 
     def extra_repr(self) -> str:
-        return f"num_heads={self.num_heads}, top_k={self.kv_rule}, adapt={self.adapt}"
+        shown = f"num_heads={self.num_heads}, top_k={self.kv_rule}, adapt={self.adapt}"
+        return f"{shown}, query_tiles={self.query_tiles}"
 
 
 class BSA(nn.Module):
@@ -130,7 +137,7 @@ class BSA(nn.Module):
         kv: which key tiles a query tile attends to; an int means TopK, None dense attention, in
             which no query is pruned. Assign the attribute
             ``kv_rule`` to change it.
-        keep, window, fill: as in :func:`flexsparse.bsa_attention`.
+        keep, window, fill, query_tiles, kernel_options: as in :func:`flexsparse.bsa_attention`.
 
     >>> tiling = VideoTiling((2, 4, 4), tile=(2, 2, 2))
     >>> x, q = torch.randn(1, tiling.padded_tokens, 32), torch.randn(1, 2, tiling.padded_tokens, 16)
@@ -145,11 +152,14 @@ class BSA(nn.Module):
         keep: float = 0.5,
         window: tuple[int, int, int] | None = None,
         fill: Fill = "nearest",
+        query_tiles: int = 1,
+        kernel_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         _check_rule("kv", kv)
         self.kv_rule, self.keep, self.window = kv, keep, window
         self.fill: Fill = fill
+        self.query_tiles, self.kernel_options = query_tiles, kernel_options
 
     def reset_parameters(self) -> None:
         """There are none."""
@@ -179,6 +189,8 @@ class BSA(nn.Module):
             window=self.window,
             fill=self.fill,
             enable_gqa=gqa,
+            query_tiles=self.query_tiles,
+            kernel_options=self.kernel_options,
         )
 
     @torch.no_grad()
@@ -187,10 +199,12 @@ class BSA(nn.Module):
         if self.kv_rule is None:
             return None
         kept = prune_queries(q, tiling, keep=self.keep, window=self.window)
-        return Choice(bsa_tile_map(kept, k, tiling, kv=self.kv_rule), kept.mask, kept.q_rows)
+        tile_map = bsa_tile_map(kept, k, tiling, kv=self.kv_rule, query_tiles=self.query_tiles)
+        return Choice(tile_map, kept.mask, kept.q_rows)
 
     def extra_repr(self) -> str:
-        return f"kv={self.kv_rule}, keep={self.keep}, window={self.window}, fill={self.fill!r}"
+        shown = f"kv={self.kv_rule}, keep={self.keep}, window={self.window}, fill={self.fill!r}"
+        return f"{shown}, query_tiles={self.query_tiles}"
 
 
 def _check_rule(name: str, rule: Rule | int | None) -> None:

@@ -34,6 +34,15 @@ def scores(q: Tensor, k: Tensor, video: Grid, tile: Grid) -> Tensor:
     return qc @ kc.transpose(-1, -2) / math.sqrt(q.shape[-1])
 
 
+def pooled_over_blocks(scores: Tensor, video: Grid, tile: Grid, query_tiles: int) -> Tensor:
+    """Every tile's row becomes the mean row of its block of ``query_tiles`` consecutive tiles,
+    weighted by their tokens: ``[B, H, n, n]``."""
+    tokens = torch.bincount(tile_of_token(video, tile)).to(scores)
+    block = torch.arange(len(tokens), device=scores.device) // query_tiles
+    together = (block[:, None] == block).to(scores.dtype) * tokens
+    return (together / together.sum(-1, keepdim=True)) @ scores
+
+
 def top_k_map(scores: Tensor, top_k: int) -> Tensor:
     """The ``top_k`` largest of every row, ties to the lower index: bool, as ``scores``."""
     order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
@@ -57,6 +66,7 @@ def vsa(
     gate_coarse: Tensor | None = None,
     gate_fine: Tensor | None = None,
     tile_map: Tensor | None = None,
+    query_tiles: int = 1,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """What :func:`flexsparse.vsa_attention` must compute, in raster order and fp64.
@@ -67,6 +77,7 @@ def vsa(
         top_k: key tiles per query tile.
         tile_map: bool ``[B, H, n, n]``, a choice to use in place of the oracle's own, since a
             choice between nearly equal scores depends on rounding.
+        query_tiles: consecutive query tiles that choose together.
         dtype: what to compute in. In a lower one this is plain PyTorch, whose error to fp64 is
             the measure of ours.
 
@@ -77,7 +88,8 @@ def vsa(
     of_token = tile_of_token(video, tile).to(q.device)
     coarse_scores = scores(q, k, video, tile)
     if tile_map is None:
-        tile_map = top_k_map(coarse_scores.detach(), top_k)
+        chosen_by = pooled_over_blocks(coarse_scores.detach(), video, tile, query_tiles)
+        tile_map = top_k_map(chosen_by, top_k)
     out = attention(q, k, v, tile_map[..., of_token, :][..., of_token])
     if gate_fine is not None:
         out = out * gate_fine.to(dtype)

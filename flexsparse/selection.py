@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -27,6 +28,38 @@ def coarse_scores(q_pooled: Tensor, k_pooled: Tensor, scale: float | None = None
         k_pooled = k_pooled.repeat_interleave(groups, 1)
     with torch.autocast(q_pooled.device.type, enabled=False):  # it would round scores to bf16
         return torch.matmul(q_pooled * scale, k_pooled.transpose(-1, -2))
+
+
+def pool_scores(scores: Tensor, counts: Tensor, query_tiles: int) -> Tensor:
+    """Scores of query blocks that are ``query_tiles`` adjacent tiles: they choose together (ours).
+
+    The mean of their scores, weighted by the queries in each: scores are linear in the mean query,
+    so that this is the score of the mean over all queries of the block.
+
+    Args:
+        scores: ``[B, H, n, n]``, query tiles by key tiles.
+        counts: int ``[n]``, queries that count in each tile.
+        query_tiles: at least 1; the last block has fewer where n is not a multiple.
+
+    Returns:
+        ``[B, H, ceil(n / query_tiles), n]``.
+
+    >>> pool_scores(torch.tensor([[1.0, 0], [4, 3]])[None, None], torch.tensor([1, 2]), 2)
+    tensor([[[[3., 2.]]]])
+    """
+    if query_tiles == 1:
+        return scores
+    pad = -scores.shape[-2] % query_tiles
+    sums = F.pad(scores * counts[:, None], (0, 0, 0, pad)).unflatten(-2, (-1, query_tiles)).sum(-2)
+    return sums / F.pad(counts, (0, pad)).view(-1, query_tiles).sum(-1)[:, None]
+
+
+def of_tiles(of_blocks: Tensor, query_tiles: int) -> Tensor:
+    """The tile map of a map of blocks: bool ``[B, H, ceil(n / query_tiles), n]`` to ``[B, H, n,
+    n]``."""
+    if query_tiles == 1:
+        return of_blocks
+    return of_blocks.repeat_interleave(query_tiles, -2)[..., : of_blocks.shape[-1], :]
 
 
 def select_top_k(scores: Tensor, top_k: int) -> Tensor:

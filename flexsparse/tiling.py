@@ -100,6 +100,11 @@ class VideoTiling:
     def has_padding(self) -> bool:
         return self.full_tiles < self.num_tiles
 
+    @property
+    def is_ragged(self) -> bool:
+        """Whether some tiles hold fewer tokens than others."""
+        return any(v % t for v, t in zip(self.video, self.tile))
+
     @classmethod
     def fit(cls, video: tuple[int, int, int], rows: int = 64) -> VideoTiling:
         """The tiling of least padding whose tiles take ``rows`` rows and are not too long.

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from flexsparse.block_mask import TileBlockMask, tile_block_mask
-from flexsparse.checks import check_alike
+from flexsparse.checks import check_alike, check_query_tiles
 from flexsparse.dense import dense_attention
 from flexsparse.flex import flex_attention
 from flexsparse.kv_rules import Rule, as_rule
 from flexsparse.pooling import pool_tiles
-from flexsparse.selection import coarse_scores
+from flexsparse.selection import coarse_scores, of_tiles, pool_scores
 from flexsparse.tiling import VideoTiling
 
 
-def vsa_mask(q: Tensor, k: Tensor, tiling: VideoTiling, *, top_k: int | Rule) -> TileBlockMask:
+def vsa_mask(
+    q: Tensor, k: Tensor, tiling: VideoTiling, *, top_k: int | Rule, query_tiles: int = 1
+) -> TileBlockMask:
     """The BlockMask of VSA's fine stage: each query tile sees the ``top_k`` tiles of best score.
 
     Scores are the scaled dot products of mean-pooled queries and keys, in fp32; ties go to the
@@ -27,24 +31,34 @@ def vsa_mask(q: Tensor, k: Tensor, tiling: VideoTiling, *, top_k: int | Rule) ->
             through the mask.
         tiling: the shape.
         top_k: key tiles per query tile, 1 to ``tiling.num_tiles``, or a rule that admits them.
+        query_tiles: so many query tiles, adjacent in memory, choose together, by the mean of their
+            scores, weighted by tokens, and make one query block (ours: each key tile that a GPU
+            reads then serves as many more rows). The last block has fewer where the number of tiles
+            is not a multiple.
 
     Returns:
         A BlockMask of tiles, ``[B, H, padded_tokens, padded_tokens]``.
 
     Raises:
-        ValueError: raster tensors, another video's tensors, or ``top_k`` out of range.
+        ValueError: raster tensors, another video's tensors, ``top_k`` or ``query_tiles`` out of
+            range.
 
     >>> tiling = VideoTiling((4, 8, 8), tile=(2, 4, 4))
     >>> q = k = tiling.to_tiles(torch.randn(1, 2, tiling.tokens, 16))
     >>> vsa_mask(q, k, tiling, top_k=2).sparsity()
     75.0
     """
-    return masked_by(as_rule(top_k, tiling.num_tiles), _scores(q, k, tiling), tiling)
+    rule = as_rule(top_k, tiling.num_tiles)
+    scores = _scores(q, k, tiling, query_tiles)
+    return masked_by(rule, scores, tiling, query_tiles=query_tiles)
 
 
-def vsa_tile_map(q: Tensor, k: Tensor, tiling: VideoTiling, *, top_k: int | Rule) -> Tensor:
+def vsa_tile_map(
+    q: Tensor, k: Tensor, tiling: VideoTiling, *, top_k: int | Rule, query_tiles: int = 1
+) -> Tensor:
     """Who attends to whom in :func:`vsa_mask`: bool ``[B, H, n, n]``, query tiles by key tiles."""
-    return as_rule(top_k, tiling.num_tiles)(_scores(q, k, tiling))
+    rule = as_rule(top_k, tiling.num_tiles)
+    return of_tiles(rule(_scores(q, k, tiling, query_tiles)), query_tiles)
 
 
 def vsa_attention(
@@ -56,6 +70,8 @@ def vsa_attention(
     top_k: int | Rule | None,
     gate_coarse: Tensor | None = None,
     gate_fine: Tensor | None = None,
+    query_tiles: int = 1,
+    kernel_options: dict[str, Any] | None = None,
 ) -> Tensor:
     """VSA: ``O = softmax(Qc Kc^T / sqrt(D)) Vc * gate_coarse + fine * gate_fine``.
 
@@ -70,13 +86,16 @@ def vsa_attention(
             is all tiles, with the fine stage a dense kernel rather than lists that hold everything.
         gate_coarse: ``[B, H, padded_tokens, D]``; None leaves the coarse branch out.
         gate_fine: ``[B, H, padded_tokens, D]``; None means 1.
+        query_tiles: adjacent query tiles that choose together, see :func:`vsa_mask`.
+        kernel_options: of the fine stage on CUDA, see :func:`flexsparse.flex_attention`.
 
     Returns:
         ``[B, H, padded_tokens, D]``, zeros in padding. Differentiable in q, k, v and the gates; the
         choice of tiles has no gradient.
 
     Raises:
-        ValueError: raster tensors, mixed devices or dtypes, or ``top_k`` out of range.
+        ValueError: raster tensors, mixed devices or dtypes, ``top_k`` or ``query_tiles`` out of
+            range.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         tiling.check_tiled(x, name)
@@ -89,12 +108,19 @@ def vsa_attention(
     for name, gate in (("gate_coarse", gate_coarse), ("gate_fine", gate_fine)):
         if gate is not None:
             _check_gate(name, gate, v, tiling)
-    if gate_coarse is None:
-        out = _fine_stage(q, k, v, tiling, top_k, None)
-        return out if gate_fine is None else tiling.zero_padding(out * gate_fine)
+    scores = None
+    if gate_coarse is not None:
+        scores = coarse_scores(pool_tiles(q, tiling), pool_tiles(k, tiling))
+    if top_k is None:
+        fine = dense_attention(q, k, v, tiling)
+    else:
+        rule = as_rule(top_k, tiling.num_tiles)
+        chosen_by = _scores(q, k, tiling, query_tiles, scores)
+        mask = masked_by(rule, chosen_by, tiling, query_tiles=query_tiles)
+        fine = flex_attention(q, k, v, block_mask=mask, kernel_options=kernel_options)
+    if gate_coarse is None or scores is None:
+        return fine if gate_fine is None else tiling.zero_padding(fine * gate_fine)
 
-    scores = coarse_scores(pool_tiles(q, tiling), pool_tiles(k, tiling))
-    fine = _fine_stage(q, k, v, tiling, top_k, scores)
     with torch.autocast(q.device.type, enabled=False):
         coarse = (scores.softmax(-1) @ pool_tiles(v, tiling)).to(v.dtype)
     gate = tiling.zero_padding(gate_coarse).unflatten(-2, (tiling.num_tiles, tiling.rows))
@@ -103,35 +129,33 @@ def vsa_attention(
     return tiling.zero_padding(out)
 
 
-def _fine_stage(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    tiling: VideoTiling,
-    top_k: int | Rule | None,
-    scores: Tensor | None,
-) -> Tensor:
-    if top_k is None:
-        return dense_attention(q, k, v, tiling)
-    rule = as_rule(top_k, tiling.num_tiles)
-    mask = masked_by(rule, _scores(q, k, tiling) if scores is None else scores, tiling)
-    return flex_attention(q, k, v, block_mask=mask)
-
-
 def masked_by(
-    rule: Rule, scores: Tensor, tiling: VideoTiling, q_rows: int | None = None
+    rule: Rule,
+    scores: Tensor,
+    tiling: VideoTiling,
+    *,
+    q_rows: int | None = None,
+    query_tiles: int = 1,
 ) -> TileBlockMask:
-    """The BlockMask of the tiles that ``rule`` admits by their scores ``[B, H, n, n]``."""
+    """The BlockMask of the tiles that ``rule`` admits by the scores of query blocks,
+    ``[B, H, ceil(n / query_tiles), n]``."""
     tiles, counts = rule.select(scores)
     least, most = rule.bounds(tiling.num_tiles)
-    return tile_block_mask(tiles, tiling, counts=None if least == most else counts, q_rows=q_rows)
+    counted = None if least == most else counts
+    return tile_block_mask(tiles, tiling, counts=counted, q_rows=q_rows, query_tiles=query_tiles)
 
 
-def _scores(q: Tensor, k: Tensor, tiling: VideoTiling) -> Tensor:
-    for name, x in (("q", q), ("k", k)):
-        tiling.check_tiled(x, name)
-    check_alike(q=q, k=k, v=k)
-    return coarse_scores(pool_tiles(q.detach(), tiling), pool_tiles(k.detach(), tiling))
+def _scores(
+    q: Tensor, k: Tensor, tiling: VideoTiling, query_tiles: int, of_each: Tensor | None = None
+) -> Tensor:
+    """What query blocks choose by, from the scores ``of_each`` tile where they are at hand."""
+    check_query_tiles(query_tiles, tiling)
+    if of_each is None:
+        for name, x in (("q", q), ("k", k)):
+            tiling.check_tiled(x, name)
+        check_alike(q=q, k=k, v=k)
+        of_each = coarse_scores(pool_tiles(q.detach(), tiling), pool_tiles(k.detach(), tiling))
+    return pool_scores(of_each.detach(), tiling.counts(q.device), query_tiles)
 
 
 def _check_gate(name: str, gate: Tensor, v: Tensor, tiling: VideoTiling) -> None:

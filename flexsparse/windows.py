@@ -93,8 +93,8 @@ class Windows:
     @property
     def has_holes(self) -> bool:
         """Whether some tile leaves some of its ``kept_rows`` unused."""
-        ragged = any(v % t for v, t in zip(self.tiling.video, self.tiling.tile))
-        return ragged or self.num_windows * self.per_window < self.kept_rows
+        unused = self.num_windows * self.per_window < self.kept_rows
+        return self.tiling.is_ragged or unused
 
     def tables(self, device: torch.device | str | None = None) -> Tables:
         """Rows, center and quota of every window: pointwise integer work on tile numbers."""

@@ -12,13 +12,14 @@ a model reorders its tokens once, at its door.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import flexsparse.nn
 from flexsparse import Threshold, VideoTiling
+from flexsparse.checks import check_query_tiles
 from flexsparse.kv_rules import Rule, as_rule
 from flexsparse.queries import Fill
 from flexsparse.windows import Windows
@@ -62,6 +63,7 @@ class VSA:
         top_k: tiles per query tile, in place of `sparsity`.
         tile: tokens of a tile along (T, H, W); None lets `VideoTiling.fit` choose.
         adapt: go on from a dense checkpoint: no fine gate, and a coarse gate that starts at zero.
+        query_tiles: adjacent query tiles that choose together, for fuller query blocks on a GPU.
 
     >>> VSA(sparsity=0.875).top_k_for(VideoTiling(video=(16, 32, 32)))
     32
@@ -71,6 +73,7 @@ class VSA:
     top_k: int | None = None
     tile: tuple[int, int, int] | None = (4, 4, 4)
     adapt: bool = False
+    query_tiles: int = 1
 
     def __post_init__(self) -> None:
         if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
@@ -81,7 +84,9 @@ class VSA:
             )
 
     def tiling(self, grid: tuple[int, int, int]) -> VideoTiling:
-        return VideoTiling.fit(grid) if self.tile is None else VideoTiling(grid, self.tile)
+        tiling = VideoTiling.fit(grid) if self.tile is None else VideoTiling(grid, self.tile)
+        check_query_tiles(self.query_tiles, tiling)
+        return tiling
 
     def top_k_for(self, tiling: VideoTiling) -> int:
         n = tiling.num_tiles
@@ -96,7 +101,8 @@ class VSA:
         return None
 
     def build(self, dim: int, num_heads: int, tiling: VideoTiling) -> nn.Module:
-        return flexsparse.nn.VSA(dim, num_heads, self.top_k_for(tiling), adapt=self.adapt)
+        options: Any = dict(adapt=self.adapt, query_tiles=self.query_tiles)
+        return flexsparse.nn.VSA(dim, num_heads, self.top_k_for(tiling), **options)
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,7 @@ class BSA:
             Along an axis where the video is shorter than the tile, the whole of it if need be.
         fill: where the output of a pruned query comes from, "nearest" or "center".
         tile: tokens of a tile along (T, H, W); None lets `VideoTiling.fit` choose.
+        query_tiles: adjacent query tiles that choose together, for fuller query blocks on a GPU.
 
     >>> BSA(sparsity=0.875).top_k_for(VideoTiling(video=(16, 32, 32)))
     32
@@ -124,6 +131,7 @@ class BSA:
     window: tuple[int, int, int] | None = (2, 2, 2)
     fill: Fill = "nearest"
     tile: tuple[int, int, int] | None = (4, 4, 4)
+    query_tiles: int = 1
 
     def __post_init__(self) -> None:
         if self.kv is None and not 0 <= self.sparsity < 1:
@@ -134,6 +142,7 @@ class BSA:
     def tiling(self, grid: tuple[int, int, int]) -> VideoTiling:
         tiling = VideoTiling.fit(grid) if self.tile is None else VideoTiling(grid, self.tile)
         self.q_rows_for(tiling)  # a window that does not fit is named before any work
+        check_query_tiles(self.query_tiles, tiling)
         return tiling
 
     def window_for(self, tiling: VideoTiling) -> tuple[int, int, int] | None:
@@ -162,9 +171,12 @@ class BSA:
         return tiling.rows if windows.keeps_all else windows.kept_rows
 
     def build(self, dim: int, num_heads: int, tiling: VideoTiling) -> nn.Module:
-        window = self.window_for(tiling)
         return flexsparse.nn.BSA(
-            self.rule_for(tiling), keep=self.keep, window=window, fill=self.fill
+            self.rule_for(tiling),
+            keep=self.keep,
+            window=self.window_for(tiling),
+            fill=self.fill,
+            query_tiles=self.query_tiles,
         )
 
 

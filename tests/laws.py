@@ -31,7 +31,7 @@ def tilings(draw: st.DrawFn, max_side: int = 8) -> VideoTiling:
 def problems(
     draw: st.DrawFn, dims: tuple[int, ...] = (16, 32, 48, 128), max_rows: int = 1024
 ) -> dict:
-    """A tiling, batch, heads, head dim, seed and top_k."""
+    """A tiling, batch, heads, head dim, seed, top_k and query_tiles."""
     # Fewer tokens than 8 leave nothing to measure: gradients cancel to the last bit, or not.
     tiling = draw(tilings().filter(lambda t: 8 <= t.tokens and t.padded_tokens <= max_rows))
     return dict(
@@ -41,6 +41,7 @@ def problems(
         dim=draw(st.sampled_from(dims)),
         seed=draw(seeds),
         top_k=draw(st.integers(1, tiling.num_tiles)),
+        query_tiles=min(draw(st.sampled_from([1, 1, 2, 3])), tiling.num_tiles),
     )
 
 

@@ -8,6 +8,7 @@ from torch.nn.attention.flex_attention import create_mask
 from torch.nn.attention.flex_attention import flex_attention as torch_flex_attention
 
 from flexsparse import VideoTiling, flex_attention, vsa_mask
+from flexsparse.block_mask import TileBlockMask
 from flexsparse.vsa import vsa_tile_map
 
 
@@ -15,7 +16,8 @@ def make(problem):
     """Tile-major q, k, v and their mask."""
     tiling = problem["tiling"]
     qkv = [tiling.to_tiles(x.detach()) for x in tensors(3, problem)]
-    return qkv, vsa_mask(*qkv[:2], tiling, top_k=problem["top_k"])
+    choice = dict(top_k=problem["top_k"], query_tiles=problem.get("query_tiles", 1))
+    return qkv, vsa_mask(*qkv[:2], tiling, **choice)
 
 
 def listed(num, indices, n):
@@ -32,29 +34,40 @@ def listed(num, indices, n):
 @given(problems(dims=(16,), max_rows=512))
 def test_mask_mod_and_both_lists_agree(problem):
     tiling = problem["tiling"]
-    n, rows = tiling.num_tiles, tiling.rows
+    n, rows, per_block = tiling.num_tiles, tiling.rows, problem["query_tiles"]
     (q, k, _), mask = make(problem)
     size = tiling.padded_tokens
+    assert mask.shape == (problem["batch"], problem["heads"], size, size)
+    assert mask.BLOCK_SIZE == (per_block * rows, rows)
     dense = create_mask(mask.mask_mod, problem["batch"], problem["heads"], size, size, "cpu")
-    by_tile = dense.unflatten(3, (n, rows)).unflatten(2, (n, rows))
+    by_tile = dense.unflatten(3, (n, rows)).unflatten(2, (n, rows)).transpose(3, 4)
 
     # mask_mod is tile choice and padding, and nothing else
-    chosen = vsa_tile_map(q, k, tiling, top_k=problem["top_k"])
+    chosen = vsa_tile_map(q, k, tiling, top_k=problem["top_k"], query_tiles=per_block)
     assert torch.equal(dense[..., ~tiling.valid()].any(), torch.tensor(False))
-    assert torch.equal(by_tile.any(-1).any(-2), chosen)
+    assert torch.equal(by_tile.any(-1).any(-1), chosen)
+    by_tile, chosen = by_tile[:, :, ::per_block], chosen[:, :, ::per_block]  # now of blocks
+    blocks = -(-n // per_block)
 
     partial = listed(mask.kv_num_blocks, mask.kv_indices, n)
     full = torch.zeros_like(partial)
     if mask.full_kv_num_blocks is not None:
         full = listed(mask.full_kv_num_blocks, mask.full_kv_indices, n)
-    assert torch.equal(full, by_tile.all(-1).all(-2))
+    assert torch.equal(full, by_tile.all(-1).all(-1))
     assert torch.equal(partial, chosen & ~full)
     assert torch.equal(mask.to_dense().bool(), chosen)
 
-    assert torch.equal(listed(mask.q_num_blocks, mask.q_indices, n), partial.transpose(-1, -2))
+    by_key = listed(mask.q_num_blocks, mask.q_indices, blocks)
+    assert torch.equal(by_key, partial.transpose(-1, -2))
     if mask.full_q_num_blocks is not None:
-        by_key = listed(mask.full_q_num_blocks, mask.full_q_indices, n)
+        by_key = listed(mask.full_q_num_blocks, mask.full_q_indices, blocks)
         assert torch.equal(by_key, full.transpose(-1, -2))
+
+    # what the kernels walk: the same lists, with padding alone to be masked within them
+    inner = mask.within_tiles()
+    assert torch.equal(TileBlockMask.to_dense(inner).bool(), chosen)
+    within = create_mask(inner.mask_mod, 1, 1, size, size, "cpu")
+    assert torch.equal(within.expand_as(dense), tiling.valid().expand_as(dense))
 
 
 @settings(max_examples=10)

@@ -38,19 +38,18 @@ def with_gradients(compute, inputs):
     return out, *torch.autograd.grad(out, inputs, grad)
 
 
-def check_against_oracle(windows, inputs, rule, fill, groups=1):
+def check_against_oracle(windows, inputs, rule, fill, groups=1, query_tiles=1):
     """Outputs and gradients of q, k and v, in raster order, given our choices."""
     tiling, (q, k, _) = windows.tiling, inputs
     settings_ = dict(keep=windows.keep, window=windows.window)
     kept = prune_queries(tiling.to_tiles(q), tiling, **settings_)
-    tile_map = bsa.bsa_tile_map(kept, tiling.to_tiles(k), tiling, kv=rule)
+    choice = dict(kv=rule, query_tiles=min(query_tiles, tiling.num_tiles))
+    tile_map = bsa.bsa_tile_map(kept, tiling.to_tiles(k), tiling, **choice)
 
     def ours(*x):
         x = [tiling.to_tiles(t) for t in x]
-        gqa = groups > 1
-        return tiling.from_tiles(
-            bsa_attention(*x, tiling, kv=rule, fill=fill, enable_gqa=gqa, **settings_)
-        )
+        options = dict(fill=fill, enable_gqa=groups > 1, **choice, **settings_)
+        return tiling.from_tiles(bsa_attention(*x, tiling, **options))
 
     def oracle(dtype):
         def compute(q, k, v):
@@ -76,10 +75,14 @@ def check_against_oracle(windows, inputs, rule, fill, groups=1):
     st.sampled_from([1, 8, 64]),
     st.sampled_from([torch.float32, torch.bfloat16]),
     st.sampled_from([16, 48, 256]),
+    st.sampled_from([1, 2, 3]),
 )
-def test_outputs_and_gradients_equal_the_oracle(windows, seed, rule, fill, logits, dtype, dim):
+def test_outputs_and_gradients_equal_the_oracle(
+    windows, seed, rule, fill, logits, dtype, dim, query_tiles
+):
     problem = dict(tiling=windows.tiling, seed=seed, batch=2, heads=2, dim=dim)
-    check_against_oracle(windows, tensors(3, problem, logits, dtype), rule, fill)
+    inputs = tensors(3, problem, logits, dtype)
+    check_against_oracle(windows, inputs, rule, fill, query_tiles=query_tiles)
 
 
 @settings(max_examples=15)
@@ -115,22 +118,25 @@ def test_keeping_all_queries_with_top_k_is_vsa(data, problem):
     tiling = problem["tiling"]
     q, k, v = (tiling.to_tiles(x.detach()) for x in tensors(3, problem))
     top_k = data.draw(st.integers(1, tiling.num_tiles))
-    ours = bsa_attention(q, k, v, tiling, keep=1, kv=TopK(top_k))
-    assert torch.equal(ours, vsa_attention(q, k, v, tiling, top_k=top_k))
+    together = dict(query_tiles=problem["query_tiles"])
+    ours = bsa_attention(q, k, v, tiling, keep=1, kv=TopK(top_k), **together)
+    assert torch.equal(ours, vsa_attention(q, k, v, tiling, top_k=top_k, **together))
 
 
 @settings(max_examples=30)
-@given(problems(), seeds, rules)
-def test_mask_mod_lists_and_torchs_flex_attention_agree(windows, seed, rule):
+@given(problems(), seeds, rules, st.sampled_from([1, 2, 3]))
+def test_mask_mod_lists_and_torchs_flex_attention_agree(windows, seed, rule, query_tiles):
     tiling = windows.tiling
+    per_block = min(query_tiles, tiling.num_tiles)
     problem = dict(tiling=tiling, seed=seed, batch=2, heads=2, dim=16)
     q, k, v = (tiling.to_tiles(x.detach()) for x in tensors(3, problem))
     kept = prune_queries(q, tiling, keep=windows.keep, window=windows.window)
-    mask = bsa_mask(kept, k, tiling, kv=rule)
-    tile_map = bsa.bsa_tile_map(kept, k, tiling, kv=rule)
+    mask = bsa_mask(kept, k, tiling, kv=rule, query_tiles=per_block)
+    tile_map = bsa.bsa_tile_map(kept, k, tiling, kv=rule, query_tiles=per_block)
     dense = create_mask(mask.mask_mod, 2, 2, *mask.seq_lengths, "cpu")
     whole = tile_map.repeat_interleave(kept.q_rows, -2).repeat_interleave(tiling.rows, -1)
     assert torch.equal(dense, whole & tiling.valid())
+    tile_map = tile_map[:, :, ::per_block]  # of query blocks
     assert torch.equal(mask.to_dense().bool(), tile_map)
     by_key = (mask.q_num_blocks, 0 if mask.full_q_num_blocks is None else mask.full_q_num_blocks)
     assert torch.equal(by_key[0] + by_key[1], tile_map.sum(-2, dtype=torch.int32))
@@ -141,7 +147,8 @@ def test_mask_mod_lists_and_torchs_flex_attention_agree(windows, seed, rule):
             mask.full_q_indices,
         ),
     ):
-        for b, h, j in torch.cartesian_prod(*map(torch.arange, tile_map.shape[:3])).tolist():
+        places = *tile_map.shape[:2], tiling.num_tiles
+        for b, h, j in torch.cartesian_prod(*map(torch.arange, places)).tolist():
             listed = [] if num is None else idx[b, h, j, : num[b, h, j]].tolist()
             assert all(tile_map[b, h, i, j] for i in listed) and len({*listed}) == len(listed)
     plain = [kept.q, k, v]
@@ -166,21 +173,26 @@ def test_nan_in_padding_changes_nothing(windows, seed, rule):
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
-@given(problems(), seeds, rules)
-def test_tiles_are_chosen_by_the_means_of_the_queries_that_stay(windows, seed, rule):
+@given(problems(), seeds, rules, st.sampled_from([1, 2, 3]))
+def test_tiles_are_chosen_by_the_means_of_the_queries_that_stay(windows, seed, rule, query_tiles):
     tiling = windows.tiling
+    size = min(query_tiles, tiling.num_tiles)
     problem = dict(tiling=tiling, seed=seed, batch=2, heads=2, dim=16)
     q, k = (tiling.to_tiles(x.detach()) for x in tensors(2, problem))
     kept = prune_queries(q, tiling, keep=windows.keep, window=windows.window)
     stays = kept.mask.unflatten(-1, (tiling.num_tiles, tiling.rows)).double()
 
-    def means(x, weights):
+    def means(x, weights, size):
         tiles = x.double().unflatten(-2, (tiling.num_tiles, tiling.rows))
-        return torch.einsum("bhnrd,bhnr->bhnd", tiles, weights / weights.sum(-1, keepdim=True))
+        sums = torch.einsum("bhnrd,bhnr->bhnd", tiles, weights).split(size, 2)
+        counts = weights.sum(-1, keepdim=True).split(size, 2)
+        return torch.cat([s.sum(2, True) / c.sum(2, True) for s, c in zip(sums, counts)], 2)
 
     valid = tiling.valid().view(tiling.num_tiles, -1).double().expand_as(stays)
-    scores = means(q, stays) @ means(k, valid).mT / 16**0.5
-    agree = bsa.bsa_tile_map(kept, k, tiling, kv=rule) == rule(scores.float())
+    scores = means(q, stays, size) @ means(k, valid, 1).mT / 16**0.5
+    found = bsa.bsa_tile_map(kept, k, tiling, kv=rule, query_tiles=size)
+    due = rule(scores.float()).repeat_interleave(size, 2)[:, :, : tiling.num_tiles]
+    agree = found == due
     assert agree.all(-1).double().mean() >= 0.9, "but for near ties"
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from laws import assert_accurate, poison
 
-from flexsparse import Threshold, VideoTiling, bsa_attention, reference
+from flexsparse import Threshold, VideoTiling, bsa_attention, reference, vsa_attention
 from flexsparse.nn import BSA, VSA
 from flexsparse.vsa import vsa_tile_map
 
@@ -119,3 +119,25 @@ def test_the_choice_is_what_gradients_flow_through(layer):
         assert torch.equal(chosen, choice.tile_map[:, :, i])
     most = choice.kept.unflatten(2, tiles).sum(-1).max()
     assert choice.q_rows is None if isinstance(layer, VSA) else most <= choice.q_rows < tiling.rows
+
+
+def test_layers_hand_on_how_query_tiles_choose():
+    x, q, k, v = [tiling.to_tiles(t) for t in inputs()]
+    layer = VSA(48, 3, top_k=3, query_tiles=2)
+    layer.gate_coarse.requires_grad_(False).weight.zero_()
+    layer.gate_fine.requires_grad_(False).weight.zero_()
+    due = vsa_attention(q, k, v, tiling, top_k=3, query_tiles=2)
+    assert torch.equal(layer(x, q, k, v, tiling), due)
+    assert not torch.equal(vsa_attention(q, k, v, tiling, top_k=3), due)
+    chosen = layer.choose(q, k, tiling).tile_map
+    assert torch.equal(chosen, vsa_tile_map(q, k, tiling, top_k=3, query_tiles=2))
+    pruning = BSA(Threshold(3), query_tiles=2)
+    due = bsa_attention(q, k, v, tiling, kv=Threshold(3), query_tiles=2)
+    assert torch.equal(pruning(x, q, k, v, tiling), due)
+    assert not torch.equal(bsa_attention(q, k, v, tiling, kv=Threshold(3)), due)
+    chosen = pruning.choose(q, k, tiling).tile_map
+    assert torch.equal(chosen[:, :, 0], chosen[:, :, 1])
+    flash = dict(kernel_options={"BACKEND": "FLASH"})
+    for layer in (VSA(48, 3, 3, **flash), BSA(3, **flash)):
+        with pytest.raises(ValueError, match="engine for CUDA"):
+            layer(x, q, k, v, tiling)

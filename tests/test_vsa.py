@@ -18,10 +18,13 @@ def ours(problem, q, k, v, gate_coarse=None, gate_fine=None):
     tiling = problem["tiling"]
     q, k, v = map(tiling.to_tiles, (q, k, v))
     gates = [None if g is None else tiling.to_tiles(g) for g in (gate_coarse, gate_fine)]
-    out = vsa_attention(
-        q, k, v, tiling, top_k=problem["top_k"], gate_coarse=gates[0], gate_fine=gates[1]
-    )
-    return tiling.from_tiles(out)
+    options = dict(zip(("gate_coarse", "gate_fine"), gates)) | chosen_by(problem)
+    return tiling.from_tiles(vsa_attention(q, k, v, tiling, **options))
+
+
+def chosen_by(problem):
+    """How tiles are chosen."""
+    return dict(top_k=problem["top_k"], query_tiles=problem.get("query_tiles", 1))
 
 
 def results(compute, inputs, seed):
@@ -35,7 +38,7 @@ def results(compute, inputs, seed):
 def check_against_oracle(problem, inputs):
     tiling, seed, dtype = problem["tiling"], problem["seed"], inputs[0].dtype
     # the oracle is given our choice, made in the tested dtype
-    chosen = vsa_tile_map(*map(tiling.to_tiles, inputs[:2]), tiling, top_k=problem["top_k"])
+    chosen = vsa_tile_map(*map(tiling.to_tiles, inputs[:2]), tiling, **chosen_by(problem))
 
     def oracle(dtype, q, k, v, *gates):
         gates = dict(zip(("gate_coarse", "gate_fine"), gates))
@@ -83,7 +86,7 @@ def test_all_tiles_is_dense_attention(problem):
 @settings(max_examples=20)
 @given(problems(dims=(16, 32)))
 def test_nan_in_padding_changes_nothing(problem):
-    tiling, top_k = problem["tiling"], problem["top_k"]
+    tiling, choice = problem["tiling"], chosen_by(problem)
     raster = tensors(6, problem)
     grad = tiling.to_tiles(raster.pop().detach())
     clean = [tiling.to_tiles(x.detach()).requires_grad_() for x in raster]
@@ -91,10 +94,10 @@ def test_nan_in_padding_changes_nothing(problem):
 
     def gated(q, k, v, gate_coarse, gate_fine):
         gates = dict(gate_coarse=gate_coarse, gate_fine=gate_fine)
-        return vsa_attention(q, k, v, tiling, top_k=top_k, **gates)
+        return vsa_attention(q, k, v, tiling, **choice, **gates)
 
     def masked(q, k, v, *_):
-        return flex_attention(q, k, v, block_mask=vsa_mask(q, k, tiling, top_k=top_k))
+        return flex_attention(q, k, v, block_mask=vsa_mask(q, k, tiling, **choice))
 
     for compute, count in ((gated, 5), (masked, 3)):
         expected, out = compute(*clean), compute(*poisoned)
@@ -110,8 +113,8 @@ def test_nan_in_padding_changes_nothing(problem):
 def test_an_unselected_tile_gets_no_gradient_from_the_fine_stage(problem):
     tiling = problem["tiling"]
     inputs = [tiling.to_tiles(x.detach()).requires_grad_() for x in tensors(3, problem)]
-    chosen = vsa_tile_map(*inputs[:2], tiling, top_k=problem["top_k"])
-    out = vsa_attention(*inputs, tiling, top_k=problem["top_k"])
+    chosen = vsa_tile_map(*inputs[:2], tiling, **chosen_by(problem))
+    out = vsa_attention(*inputs, tiling, **chosen_by(problem))
     _, dk, dv = torch.autograd.grad(out.square().sum(), inputs)
     selected = chosen.any(-2)
     for grad in (dk, dv):
@@ -130,6 +133,44 @@ def test_batch_and_head_permutations_commute(problem):
     turned = [turn(x) for x in inputs]
     exact = ours(problem, *[x.double() for x in turned])
     assert_accurate([turn(ours(problem, *inputs))], [[ours(problem, *turned)]], [exact])
+
+
+@settings(max_examples=30)
+@given(problems(dims=(16,)))
+def test_query_tiles_of_a_block_choose_together_by_their_mean_query(problem):
+    tiling, size = problem["tiling"], problem["query_tiles"]
+    q, k = tensors(2, problem)
+    chosen = vsa_tile_map(tiling.to_tiles(q), tiling.to_tiles(k), tiling, **chosen_by(problem))
+    assert (chosen.sum(-1) == problem["top_k"]).all()
+    of_token = reference.tile_of_token(tiling.video, tiling.tile)
+    keys = reference.pool(k.double(), tiling.video, tiling.tile)
+    for first in range(0, tiling.num_tiles, size):
+        block = slice(first, first + size)
+        assert (chosen[..., block, :] == chosen[..., first : first + 1, :]).all()
+        together = (of_token >= first) & (of_token < first + size)
+        scores = q.double()[..., together, :].mean(-2, keepdim=True) @ keys.mT
+        mine = chosen[..., first : first + 1, :]
+        worst = scores.masked_fill(~mine, torch.inf).amin(-1)
+        best_left = scores.masked_fill(mine, -torch.inf).amax(-1)
+        assert (worst >= best_left - 1e-6 * scores.abs().amax()).all()
+    exact = [x.detach().double() for x in (q, k)]
+    shape = tiling.video, tiling.tile
+    theirs = reference.pooled_over_blocks(reference.scores(*exact, *shape), *shape, size)
+    scores = reference.pool(exact[0], *shape) @ keys.mT / problem["dim"] ** 0.5
+    tokens = torch.bincount(of_token).double()
+    for tile in range(tiling.num_tiles):
+        block = torch.arange(tiling.num_tiles) // size == tile // size
+        mean = (scores[..., block, :] * tokens[block, None]).sum(-2) / tokens[block].sum()
+        torch.testing.assert_close(theirs[..., tile, :], mean)
+
+
+def test_one_block_of_all_query_tiles_is_one_choice_for_all():
+    tiling = VideoTiling((4, 8, 12), (4, 4, 4))
+    problem = dict(tiling=tiling, batch=2, heads=2, dim=16, seed=0, top_k=2, query_tiles=6)
+    check_against_oracle(problem, tensors(5, problem))
+    q = tiling.to_tiles(torch.randn(1, 1, tiling.tokens, 16))
+    mask = vsa_mask(q, q, tiling, top_k=2, query_tiles=6)
+    assert mask.BLOCK_SIZE == (384, 64) and mask.full_kv_indices.shape == (1, 1, 1, 2)
 
 
 def test_a_choice_follows_the_keys_that_matter():
@@ -154,6 +195,9 @@ def test_bad_input_is_one_clear_line():
     for top_k in (0, 9, -1):
         with pytest.raises(ValueError, match=rf"^top_k={top_k} must be an int in 1..8"):
             vsa_mask(good, good, tiling, top_k=top_k)
+    for tiles in (0, 9, 2.0, True):
+        with pytest.raises(ValueError, match=rf"^query_tiles={tiles!r} must be an int in 1..8"):
+            vsa_attention(good, good, good, tiling, top_k=2, query_tiles=tiles)
     for top_k in (2.0, "2"):
         with pytest.raises(ValueError, match=rf"^top_k={top_k!r} must be an int in 1..8"):
             vsa_attention(good, good, good, tiling, top_k=top_k)

@@ -10,7 +10,7 @@ from laws import seeds
 from small_dit import assert_equals_dense, draw_batch, gradients, small_model
 
 from flexsparse import VideoTiling
-from models.attention import VSA, Dense
+from models.attention import BSA, VSA, Dense
 
 videos = st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(1, 9))
 tiles = st.tuples(*[st.integers(1, 4)] * 3)
@@ -33,6 +33,14 @@ def test_a_choice_that_cannot_be_is_refused():
         VSA(top_k=9).top_k_for(VideoTiling((8, 8, 8)))
     with pytest.raises(ValueError, match="top_k is 0"):
         VSA(top_k=0).top_k_for(VideoTiling((8, 8, 8)))
+
+
+@pytest.mark.parametrize("slot", [VSA, BSA])
+def test_query_tiles_that_choose_together_reach_the_layers(slot):
+    model = small_model((4, 8, 8), slot(sparsity=0.5, tile=(2, 4, 4), query_tiles=2))
+    assert {block.self_attention.slot.query_tiles for block in model.layers.values()} == {2}
+    with pytest.raises(ValueError, match=r"query_tiles=9 must be an int in 1..8"):
+        slot(query_tiles=9, tile=(2, 4, 4)).tiling((4, 8, 8))
 
 
 def test_without_a_tile_the_one_of_least_padding_is_taken():
