@@ -31,7 +31,7 @@ def commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def write_row(file: str, device: str, **row: Any) -> dict[str, Any]:
+def write_row(file: str, device: str, *, results: Path = RESULTS, **row: Any) -> dict[str, Any]:
     """Append ``row``, with device, versions, date and commit, to ``results/<file>.jsonl``."""
     row = {
         **row,
@@ -41,7 +41,7 @@ def write_row(file: str, device: str, **row: Any) -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),
     }
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{file}.jsonl").open("a") as out:
-        out.write(json.dumps(row) + "\n")
+    results.mkdir(exist_ok=True)
+    with (results / f"{file}.jsonl").open("a") as out:
+        out.write(json.dumps(row) + "\n")  # one write: processes may append side by side
     return row

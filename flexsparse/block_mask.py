@@ -50,18 +50,15 @@ class TileBlockMask(BlockMask):
         def in_tile(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
             return kv % rows < (volume if counts is None else counts[kv // rows])
 
-        partial = self.kv_num_blocks, self.kv_indices, self.q_num_blocks, self.q_indices
-        full = (
-            self.full_kv_num_blocks,
-            self.full_kv_indices,
-            self.full_q_num_blocks,
-            self.full_q_indices,
-        )
+        names = "kv_num_blocks", "kv_indices", "q_num_blocks", "q_indices"
+        lists: Any = {name: getattr(self, name) for name in names}
+        full: Any = {f"full_{name}": getattr(self, f"full_{name}") for name in names}
         if not tiling.has_padding:
-            partial, full = full, (None,) * 4
-        lists: Any = (*partial[:2], *full[:2], *partial[2:], *full[2:])
+            lists = {name: full[f"full_{name}"] for name in names}
+            full = dict.fromkeys(full)
         mask_mod = in_tile if tiling.has_padding else noop_mask
-        return BlockMask(self.seq_lengths, *lists, self.BLOCK_SIZE, mask_mod)
+        given: Any = dict(BLOCK_SIZE=self.BLOCK_SIZE, mask_mod=mask_mod)
+        return BlockMask(self.seq_lengths, **lists, **full, **given)
 
     def to_dense(self) -> Tensor:
         """Which key blocks every query block visits: int32 ``[B, H, nq, nk]`` of 0 and 1.

@@ -104,6 +104,6 @@ def test_importing_the_library_does_not_load_the_compiler():
 def test_the_wheel_holds_the_library_alone():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages = find_packages(ROOT, include=settings["packages"]["find"]["include"])
-    assert sorted(packages) == ["flexsparse", "flexsparse.kernels"]
+    assert sorted(packages) == ["flexsparse", "flexsparse.kernels", "flexsparse.selfcheck"]
     assert settings["package-data"] == {"flexsparse": ["py.typed"]}
     assert (ROOT / "flexsparse" / "py.typed").is_file()

@@ -1,0 +1,1 @@
+"""Takes a GPU's measure: ``python -m benchmarks.gpu``."""
