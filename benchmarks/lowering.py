@@ -31,7 +31,9 @@ TOKENS = {
 }
 
 
-def vsa_case(shape: str, dim: int, gates: bool, annealed: bool = False) -> Case:
+def vsa_case(
+    shape: str, dim: int, gates: bool, annealed: bool = False, query_tiles: int = 1
+) -> Case:
     """One VSA layer in bf16: from q, k, v (and a coarse gate) to the output."""
     tiling = VideoTiling(*TOKENS[shape])
 
@@ -44,14 +46,15 @@ def vsa_case(shape: str, dim: int, gates: bool, annealed: bool = False) -> Case:
         )
 
         def attend(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None) -> Tensor:
-            return vsa_attention(q, k, v, tiling, top_k=top_k, gate_coarse=gate)
+            choice: Any = dict(top_k=top_k, query_tiles=query_tiles)
+            return vsa_attention(q, k, v, tiling, gate_coarse=gate, **choice)
 
         return attend, inputs
 
     return case
 
 
-def bsa_case(shape: str, dim: int, kv: Rule, annealed: bool = False) -> Case:
+def bsa_case(shape: str, dim: int, kv: Rule, annealed: bool = False, query_tiles: int = 1) -> Case:
     """One BSA layer in bf16, half of the queries kept: blocks of 32 query rows (64 of full128)."""
     tiling = VideoTiling(*TOKENS[shape])
     window = (3, 5, 2) if shape == "padded64" else (2, 2, 2)
@@ -63,7 +66,8 @@ def bsa_case(shape: str, dim: int, kv: Rule, annealed: bool = False) -> Case:
         rule = Threshold(torch.empty((), dtype=torch.int32, device=device)) if annealed else kv
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return bsa_attention(q, k, v, tiling, keep=0.5, window=window, kv=rule)
+            choice: Any = dict(kv=rule, query_tiles=query_tiles)
+            return bsa_attention(q, k, v, tiling, keep=0.5, window=window, **choice)
 
         return attend, [torch.empty(size, **options) for _ in range(3)]
 
@@ -116,6 +120,13 @@ CASES: dict[str, Case] = {
         for name, kv in (("threshold", Threshold(8)), ("mass", Mass(0.9, max_tiles=32)))
     },
     **{f"bsa_full64_d{dim}_top": bsa_case("full64", dim, TopK(8)) for dim in (16, 32, 256)},
+    **{
+        f"vsa_{shape}_d{dim}_gated_pairs": vsa_case(shape, dim, True, query_tiles=2)
+        for shape in ("full64", "padded64", "ragged64")
+        for dim in (64, 128)
+    },
+    "bsa_full64_d128_pairs": bsa_case("full64", 128, Threshold(8), query_tiles=4),
+    "bsa_ragged64_d128_pairs": bsa_case("ragged64", 128, Threshold(8), query_tiles=4),
     "vsa_full64_d64_annealed": vsa_case("full64", 64, False, annealed=True),
     "bsa_full64_d64_annealed": bsa_case("full64", 64, Threshold(8), annealed=True),
     "dit_dense": dit_case(Dense()),

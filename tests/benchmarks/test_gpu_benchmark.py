@@ -1,0 +1,211 @@
+"""The GPU's benchmark: it ends, at tiny sizes on the CPU, and finds what is wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import parts, sweep, tables
+from benchmarks.gpu.cases import Method, Setting, methods, settings
+from benchmarks.gpu.methods import KINDS, build, draw
+from benchmarks.gpu.oracle import check
+from benchmarks.gpu.run import Run, in_processes, read_rows
+
+ROOT = Path(__file__).parent.parent.parent
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory):
+    """The whole command, in a process of its own, once."""
+    folder = tmp_path_factory.mktemp("results")
+    line = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--results", str(folder)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    return SimpleNamespace(folder=folder, done=done, rows=read_rows(folder))
+
+
+def test_a_rehearsal_ends_with_every_method_checked_timed_and_swept(rehearsed):
+    assert rehearsed.done.returncode == 0, rehearsed.done.stderr
+    assert "checks right" in rehearsed.done.stdout and "x dense" in rehearsed.done.stdout
+    rows = rehearsed.rows
+    assert {row["part"] for row in rows} == {"machine", "selfcheck", "check", "time", "sweep"}
+    keys = {setting.key for setting in settings(True)}
+    checked = [m.name for m in methods(True) if not m.kind.startswith("dense")]
+    found = {(r["case"], r["method"]): r["ok"] for r in rows if r["part"] == "check"}
+    assert found == {(key, name): True for key in keys for name in checked}
+    found = {(r["case"], r["method"], r["step"]) for r in rows if r["part"] == "time"}
+    names = [method.name for method in methods(True)]
+    steps = ("forward", "forward_backward")
+    assert found == {(key, name, step) for key in keys for name in names for step in steps}
+    assert not [row for row in rows if row.get("error")]
+    for row in rows:
+        if row["part"] in ("time", "sweep"):
+            assert row["ms"] > 0 and row["flops"] > 0 and row["dtype"] == "bfloat16"
+            assert {"device", "torch", "triton", "shape", "tflops", "commit"} <= row.keys()
+    swept = {(row["method"], row["step"]) for row in rows if row["part"] == "sweep"}
+    assert len(swept) == 2 * len(sweep.targets(True))
+
+
+def test_it_goes_on_from_what_it_has(rehearsed, capsys):
+    arguments = ["--rehearse", "--resume", "--results", str(rehearsed.folder)]
+    assert command.main([*arguments, "--only", "vsa"]) == 0
+    assert read_rows(rehearsed.folder) == rehearsed.rows
+    assert "vsa 50.0% x2" in capsys.readouterr().out
+
+
+def test_without_a_gpu_it_says_so():
+    with mock.patch("torch.cuda.is_available", lambda: False):
+        assert command.main([]) == 2
+
+
+def test_a_rehearsal_leaves_nothing_beside_a_gpus_results(capsys):
+    before = read_rows()
+    assert command.main(["--rehearse", "--only", "machine"]) == 0
+    assert read_rows() == before and "rehearsal-" in capsys.readouterr().out
+
+
+SMALL = Setting("small", (5, 9, 8), (4, 4, 4), 2, 16)
+
+
+@pytest.mark.parametrize("method", [m for m in methods(True) if not m.kind.startswith("dense")])
+@pytest.mark.parametrize("wrong", ["dq", "dk", "dv", "out"])
+def test_what_is_wrong_is_found(method, wrong):
+    tensors = draw(SMALL, CPU, torch.bfloat16)
+    layer = build(method, SMALL, tensors)
+    ratios = check(method, SMALL, layer, tensors)
+    assert max(ratios.values()) <= 1 and len(ratios) == 1 + len(layer.inputs)
+    names = ["dq", "dk", "dv", "dgate_coarse", "dgate_fine"]
+
+    def broken(*inputs):
+        """A twentieth too much of one result, alone."""
+        if wrong == "out":
+            out = layer.attend(*inputs)
+            return out + 0.05 * out.detach()
+        given = [Scaled.apply(x, 1.05 if n == wrong else 1) for n, x in zip(names, inputs)]
+        return layer.attend(*given)
+
+    found = check(method, SMALL, layer._replace(attend=broken), tensors)
+    assert [name for name, ratio in found.items() if not ratio <= 1] == [wrong]
+
+
+class Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return grads[0] * ctx.factor, None
+
+
+def test_what_no_check_found_right_is_not_timed(tmp_path, capsys):
+    run = Run("cpu", 60, only="time", results=tmp_path)
+    some = [Method("dense_math"), Method("vsa", 0.5), Method("vsa", 0.6), Method("bsa", 0.8)]
+    with mock.patch.object(parts, "settings", lambda _: [SMALL]):
+        with mock.patch.object(parts, "methods", lambda _: some):
+            run.write("check", case=SMALL.key, method=some[1].name, ok=True)
+            run.write("check", case=SMALL.key, method=some[2].name, ok=True)
+            run.write("check", case=SMALL.key, method=some[2].name, ok=False)
+            parts.time_all(run)
+    timed = {row["method"] for row in run.rows() if row["part"] == "time"}
+    assert timed == {some[0].name, some[1].name}
+    assert capsys.readouterr().out.count("not timed: no check found it right") == 2
+
+
+def test_an_error_is_a_row_and_the_others_go_on(tmp_path):
+    run = Run("cpu", 60, results=tmp_path)
+    tensors = draw(SMALL, CPU, torch.bfloat16)
+
+    def fails(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    with mock.patch.dict(KINDS, {"vsa": fails}):
+        parts.check_setting(run, SMALL, [Method("vsa", 0.5), Method("fine", 0.5)])
+        parts._time_method(run, SMALL, Method("vsa", 0.5), tensors)
+    rows = read_rows(tmp_path)
+    assert [(r["part"], r.get("ok")) for r in rows] == [
+        ("check", False),
+        ("check", True),
+        ("time", None),
+    ]
+    for row in (rows[0], rows[2]):
+        assert row["error"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
+    assert "WRONG: vsa" in tables.checks(rows) and "Tried to allocate" in tables.times(rows)
+
+
+def _sleep_and_write(path):
+    import time
+
+    Path(path).touch()
+    time.sleep(30)
+
+
+def test_what_does_not_end_in_time_is_stopped(tmp_path):
+    jobs = [(_sleep_and_write, tmp_path / name) for name in "ab"]
+    assert in_processes(jobs, workers=1, seconds=8) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_cases_are_the_workloads():
+    tokens = {(s.tiling.tokens, s.heads, s.dim) for s in settings()}
+    wan, long = (23296, 32760, 75600), (61440, 153600)
+    due = {(t, 12, d) for t in (*wan, *long) for d in (64, 128)} | {(t, 40, 128) for t in wan}
+    assert tokens == due and len(settings()) == len(due)
+    assert not any(s.tiling.is_ragged for s in settings())
+    names = {(m.kind, m.sparsity) for m in methods()}
+    assert names >= {("vsa", 0.875), ("vsa", 0.912), ("bsa", 0.93), ("bsa", 0.95)}
+    assert {m.kind for m in methods() + methods(True)} <= KINDS.keys()
+
+
+def test_sweeps_try_what_fits_the_blocks_and_each_thing_once():
+    for target in sweep.targets():
+        q_rows, kv_rows = target.blocks
+        for step, tried in sweep.options(target).items():
+            assert tried[0] == {} and len(tried) == len({str(x) for x in tried}) > 5
+            for options in tried:
+                prefix = "fwd_" if step == "forward" else "bwd_"
+                assert all(key.startswith(prefix) for key in options)
+                for key, size in options.items():
+                    rows = q_rows if "BLOCK_M" in key else kv_rows
+                    assert "BLOCK" not in key or rows % size == 0
+    assert any("fwd_USE_TMA" in x for x in sweep.options(sweep.targets()[0])["forward"])
+
+
+def row(method, step, ms, case="61k-12x128", **more):
+    flops = 10**12
+    shape = [1, 12, 61440, 128]
+    rate = flops * (1 if step == "forward" else 3.5) / ms / 1e9
+    base = dict(part="time", case=case, method=method, step=step, ms=ms, tflops=rate, flops=flops)
+    return base | dict(shape=shape, sparsity=0.0, peak_bytes=100, device="gpu") | more
+
+
+def test_goals_are_read_off_the_rows():
+    steps = ("forward", "forward_backward")
+    dense = {"dense_a": (10, 40), "dense_b": (8, 30)}
+    rows = [row(m, s, ms) for m, times in dense.items() for s, ms in zip(steps, times)]
+    rows += [row("fine 87.5% x2", s, ms) for s, ms in zip(steps, (2, 7))]
+    rows += [row("vsa 87.5% x2", s, ms) for s, ms in zip(steps, (4, 5))]
+    rows += [row("vsa 87.5% x1", s, ms) for s, ms in zip(steps, (1, 10))]
+    rows += [row("vsa_ungated 87.5% x2", s, 2, peak_bytes=105) for s in steps]
+    found = {line[0]: line[2] for line in tables._goals(rows)}
+    assert found["fine stage, forward, 87.5 %, 61k-12x128"] == "500 TFLOP/s, 400% of dense"
+    # 2.5e12 FLOP in 5 ms and, dense, in 30 - 8 ms
+    assert found["fine stage, backward, 87.5 %, 61k-12x128"] == "440% of dense"
+    assert found["whole VSA, 87.5 %, forward, 61k-12x128"] == "8.00x"
+    assert found["whole VSA, 87.5 %, forward and backward, 61k-12x128"] == "6.00x"
+    assert found["peak memory without gates, forward and backward, 61k-12x128"] == "1.05"
+    assert found["whole VSA, 87.5 %, forward, 153k-12x128"] == ""
+    assert tables.goals([]).count("not measured") == 11
+
+
+def test_the_last_row_of_a_thing_counts():
+    rows = [row("dense_a", "forward", ms) for ms in (10, 5)] + [row("vsa 87.5% x1", "forward", 1)]
+    *_, dense, sparse = tables.times(rows).splitlines()
+    assert "| 5.00 | 200 | 1.00 | - | - | - |" in dense and "10.00" not in tables.times(rows)
+    assert "| 1.00 | 1000 | 5.00 | - | - | - |" in sparse
