@@ -1,9 +1,10 @@
 # make demo | test | lint: each installs what it needs into .venv first, once.
+# make gpu: measures the GPU here with the torch, triton and einops of $(PYTHON); installs nothing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint gpu clean
 
 # torch first and by itself: a machine that has a build of it at hand keeps that one.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -22,6 +23,9 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+gpu:
+	$(PYTHON) -m benchmarks.gpu
 
 clean:
 	rm -rf $(VENV) out

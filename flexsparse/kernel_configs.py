@@ -1,4 +1,4 @@
-"""The compute blocks of FlexAttention's kernels for masks of tiles: two tables, one a direction.
+"""The compute blocks of FlexAttention's kernels for masks of tiles: tables, two a direction.
 
 A row serves GPUs of one generation (the compute capability's major number; 10 stands for later
 ones as well), head dims up to its own, and mask blocks of at least its query and key rows; the
@@ -76,14 +76,14 @@ FORWARD: list[Row[Forward]] = [
     Row(AMPERE, 64, 64, 32, Forward(64, 32, 3, 8), "64 keys spill where tiles are ragged"),
     Row(AMPERE, 128, 128, 64, Forward(128, 64, 2, 8), "a third stage leaves room for one block"),
     Row(AMPERE, 128, 64, 64, Forward(64, 64, 2, 8), "four warps spill where tiles are ragged"),
-    Row(AMPERE, 256, 32, 32, Forward(32, 32, 2, 4), "what shared memory holds twice"),
     Row(BLACKWELL, 64, 128, 64, Forward(128, 64, 3, 8), "as on Hopper"),
     Row(BLACKWELL, 64, 64, 64, Forward(64, 64, 3, 8), "four warps spill where tiles are ragged"),
     Row(BLACKWELL, 128, 128, 64, Forward(128, 64, 3, 8), "torch's own for D = 128"),
     Row(BLACKWELL, 128, 64, 64, Forward(64, 64, 2, 4), "a third stage spills"),
-    Row(BLACKWELL, 256, 64, 32, Forward(64, 32, 2, 8), "as on Hopper"),
+    Row(BLACKWELL, 256, 64, 32, Forward(64, 32, 2, 4), "a third stage, or eight warps, spill"),
     Row(ALL, 128, 32, 64, Forward(32, 64, 2, 4),
-        "half a wgmma: no Hopper rate here, pair query tiles to reach 64 rows"),
+        "fewer rows than a warpgroup's 64: let query tiles choose together to reach them"),
+    Row(AMPERE, 256, 32, 32, Forward(32, 32, 2, 4), "what shared memory holds twice"),
 ]
 BACKWARD: list[Row[Backward]] = [
     Row(HOPPER, 64, 128, 64, Backward(64, 64, 128, 64, 3, 8),
@@ -99,9 +99,20 @@ BACKWARD: list[Row[Backward]] = [
         "dK and dV of 64 keys keep wgmma; dQ of 32 rows cannot"),
     Row(AMPERE, 64, 64, 64, Backward(32, 64, 64, 32, 3, 8), "64 x 64 spills, even with 8 warps"),
     Row(AMPERE, 128, 64, 64, Backward(32, 64, 64, 32, 2, 8), "as for D = 64; two stages fit"),
-    Row(BLACKWELL, 64, 64, 64, Backward(64, 64, 64, 64, 3, 4), "as on Hopper"),
+    Row(BLACKWELL, 64, 128, 128, Backward(64, 64, 64, 64, 3, 4), "eight warps spill"),
+    Row(BLACKWELL, 64, 64, 64, Backward(64, 64, 64, 64, 3, 8), "four warps spill"),
     Row(BLACKWELL, 128, 64, 64, Backward(64, 64, 64, 64, 2, 8), "as on Hopper"),
     Row(ALL, 256, 32, 32, Backward(32, 32, 32, 32, 2, 8), "dK and dV of more keys spill"),
+]
+FORWARD_FP32: list[Row[Forward]] = [
+    Row(ALL, 64, 32, 32, Forward(32, 32, 2, 4), "exact products take no tensor core"),
+    Row(ALL, 128, 32, 16, Forward(32, 16, 2, 8), "32 keys spill, with eight warps even"),
+    Row(ALL, 256, 16, 16, Forward(16, 16, 1, 4), "what a thread can hold"),
+]
+BACKWARD_FP32: list[Row[Backward]] = [
+    Row(ALL, 64, 16, 16, Backward(16, 16, 16, 16, 1, 4), "torch's own"),
+    Row(ALL, 128, 16, 16, Backward(16, 16, 16, 16, 1, 8), "torch's own, but four warps spill"),
+    Row(ALL, 256, 16, 16, Backward(16, 16, 16, 16, 1, 8), "the least there is; it spills"),
 ]
 # fmt: on
 _SPARE = 8192  # bytes of shared memory that the kernels take beyond the tiles
@@ -128,12 +139,9 @@ def forward_config(
     Forward(m=128, n=64, stages=3, warps=8)
     """
     q, kv = _block(q_rows), _block(kv_rows)
-    if dtype == torch.float32:  # twice the bytes: half the rows keep K and V in shared memory
-        config = Forward(min(q, 32), min(kv, 32), 1 if head_dim > 128 else 2, 4)
-    else:
-        small = Forward(min(q, 32), min(kv, 32), 2, 4)  # only that it compiles
-        config = _first(FORWARD, head_dim, q, kv, major, small)
-    return _fit(config, head_dim, dtype, shared)
+    small = Forward(min(q, 32), min(kv, 32), 2, 4)  # only that it compiles
+    table = FORWARD_FP32 if dtype == torch.float32 else FORWARD
+    return _fit(_first(table, head_dim, q, kv, major, small), head_dim, dtype, shared)
 
 
 def backward_config(
@@ -149,13 +157,10 @@ def backward_config(
     The kernels need n1 to be a multiple of m1, and m2 of n2.
     """
     q, kv = _block(q_rows), _block(kv_rows)
-    if dtype == torch.float32:
-        config = Backward(16, 16, 16, 16, 1, 4)
-    else:
-        least = min(q, kv, 32)
-        small = Backward(least, least, least, least, 2, 4)
-        config = _first(BACKWARD, head_dim, q, kv, major, small)
-    return _fit(config, head_dim, dtype, shared)
+    least = min(q, kv, 32)
+    small = Backward(least, least, least, least, 2, 4)
+    table = BACKWARD_FP32 if dtype == torch.float32 else BACKWARD
+    return _fit(_first(table, head_dim, q, kv, major, small), head_dim, dtype, shared)
 
 
 def _block(rows: int) -> int:

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from flexsparse import VideoTiling, flex_attention, kernel_options, vsa_mask
 from flexsparse.kernel_configs import (
     BACKWARD,
+    BACKWARD_FP32,
     FORWARD,
+    FORWARD_FP32,
     Backward,
     Forward,
     backward_config,
@@ -41,15 +43,23 @@ def test_blocks_divide_the_masks_and_fit_the_gpu(head_dim, q_rows, kv_rows, dtyp
         assert fits or (config.stages == 1 and (head_dim > 128 or gpu[0] == 7))
 
 
-@pytest.mark.parametrize("table, choose", [(FORWARD, forward_config), (BACKWARD, backward_config)])
-def test_every_row_is_somebodys_and_says_why(table, choose):
+@pytest.mark.parametrize(
+    "table, choose, dtype",
+    [
+        (FORWARD, forward_config, torch.bfloat16),
+        (BACKWARD, backward_config, torch.bfloat16),
+        (FORWARD_FP32, forward_config, torch.float32),
+        (BACKWARD_FP32, backward_config, torch.float32),
+    ],
+)
+def test_every_row_is_somebodys_and_says_why(table, choose, dtype):
     for number, row in enumerate(table):
-        sizes = row.head_dim, torch.bfloat16, row.q_rows, row.kv_rows
+        sizes = row.head_dim, dtype, row.q_rows, row.kv_rows
         taken = [choose(*sizes, gpu) for gpu in row.gpus]
         earlier = [r for r in table[:number] if r.head_dim >= row.head_dim]
         hidden = [r for r in earlier if r.q_rows <= row.q_rows and r.kv_rows <= row.kv_rows]
-        assert {*row.gpus} - {gpu for r in hidden for gpu in r.gpus}, f"nothing takes {row}"
-        assert row.config in taken and len(row.why) > 10
+        assert not {*row.gpus} & {gpu for r in hidden for gpu in r.gpus}, f"{row} is hidden"
+        assert taken == [row.config] * len(row.gpus) and len(row.why) > 10
 
 
 def test_shared_memory_is_what_the_compiler_said():

@@ -97,6 +97,9 @@ def options(target: Target, rehearse: bool = False) -> dict[str, list[Options]]:
         "forward": _distinct(forward, {f"fwd_{k}": v for k, v in _named(ahead).items()}),
         "forward_backward": _distinct(backward, {f"bwd_{k}": v for k, v in _named(back).items()}),
     }
+    if kv_rows == 128:  # FlashAttention 4 takes no smaller blocks, and says so where it is not here
+        for tried in found.values():
+            tried.append({"BACKEND": "FLASH"})
     limits = {"fwd_BLOCK_M": q_rows, "fwd_BLOCK_N": kv_rows, "bwd_BLOCK_M1": q_rows}
     limits |= {"bwd_BLOCK_N1": kv_rows, "bwd_BLOCK_M2": q_rows, "bwd_BLOCK_N2": kv_rows}
     fitting = {
