@@ -13,6 +13,7 @@ from benchmarks.gpu.cases import Method, Setting, methods, settings
 from benchmarks.gpu.methods import Layer, Unavailable, build, draw, fine
 from benchmarks.gpu.oracle import check
 from benchmarks.gpu.run import DTYPE, Row, Run, in_processes, say, setting_of
+from benchmarks.gpu.tables import best_dense
 from benchmarks.gpu.timing import machine, measure, steps
 from flexsparse import selfcheck
 
@@ -120,7 +121,12 @@ def _time_method(run: Run, setting: Setting, method: Method, tensors: list[Tenso
         grad = torch.randn_like(layer.inputs[0])
         for step, call in steps(layer, grad).items():
             timed = measure(call, grad.device, 0.05 if run.rehearse else 0.4)
-            _report(run.write("time", **row, **_figures(layer, step, timed.ms), **timed._asdict()))
+            dense = best_dense(run.rows(), setting.key, step)
+            base = timed.ms if dense is None and method.kind.startswith("dense") else None
+            base = dense["ms"] if dense else base
+            ratio = dict(ratio=base and round(base / timed.ms, 3))
+            figures = _figures(layer, step, timed.ms) | timed._asdict() | ratio
+            _report(run.write("time", **row, **figures))
     except Unavailable as reason:
         print(f"{setting.key:12} {method.name:24} left out: {reason}", flush=True)
     except Exception as failure:
@@ -136,7 +142,8 @@ def _figures(layer: Layer, step: str, ms: float) -> Row:
 
 def _report(row: Row) -> None:
     what = f"{row['case']:12} {row['method']:24} {row['step']:17}"
-    print(f"{what}{row['ms']:10.3f} ms{row['tflops']:9.2f} TFLOP/s", flush=True)
+    ratio = f"{row['ratio']:8.2f}x" if row["ratio"] else ""
+    print(f"{what}{row['ms']:10.3f} ms{row['tflops']:9.2f} TFLOP/s{ratio}", flush=True)
 
 
 def sweep_all(run: Run) -> None:
@@ -152,9 +159,11 @@ def sweep_all(run: Run) -> None:
             in_processes(jobs, 8, min(120, run.left))
         tensors = draw(target.setting, torch.device(run.device), DTYPE)
         for step, some in tried.items():
+            today = None  # the first is what the tables say
             for options in some:
                 if run.left > 0:
-                    _time_options(run, target, tensors, step, options)
+                    ms = _time_options(run, target, tensors, step, options, today)
+                    today = today or ms
 
 
 def warm(run: Run, target: sweep.Target, every: list[sweep.Options]) -> None:
@@ -169,12 +178,19 @@ def warm(run: Run, target: sweep.Target, every: list[sweep.Options]) -> None:
 
 
 def _time_options(
-    run: Run, target: sweep.Target, tensors: list[Tensor], step: str, options: sweep.Options
-) -> None:
+    run: Run,
+    target: sweep.Target,
+    tensors: list[Tensor],
+    step: str,
+    options: sweep.Options,
+    today: float | None,
+) -> float | None:
+    """Its milliseconds; None where it cannot be, and where there is a row of it already."""
     setting, method = target
     row: dict[str, Any] = dict(**setting_of(setting), method=method.name, options=options)
     if run.has("sweep", case=setting.key, method=method.name, options=options, step=step):
-        return
+        return None
+    ms = None
     try:
         layer = fine(method, setting, tensors, options)
         found = worst(target, layer, tensors)
@@ -182,11 +198,15 @@ def _time_options(
             raise ArithmeticError(f"wrong: error {found:.2f} times the largest allowed")
         call = steps(layer, torch.randn_like(layer.inputs[0]))[step]
         timed = measure(call, tensors[0].device, 0.05 if run.rehearse else 0.2)
-        _report(run.write("sweep", **row, **_figures(layer, step, timed.ms), ms=timed.ms))
+        ms = timed.ms
+        ratio = dict(ratio=round((today or ms) / ms, 3))
+        figures = _figures(layer, step, ms) | timed._asdict() | ratio
+        _report(run.write("sweep", **row, **figures))
     except Exception as failure:
         run.write("sweep", **row, step=step, error=say(failure))
         print(f"{setting.key:12} {method.name:24} {options} {say(failure)}", flush=True)
     _forget(tensors[0].device)
+    return ms
 
 
 def worst(target: sweep.Target, layer: Layer, tensors: list[Tensor]) -> float:

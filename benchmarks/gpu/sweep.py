@@ -53,6 +53,7 @@ def targets(rehearse: bool = False) -> list[Target]:
         Target(padded, Method("fine", 0.875, 2)),
         Target(at[1], Method("fine", 0.875, 1)),
         Target(at[0], Method("bsa_fine", 0.95, 2)),
+        Target(wide._replace(dim=64), Method("fine", 0.875, 1)),
     ]
 
 

@@ -1,5 +1,6 @@
 """The GPU's benchmark: it ends, at tiny sizes on the CPU, and finds what is wrong."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,12 @@ def test_a_rehearsal_ends_with_every_method_checked_timed_and_swept(rehearsed):
     for row in rows:
         if row["part"] in ("time", "sweep"):
             assert row["ms"] > 0 and row["flops"] > 0 and row["dtype"] == "bfloat16"
-            assert {"device", "torch", "triton", "shape", "tflops", "commit"} <= row.keys()
+            names = {"device", "torch", "triton", "cuda", "shape", "tflops", "peak_bytes", "commit"}
+            assert names <= row.keys() and row["ratio"] > 0
+    dense = {(r["case"], r["step"]): r["ms"] for r in rows if r.get("method") == "dense_math"}
+    for row in rows:
+        if row["part"] == "time":
+            assert row["ratio"] == round(dense[row["case"], row["step"]] / row["ms"], 3)
     swept = {(row["method"], row["step"]) for row in rows if row["part"] == "sweep"}
     assert len(swept) == 2 * len(sweep.targets(True))
 
@@ -58,9 +64,29 @@ def test_it_goes_on_from_what_it_has(rehearsed, capsys):
     assert "vsa 50.0% x2" in capsys.readouterr().out
 
 
-def test_without_a_gpu_it_says_so():
+def test_without_a_gpu_it_says_so(capsys):
     with mock.patch("torch.cuda.is_available", lambda: False):
         assert command.main([]) == 2
+    assert "there is no CUDA GPU here" in capsys.readouterr().err
+
+
+def test_it_ends_when_its_time_is_up(tmp_path, capsys):
+    with mock.patch.object(parts, "measure_machine", lambda _: None):
+        arguments = ["--rehearse", "--minutes", "0.001", "--results", str(tmp_path)]
+        assert command.main(arguments) == 0
+    assert read_rows(tmp_path) == [] and "time is up" in capsys.readouterr().out
+
+
+def test_it_needs_torch_and_the_library_alone():
+    files = set((ROOT / "benchmarks" / "gpu").glob("*.py")) | {ROOT / "benchmarks/video_like.py"}
+    files |= {ROOT / "benchmarks/record.py"}
+    due = {"torch", "flexsparse", "benchmarks", *sys.stdlib_module_names}
+    for path in files - {ROOT / "benchmarks/gpu/plots.py"}:  # the report's, not the command's
+        nodes = ast.walk(ast.parse(path.read_text()))
+        imports = [n for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+        names = [n.module if isinstance(n, ast.ImportFrom) else n.names[0].name for n in imports]
+        assert {name.split(".")[0] for name in names} <= due, path
+        assert "benchmarks.gpu.plots" not in names and "benchmarks.report" not in names
 
 
 def test_a_rehearsal_leaves_nothing_beside_a_gpus_results(capsys):
