@@ -112,6 +112,7 @@ BSA_CASES = (
     Case("ragged64", 80, FP32, Mass(0.8)),
     Case("full128", 96, BF16, TopK(1), 64),
     Case("ragged64", 128, BF16, TopK(3), 1, 2),
+    Case("full64", 128, BF16, Threshold(2), 1, 4),  # 32 kept rows each
 )
 DENSE_CASES = (
     Case("full64", 128, BF16),
