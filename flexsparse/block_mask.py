@@ -125,11 +125,15 @@ def tile_block_mask(
 def _forward_lists(
     selected: Tensor, counts: Tensor | None, is_full: Tensor, tiling: VideoTiling
 ) -> tuple[Any, Any]:
-    """(counts, indices) of partial and of full key tiles, each as narrow as the tiling allows."""
+    """(counts, indices) of partial and of full key tiles, each ``k`` wide.
+
+    Where there are both, the CUDA kernels find a row of either by the strides of the partial list:
+    the two must have one width, or full tiles are read from anywhere.
+    """
     n, k = tiling.num_tiles, selected.shape[-1]
     every = selected.new_full(selected.shape[:-1], k) if counts is None else counts
     if not tiling.has_padding:
-        none = selected.new_zeros((*selected.shape[:-1], 1))
+        none = torch.zeros_like(selected)
         return (torch.zeros_like(every), _widen(none, tiling)), (every, selected)
     if tiling.full_tiles == 0:
         return (every, _widen(selected, tiling)), (None, None)
@@ -139,11 +143,9 @@ def _forward_lists(
         kind = torch.where(torch.arange(k, device=kind.device) < counts[..., None], kind, 2)
     order = (selected + n * kind).sort(-1).values % n
     num_full = (kind == 0).sum(-1, dtype=torch.int32)
-    width = min(k, n - tiling.full_tiles)
-    last = torch.arange(width, device=selected.device) + num_full[..., None]
+    last = torch.arange(k, device=selected.device) + num_full[..., None]
     partial = order.gather(-1, last.clamp(max=k - 1)).int()
-    full = order[..., : min(k, tiling.full_tiles)].int().contiguous()
-    return (every - num_full, _widen(partial, tiling)), (num_full, full)
+    return (every - num_full, _widen(partial, tiling)), (num_full, order.int())
 
 
 def _to_map(num: Tensor, indices: Tensor, width: int) -> Tensor:
@@ -156,13 +158,12 @@ def _widen(indices: Tensor, tiling: VideoTiling) -> Tensor:
     """On CPU, torch's compiled kernel refuses partial lists narrower than the number of tiles."""
     if indices.device.type != "cpu":
         return indices
-    if indices.shape[-1] == 1:
-        return indices.expand(*indices.shape[:-1], tiling.num_tiles)
     return F.pad(indices, (0, tiling.num_tiles - indices.shape[-1]))
 
 
 def _transposed_lists(chosen: Tensor, is_full: Tensor, tiling: VideoTiling) -> tuple[Any, ...]:
-    """The query blocks of every key tile, for the backward kernels: partial, then full lists."""
+    """The query blocks of every key tile, for the backward kernels: partial, then full lists, of
+    one width for the same reason as the forward ones."""
     by_key = chosen.transpose(-1, -2)
     n = by_key.shape[-1]
     rank = by_key.cumsum(-1, dtype=torch.int32)
@@ -172,7 +173,7 @@ def _transposed_lists(chosen: Tensor, is_full: Tensor, tiling: VideoTiling) -> t
     indices = blocks.new_zeros((*slot.shape[:-1], n + 1)).scatter_(-1, slot, blocks)
     indices = indices[..., :n].contiguous()
     if not tiling.has_padding:
-        return torch.zeros_like(total), indices[..., :1].contiguous(), total, indices
+        return torch.zeros_like(total), torch.zeros_like(indices), total, indices
     if tiling.full_tiles == 0:
         return total, indices, None, None
     return torch.where(is_full, 0, total), indices, torch.where(is_full, total, 0), indices.clone()
