@@ -27,7 +27,10 @@ def device_name(device: str) -> str:
 def commit() -> str | None:
     """The commit that is checked out, with a + if files differ from it; None without git."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    found = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True)
+    try:
+        found = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
     return found.stdout.strip() or None
 
 

@@ -96,7 +96,9 @@ def _leaves(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _compiled(function: Callable[..., Tensor], like: Tensor) -> Callable[..., Tensor]:
-    return torch.compile(function, fullgraph=True, dynamic=False) if like.is_cuda else function
+    """As a model is compiled; a rehearsal traces, and leaves out what takes a C++ compiler long."""
+    backend = "inductor" if like.is_cuda else "eager"
+    return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
 
 
 def _dense(attend: Callable[..., Tensor]) -> Callable[..., Layer]:
@@ -181,7 +183,7 @@ def fine(
         return flex_attention(q, k, v, block_mask=mask, kernel_options=options)
 
     share = float(mask.to_dense().float().mean())
-    return _tiled(attend, [q, k, v], setting, share, q_rows=rows, scores=False)
+    return _tiled(_compiled(attend, q), [q, k, v], setting, share, q_rows=rows, scores=False)
 
 
 def _vsa(method: Method, setting: Setting, tensors: list[Tensor]) -> Layer:

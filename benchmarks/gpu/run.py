@@ -66,8 +66,8 @@ class Run:
 
     def rows(self) -> list[Row]:
         """What was found by this commit on this device, in this run and earlier ones."""
-        here = device_name(self.device), commit()
-        return [r for r in read_rows(self.results) if (r["device"], r["commit"]) == here]
+        here = device_name(self.device), _clean(commit())
+        return [r for r in read_rows(self.results) if (r["device"], _clean(r["commit"])) == here]
 
     def has(self, part: str, **values: Any) -> bool:
         """Whether a row is there already, and this run goes on from it."""
@@ -119,6 +119,11 @@ def in_processes(jobs: list[tuple], workers: int, seconds: float) -> int:
         process.terminate()
         process.join()
     return len(alive) + len(waiting)
+
+
+def _clean(commit: str | None) -> str | None:
+    """Without the mark of changed files: the first row changes one."""
+    return commit and commit.rstrip("+")
 
 
 def _version(package: str) -> str | None:

@@ -34,11 +34,11 @@ def steps(layer: Layer, grad: Tensor) -> dict[str, Callable[[], object]]:
 
 
 def measure(step: Callable[[], object], device: torch.device, seconds: float) -> Measured:
-    """Runs ``step`` for about ``seconds``, 3 to 50 times after two that are not timed."""
+    """Runs ``step`` for about ``seconds``, 3 to 50 times after some that are not timed."""
     step()  # compiles
     peak = _peak(step) if device.type == "cuda" else None
-    once = _timed(step, device)
-    times = [_timed(step, device) for _ in range(max(3, min(50, int(1e3 * seconds / once))))]
+    (once,) = _times(step, device, 1)
+    times = _times(step, device, max(3, min(50, int(1e3 * seconds / once))))
     return Measured(statistics.median(times), peak)
 
 
@@ -51,17 +51,24 @@ def _peak(step: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _timed(step: Callable[[], object], device: torch.device) -> float:
+def _times(step: Callable[[], object], device: torch.device, count: int) -> list[float]:
+    """Milliseconds of ``count`` steps, on a GPU queued behind two that let the CPU run ahead: what
+    is timed is the GPU, not Python on the way to it."""
     if device.type != "cuda":
-        start = time.perf_counter()
+        ends = [time.perf_counter()]
+        for _ in range(count):
+            step()
+            ends.append(time.perf_counter())
+        return [1e3 * (b - a) for a, b in zip(ends, ends[1:])]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    for _ in range(2):
         step()
-        return 1e3 * (time.perf_counter() - start)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    step()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
+    events[0].record()
+    for event in events[1:]:
+        step()
+        event.record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) for a, b in zip(events, events[1:])]
 
 
 def machine(device: torch.device, seconds: float = 0.3) -> dict[str, float]:
