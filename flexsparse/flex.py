@@ -150,7 +150,7 @@ def _torch_attention(
     if q.is_cuda and (kernel_options or {}).get("BACKEND") == "FLASH":
         configs.check_flash(q, mask)
     elif isinstance(mask, TileBlockMask) and mask.tiling is not None and q.is_cuda:
-        kernel_options = {**configs.options_for(mask), **(kernel_options or {})}
+        kernel_options = configs.options_for(mask, kernel_options or {}, score_mod is not None)
         mask = mask.within_tiles()
     options: dict[str, Any] = dict(
         score_mod=score_mod,

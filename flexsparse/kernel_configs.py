@@ -115,6 +115,7 @@ BACKWARD_FP32: list[Row[Backward]] = [
     Row(ALL, 256, 16, 16, Backward(16, 16, 16, 16, 1, 8), "the least there is; it spills"),
 ]
 # fmt: on
+TABLES = FORWARD, BACKWARD, FORWARD_FP32, BACKWARD_FP32
 _SPARE = 8192  # bytes of shared memory that the kernels take beyond the tiles
 
 

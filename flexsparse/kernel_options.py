@@ -11,6 +11,7 @@ FlexAttention keeps torch's configs. What a caller says in ``kernel_options``, s
 
 from __future__ import annotations
 
+import zlib
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,21 +20,33 @@ from torch import Tensor
 from torch import dtype as Dtype
 from torch.nn.attention.flex_attention import BlockMask
 
-from flexsparse.kernel_configs import backward_config, forward_config
+from flexsparse.kernel_configs import TABLES, backward_config, forward_config
 
 MARK = "FLEXSPARSE_TILES"  # reaches the kernel as a constant that nothing reads
 
 
-def options_for(mask: BlockMask) -> dict[str, Any]:
-    """Kernel options of a mask of tiles: what is known of it and torch cannot know."""
+def hash_of(tables: Any) -> int:
+    """A number that changes with the tables, for the key by which Inductor caches kernels."""
+    return zlib.crc32(repr(tables).encode())
+
+
+TABLES_HASH = hash_of(TABLES)
+
+
+def options_for(mask: BlockMask, given: dict[str, Any], has_score_mod: bool) -> dict[str, Any]:
+    """Kernel options of a mask of tiles: what is known of it and torch cannot know, then what the
+    caller has ``given``."""
     lengths, blocks = mask.seq_lengths, mask.BLOCK_SIZE
-    return {
-        MARK: True,
-        "BACKEND": "TRITON",  # the kernel for few queries has configs of its own
-        "ROWS_GUARANTEED_SAFE": True,  # every query block sees a tile, every tile has a token
+    known = {
+        MARK: TABLES_HASH,
         # torch asks for multiples of 128; compute blocks divide mask blocks, so these suffice
         "IS_DIVISIBLE": not any(size % block for size, block in zip(lengths, blocks)),
     }
+    if not has_score_mod:  # which may hide what the mask shows
+        known["ROWS_GUARANTEED_SAFE"] = True  # every block sees a tile, every tile has a token
+    if "FORCE_USE_FLEX_ATTENTION" not in given:  # torch takes one or the other
+        known["BACKEND"] = "TRITON"  # the kernel for few queries has configs of its own
+    return {**known, **given}
 
 
 def check_flash(q: Tensor, mask: BlockMask | None) -> None:
@@ -57,7 +70,7 @@ def check_flash(q: Tensor, mask: BlockMask | None) -> None:
             "a tile that fills its rows, such as (4, 4, 8)"
         )
     rows, keys = mask.BLOCK_SIZE
-    major = torch.cuda.get_device_capability(q.device)[0]
+    major = _major()
     least = 256 if major >= 10 else 128
     if rows % least or (major < 10 and rows != least) or keys != 128:
         due = "a multiple of 256" if major >= 10 else "128"
@@ -67,6 +80,7 @@ def check_flash(q: Tensor, mask: BlockMask | None) -> None:
         )
 
 
+@torch.compiler.assume_constant_result
 def _has_flash() -> bool:
     try:
         return find_spec("flash_attn.cute") is not None
@@ -74,16 +88,27 @@ def _has_flash() -> bool:
         return False
 
 
-def _lowered_call() -> tuple[bool, int, int]:
-    """The FlexAttention node that is being lowered: is it marked, query and key rows of a block."""
+@torch.compiler.assume_constant_result
+def _major() -> int:
+    return torch.cuda.get_device_capability()[0]
+
+
+def _lowered_call() -> tuple[bool, int | None, int | None]:
+    """The FlexAttention node that is being lowered: is it marked, query and key rows of a block;
+    None where these are no plain ints, as in graphs of dynamic shapes."""
     from torch._inductor.virtualized import V
 
     arguments = V.graph.current_node.args
     marked = any(MARK in a for a in arguments if isinstance(a, dict))
-    # as_tuple() ends with query block, key block, mask_mod in every torch version; no other
-    # argument of the node is as long a tuple.
-    lists: Any = max((a for a in arguments if isinstance(a, tuple)), key=len)
-    return marked, int(lists[-3]), int(lists[-2])
+    # A BlockMask's as_tuple() has 13 entries, query block, key block and mask_mod the last. Tuples
+    # of what score_mod and mask_mod capture may be as long, but stand behind it.
+    for lists in arguments:
+        if isinstance(lists, tuple) and len(lists) == 13:
+            q_rows, kv_rows = lists[-3:-1]
+            if isinstance(q_rows, int) and isinstance(kv_rows, int):
+                return marked, q_rows, kv_rows
+            break
+    return marked, None, None
 
 
 def _make_choices() -> Any:
@@ -96,6 +121,8 @@ def _make_choices() -> Any:
         ) -> list[Any]:
             marked, q_rows, kv_rows = _lowered_call()
             configs = super().get_flex_attention_fwd_configs(head_dim, dtype, device_type)
+            if q_rows is None or kv_rows is None:
+                return configs
             if not marked and any(_divides(c, q_rows, kv_rows) for c in configs):
                 return configs
             return [FlexConfig(*forward_config(head_dim, dtype, q_rows, kv_rows, *_gpu()))]
@@ -105,12 +132,14 @@ def _make_choices() -> Any:
         ) -> list[Any]:
             marked, q_rows, kv_rows = _lowered_call()
             configs = super().get_flex_attention_bwd_configs(head_dim, dtype, device_type)
+            if q_rows is None or kv_rows is None:
+                return configs
             if not marked and any(_divides(c, q_rows, kv_rows) for c in configs):
                 return configs
             return [FlexBwDConfig(*backward_config(head_dim, dtype, q_rows, kv_rows, *_gpu()))]
 
         def uuid(self) -> str:
-            return "flexsparse-2"  # part of Inductor's cache key: change it with the configs
+            return f"flexsparse-{TABLES_HASH}"  # in Inductor's cache key since torch 2.13
 
     return FlexsparseChoices()
 
@@ -118,8 +147,7 @@ def _make_choices() -> Any:
 def _gpu() -> tuple[int, int | None]:
     """Compute capability's major number, and the shared memory that a block may have."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    major = torch.cuda.get_device_capability()[0]
-    return major, getattr(properties, "shared_memory_per_block_optin", None)
+    return _major(), getattr(properties, "shared_memory_per_block_optin", None)
 
 
 def _divides(config: Any, q_rows: int, kv_rows: int) -> bool:

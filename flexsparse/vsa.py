@@ -108,6 +108,7 @@ def vsa_attention(
     for name, gate in (("gate_coarse", gate_coarse), ("gate_fine", gate_fine)):
         if gate is not None:
             _check_gate(name, gate, v, tiling)
+    check_query_tiles(query_tiles, tiling)
     scores = None
     if gate_coarse is not None:
         scores = coarse_scores(pool_tiles(q, tiling), pool_tiles(k, tiling))

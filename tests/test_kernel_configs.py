@@ -14,6 +14,7 @@ from flexsparse.kernel_configs import (
     BACKWARD_FP32,
     FORWARD,
     FORWARD_FP32,
+    TABLES,
     Backward,
     Forward,
     backward_config,
@@ -73,8 +74,9 @@ def lowered(options, q_rows, kv_rows, direction):
     from torch._inductor.choices import InductorChoices
     from torch._inductor.virtualized import V
 
-    lists = (None,) * 11 + (q_rows, kv_rows, None)
-    node = SimpleNamespace(args=(1, 2, 3, None, lists, 0.1, options, ()))
+    lists = (None,) * 10 + (q_rows, kv_rows, None)
+    captured = (None,) * 20  # by a score_mod
+    node = SimpleNamespace(args=(1, 2, 3, None, lists, 0.1, options, captured))
     arguments = 128, torch.bfloat16, "cuda"
     hopper = SimpleNamespace(shared_memory_per_block_optin=232448)
     with (
@@ -98,6 +100,9 @@ def test_only_marked_masks_and_those_that_torch_cannot_take_get_our_configs(dire
         found, _ = lowered({kernel_options.MARK: True}, *blocks, direction)
         due = choose(128, torch.bfloat16, *blocks)
         assert [tuple(vars(c).values()) for c in found] == [(*due,)]
+    symbols = SimpleNamespace(), SimpleNamespace()  # block sizes in a graph of dynamic shapes
+    ours, torchs = lowered({}, *symbols, direction)
+    assert ours == torchs
     found, torchs = lowered({}, 64, 64, direction)  # torch has none that divides these
     assert not any(kernel_options._divides(c, 64, 64) for c in torchs)
     assert all(kernel_options._divides(c, 64, 64) for c in found)
@@ -108,8 +113,30 @@ def test_lengths_divide_where_every_query_block_is_whole():
     q = tiling.to_tiles(torch.randn(1, 1, tiling.tokens, 16))
     for query_tiles, whole in ((1, True), (2, True), (4, False)):
         mask = vsa_mask(q, q, tiling, top_k=2, query_tiles=query_tiles)
-        options = kernel_options.options_for(mask)
+        options = kernel_options.options_for(mask, {}, False)
         assert options["IS_DIVISIBLE"] == whole and options[kernel_options.MARK]
+    assert options["ROWS_GUARANTEED_SAFE"] and options["BACKEND"] == "TRITON"
+
+
+def test_what_a_caller_says_goes_first_and_a_score_mod_may_hide_a_row():
+    tiling = VideoTiling((4, 8, 12))
+    q = tiling.to_tiles(torch.randn(1, 1, tiling.tokens, 16))
+    mask = vsa_mask(q, q, tiling, top_k=2)
+    given = {"fwd_BLOCK_M": 32, "IS_DIVISIBLE": False}
+    options = kernel_options.options_for(mask, given, False)
+    assert options["fwd_BLOCK_M"] == 32 and options["IS_DIVISIBLE"] is False
+    forced = kernel_options.options_for(mask, {"FORCE_USE_FLEX_ATTENTION": True}, False)
+    assert "BACKEND" not in forced
+    assert "ROWS_GUARANTEED_SAFE" not in kernel_options.options_for(mask, {}, True)
+
+
+def test_the_mark_changes_with_the_tables():
+    """Inductor caches kernels by their options, not by what chose their blocks."""
+    row = FORWARD[2]
+    other = [*FORWARD[:2], row._replace(config=Forward(64, 64, 3, 8)), *FORWARD[3:]]
+    assert kernel_options.hash_of(TABLES) == kernel_options.TABLES_HASH
+    assert kernel_options.hash_of((other, *TABLES[1:])) != kernel_options.TABLES_HASH
+    assert str(kernel_options.TABLES_HASH) in kernel_options._make_choices().uuid()
 
 
 def test_flash_is_refused_with_the_reason():
@@ -120,7 +147,7 @@ def test_flash_is_refused_with_the_reason():
     def refuse(q, mask, words, gpu=(9, 0), installed=True):
         with (
             mock.patch.object(kernel_options, "_has_flash", lambda: installed),
-            mock.patch("torch.cuda.get_device_capability", lambda *_: gpu),
+            mock.patch.object(kernel_options, "_major", lambda: gpu[0]),
             pytest.raises(ValueError, match=words),
         ):
             kernel_options.check_flash(q, mask)
@@ -137,7 +164,7 @@ def test_flash_is_refused_with_the_reason():
     refuse(q, vsa_mask(x, x, padded, top_k=2), "every tile of this mask has some")
     with (
         mock.patch.object(kernel_options, "_has_flash", lambda: True),
-        mock.patch("torch.cuda.get_device_capability", lambda *_: (9, 0)),
+        mock.patch.object(kernel_options, "_major", lambda: 9),
     ):
         kernel_options.check_flash(q, mask)
         kernel_options.check_flash(q, None)
