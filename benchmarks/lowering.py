@@ -2,7 +2,10 @@
 
     python -m benchmarks.lowering        (needs a CUDA GPU; measures no time)
 
-Each case is a function of a device that returns a callable and its arguments, which require grad.
+    python -m benchmarks.lowering --configs
+
+Each case is a function of a device that returns a callable and its arguments, which require grad;
+``--configs`` has the fine stage alone, for every row of ``flexsparse/kernel_configs.py``.
 ``docs/performance.md`` has the counts, with registers and spills, compiled for sm_80, sm_90 and
 sm_100 by torch 2.11 and its Triton.
 """
@@ -17,7 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexsparse import Mass, Threshold, TopK, VideoTiling, bsa_attention, vsa_attention
+from flexsparse import (
+    Mass,
+    Threshold,
+    TopK,
+    VideoTiling,
+    bsa_attention,
+    flex_attention,
+    vsa_attention,
+)
+from flexsparse.block_mask import tile_block_mask
 from flexsparse.kv_rules import Rule
 from models.attention import BSA, VSA, Dense
 from models.video_dit import VideoDiTConfig
@@ -28,6 +40,7 @@ TOKENS = {
     "padded64": ((21, 10, 12), (3, 5, 4)),  # 60 tokens in 64 rows, as on Wan's grids
     "ragged64": ((15, 15, 15), (4, 4, 4)),  # some tiles full, some not
     "full128": ((16, 16, 16), (4, 4, 8)),  # 128 rows
+    "ragged128": ((15, 15, 15), (4, 4, 8)),
 }
 
 
@@ -74,6 +87,28 @@ def bsa_case(shape: str, dim: int, kv: Rule, annealed: bool = False, query_tiles
     return case
 
 
+def fine_case(shape: str, dim: int, query_tiles: int, q_rows: int | None, dtype: str) -> Case:
+    """The fine stage alone, of blocks of ``query_tiles`` times ``q_rows`` query rows, under a mask
+    that is made of a choice: FlexAttention's kernels and those that make the lists."""
+    tiling = VideoTiling(*TOKENS[shape])
+
+    def case(device: torch.device) -> tuple[Callable[..., Tensor], list[Tensor]]:
+        options: Any = dict(device=device, dtype=getattr(torch, dtype), requires_grad=True)
+        queries = tiling.num_tiles * (q_rows or tiling.rows)
+        q = torch.empty(1, 4, queries, dim, **options)
+        k, v = (torch.empty(1, 4, tiling.padded_tokens, dim, **options) for _ in range(2))
+        blocks = -(-tiling.num_tiles // query_tiles)
+        chosen = torch.empty(1, 4, blocks, 8, dtype=torch.int32, device=device)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor) -> Tensor:
+            mask = tile_block_mask(chosen, tiling, q_rows=q_rows, query_tiles=query_tiles)
+            return flex_attention(q, k, v, block_mask=mask)
+
+        return attend, [q, k, v, chosen]
+
+    return case
+
+
 def dit_case(attention: Any) -> Case:
     """A squared loss of a two-layer DiT in bf16, 4,096 tokens."""
 
@@ -106,16 +141,17 @@ def dit_case(attention: Any) -> Case:
     return case
 
 
+LAYERS = ("full64", "padded64", "ragged64", "full128")
 CASES: dict[str, Case] = {
     **{
         f"vsa_{shape}_d{dim}{'_gated' if gates else ''}": vsa_case(shape, dim, gates)
-        for shape in TOKENS
+        for shape in LAYERS
         for dim in (64, 128)
         for gates in (False, True)
     },
     **{
         f"bsa_{shape}_d{dim}_{name}": bsa_case(shape, dim, kv)
-        for shape in TOKENS
+        for shape in LAYERS
         for dim in (64, 128)
         for name, kv in (("threshold", Threshold(8)), ("mass", Mass(0.9, max_tiles=32)))
     },
@@ -133,7 +169,29 @@ CASES: dict[str, Case] = {
     "dit_vsa": dit_case(VSA(sparsity=0.875, tile=(4, 4, 4))),
     "dit_bsa": dit_case(BSA(sparsity=0.875)),
 }
-globals().update(CASES)  # each case has a name of its own in this module
+BLOCKS = {"q128": (2, None), "q64": (1, None), "q32": (1, 32)}  # query rows of a block
+CONFIGS: dict[str, Case] = {
+    **{
+        f"{name}_k64_d{dim}_{shape}": fine_case(shape, dim, *blocks, "bfloat16")
+        for name, blocks in BLOCKS.items()
+        for dim in (64, 128)
+        for shape in ("full64", "ragged64")
+    },
+    **{
+        f"q128_k128_d{dim}_{shape}": fine_case(shape, dim, 1, None, "bfloat16")
+        for dim in (64, 128)
+        for shape in ("full128", "ragged128")
+    },
+    **{
+        f"{name}_k64_d256_ragged64": fine_case("ragged64", 256, *BLOCKS[name], "bfloat16")
+        for name in ("q64", "q32")
+    },
+    **{
+        f"q64_k64_d{dim}_ragged64_float32": fine_case("ragged64", dim, *BLOCKS["q64"], "float32")
+        for dim in (64, 128, 256)
+    },
+}
+globals().update(CASES | CONFIGS)  # each case has a name of its own in this module
 
 
 def main() -> int:
@@ -142,7 +200,7 @@ def main() -> int:
         return 2
     from torch._inductor.utils import run_and_get_code
 
-    for name, case in CASES.items():
+    for name, case in (CONFIGS if "--configs" in sys.argv else CASES).items():
         function, inputs = case(torch.device("cuda"))
         compiled = torch.compile(function, fullgraph=True, dynamic=False)
 

@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def device_name(device: str) -> str:
     return f"{model or platform.processor()}, {torch.get_num_threads()} threads"
 
 
+@cache
 def commit() -> str | None:
     """The commit that is checked out, with a + if files differ from it; None without git."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]

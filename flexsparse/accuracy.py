@@ -21,6 +21,7 @@ def error_ratios(
     plain: Sequence[Sequence[Tensor]],
     exact: Sequence[Tensor],
     inputs: Sequence[Tensor] = (),
+    parts: int = 1,
 ) -> list[float]:
     """The error of each of ours to fp64 over the largest that it may be: right up to 1.
 
@@ -35,6 +36,8 @@ def error_ratios(
             PyTorch; the largest error of these counts.
         exact: the same results in fp64.
         inputs: what the problem was computed from.
+        parts: cut every result into so many along its tokens, the second to last dimension, and
+            let the worst part count: what is wrong with a tile of a thousand hides in the mean.
 
     Returns:
         One ratio for each result. NaN where ours has NaN, so test for ``ratio <= 1``, never for its
@@ -55,12 +58,19 @@ def error_ratios(
         if c.dtype != torch.float64 or any((x.dtype, x.shape) != due for x in (a, *others)):
             kinds = [f"{tuple(x.shape)} {x.dtype}" for x in (a, c, *others)]
             raise ValueError(f"result {number}: ours, exact and plain are {', '.join(kinds)}")
-        error, *theirs = [(x.double() - c).square().mean().sqrt().item() for x in (a, *others)]
+        errors = torch.stack([_rms(x.double() - c, parts) for x in (a, *others)])
         eps = torch.finfo(a.dtype).eps
-        own = eps * c.square().mean().sqrt().item()
-        bound = 2 * max(theirs) + own + min(eps, _EPS) * largest
-        ratios.append(0.0 if error == 0 else error / bound if bound else math.inf)
+        bounds = 2 * errors[1:].amax(0) + eps * _rms(c, parts) + min(eps, _EPS) * largest
+        each = torch.where(errors[0] == 0, 0.0, errors[0] / bounds)  # inf where nothing is allowed
+        ratios.append(each.max().item())
     return ratios
+
+
+def _rms(x: Tensor, parts: int) -> Tensor:
+    """Root mean squares of the parts: [parts]."""
+    if parts == 1:
+        return x.square().mean().sqrt()[None]
+    return x.unflatten(-2, (parts, -1)).square().mean((*range(x.dim() - 2), -1, -2)).sqrt()
 
 
 def recomputed_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

@@ -43,6 +43,25 @@ def pooled_over_blocks(scores: Tensor, video: Grid, tile: Grid, query_tiles: int
     return (together / together.sum(-1, keepdim=True)) @ scores
 
 
+def kept_scores(
+    q: Tensor, k: Tensor, kept: Tensor, video: Grid, tile: Grid, query_tiles: int = 1
+) -> Tensor:
+    """BSA's scores: every tile's row is that of the mean over the kept queries of its block of
+    ``query_tiles`` consecutive tiles, ``[B, H, n, n]``.
+
+    Args:
+        q, k: raster ``[B, H, tokens, D]``.
+        kept: bool ``[B, H, tokens]``.
+    """
+    of_token = tile_of_token(video, tile).to(q.device)
+    n = int(of_token.max()) + 1
+    block = torch.arange(n, device=q.device) // query_tiles
+    member = (of_token // query_tiles == block[:, None]) & kept.unsqueeze(-2)  # [B, H, n, tokens]
+    member = member.to(q.dtype)
+    means = member @ q / member.sum(-1, keepdim=True)
+    return means @ pool(k, video, tile).transpose(-1, -2) / math.sqrt(q.shape[-1])
+
+
 def top_k_map(scores: Tensor, top_k: int) -> Tensor:
     """The ``top_k`` largest of every row, ties to the lower index: bool, as ``scores``."""
     order = torch.sort(scores, dim=-1, descending=True, stable=True).indices

@@ -180,18 +180,11 @@ def test_tiles_are_chosen_by_the_means_of_the_queries_that_stay(windows, seed, r
     problem = dict(tiling=tiling, seed=seed, batch=2, heads=2, dim=16)
     q, k = (tiling.to_tiles(x.detach()) for x in tensors(2, problem))
     kept = prune_queries(q, tiling, keep=windows.keep, window=windows.window)
-    stays = kept.mask.unflatten(-1, (tiling.num_tiles, tiling.rows)).double()
-
-    def means(x, weights, size):
-        tiles = x.double().unflatten(-2, (tiling.num_tiles, tiling.rows))
-        sums = torch.einsum("bhnrd,bhnr->bhnd", tiles, weights).split(size, 2)
-        counts = weights.sum(-1, keepdim=True).split(size, 2)
-        return torch.cat([s.sum(2, True) / c.sum(2, True) for s, c in zip(sums, counts)], 2)
-
-    valid = tiling.valid().view(tiling.num_tiles, -1).double().expand_as(stays)
-    scores = means(q, stays, size) @ means(k, valid, 1).mT / 16**0.5
+    stays = tiling.from_tiles(kept.mask[..., None])[..., 0]
+    raster = [tiling.from_tiles(x).double() for x in (q, k)]
+    scores = reference.kept_scores(*raster, stays, tiling.video, tiling.tile, size)
     found = bsa.bsa_tile_map(kept, k, tiling, kv=rule, query_tiles=size)
-    due = rule(scores.float()).repeat_interleave(size, 2)[:, :, : tiling.num_tiles]
+    due = rule(scores.float())
     agree = found == due
     assert agree.all(-1).double().mean() >= 0.9, "but for near ties"
 

@@ -57,9 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
         workers=2 if args.rehearse else 6,
     )
     before = len(run.rows())
-    everything(run)
-    rows = run.rows()
-    print(f"\n{tables(rows)}\n\nrows: {results / 'gpu.jsonl'}")
+    try:
+        everything(run)
+    finally:
+        rows = run.rows()
+        print(f"\n{tables(rows)}\n\nrows: {results / 'gpu.jsonl'}")
     checks = [row for row in rows[before:] if row["part"] in ("check", "selfcheck")]
     return 1 if any(row["ok"] is False for row in checks) else 0
 

@@ -4,8 +4,6 @@ written the moment it is there."""
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,18 +67,20 @@ class Run:
         here = device_name(self.device), _clean(commit())
         return [r for r in read_rows(self.results) if (r["device"], _clean(r["commit"])) == here]
 
+    def found(self, part: str, **values: Any) -> list[Row]:
+        """The rows with these values that are no errors."""
+        rows = [row for row in self.rows() if row["part"] == part and not row.get("error")]
+        return [row for row in rows if all(row.get(k) == v for k, v in values.items())]
+
     def has(self, part: str, **values: Any) -> bool:
         """Whether a row is there already, and this run goes on from it."""
-        return self.resume and any(
-            row["part"] == part and all(row.get(k) == v for k, v in values.items())
-            for row in self.rows()
-        )
+        return self.resume and bool(self.found(part, **values))
 
     def right(self, setting: Setting, method: Method) -> bool:
         """Whether the last check of the method found it right."""
         rows = [r for r in self.rows() if r["part"] == "check"]
         mine = [r for r in rows if (r["case"], r["method"]) == (setting.key, method.name)]
-        return bool(mine) and mine[-1]["ok"]
+        return bool(mine) and mine[-1]["ok"] is True
 
 
 def read_rows(results: Path = RESULTS) -> list[Row]:
@@ -99,26 +99,6 @@ def say(error: Exception) -> str:
     """One line of an error."""
     first = str(error).strip().splitlines()[:1]
     return f"{type(error).__name__}: {first[0] if first else ''}"[:300]
-
-
-def in_processes(jobs: list[tuple], workers: int, seconds: float) -> int:
-    """Call each ``(function, *arguments)`` in a process of its own, ``workers`` at a time; those
-    not done after ``seconds`` are stopped. Returns how many were."""
-    spawn = multiprocessing.get_context("spawn")
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
-    end, waiting, running = time.monotonic() + seconds, list(jobs), []
-    while (waiting or running) and time.monotonic() < end:
-        running = [process for process in running if process.is_alive()]
-        while waiting and len(running) < workers:
-            function, *arguments = waiting.pop(0)
-            running.append(spawn.Process(target=function, args=arguments))
-            running[-1].start()
-        time.sleep(0.05)
-    alive = [process for process in running if process.is_alive()]
-    for process in alive:
-        process.terminate()
-        process.join()
-    return len(alive) + len(waiting)
 
 
 def _clean(commit: str | None) -> str | None:

@@ -61,8 +61,9 @@ def options(target: Target, rehearse: bool = False) -> dict[str, list[Options]]:
     """What is tried, by the step that is timed: one change at a time, then the likely pairs."""
     q_rows, kv_rows = target.blocks
     dim = target.setting.dim
-    ahead = forward_config(dim, torch.bfloat16, q_rows, kv_rows)
-    back = backward_config(dim, torch.bfloat16, q_rows, kv_rows)
+    major = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 9
+    ahead = forward_config(dim, torch.bfloat16, q_rows, kv_rows, major)
+    back = backward_config(dim, torch.bfloat16, q_rows, kv_rows, major)
     forward: list[Options] = [
         {},
         {"fwd_num_stages": 2},

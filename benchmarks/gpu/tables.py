@@ -71,7 +71,7 @@ def is_dense(row: Row) -> bool:
 
 
 def times(rows: list[Row]) -> str:
-    """A line for each case and method, beside the fastest dense attention of the same run."""
+    """A line for each case and method, beside the fastest dense attention on the same GPU."""
     head = ["case", "tokens", "method", "sparsity"]
     for step in ("forward", "forward and backward"):
         head += [f"{step}, ms", "TFLOP/s", "x dense"]
@@ -86,8 +86,11 @@ def times(rows: list[Row]) -> str:
             ratio = times_dense(rows, row)
             line += [f"{row['ms']:.2f}", f"{row['tflops']:.0f}", ratio] if row else [NONE] * 3
         lines.append([*line, _memory(rows, found[1])])
-    failed = [row for row in latest(rows, "time") if row.get("error")]
-    notes = [f"- {row['case']}, {row['method']}: {row['error']}" for row in failed]
+    notes = [
+        f"- {row['case']}, {row['method']}: {row.get('error') or row['left_out']}"
+        for row in latest(rows, "time")
+        if row.get("error") or row.get("left_out")
+    ]
     return "\n\n".join(filter(None, [markdown(head, lines), "\n".join(notes)]))
 
 

@@ -34,7 +34,10 @@ def steps(layer: Layer, grad: Tensor) -> dict[str, Callable[[], object]]:
 
 
 def measure(step: Callable[[], object], device: torch.device, seconds: float) -> Measured:
-    """Runs ``step`` for about ``seconds``, 3 to 50 times after some that are not timed."""
+    """Runs ``step`` for about ``seconds``, 3 to 50 times after some that are not timed.
+
+    Inputs of a benchmarked layer are larger than a GPU's cache, so that it is not emptied between.
+    """
     step()  # compiles
     peak = _peak(step) if device.type == "cuda" else None
     (once,) = _times(step, device, 1)

@@ -15,7 +15,9 @@ from benchmarks.gpu import parts, sweep, tables
 from benchmarks.gpu.cases import Method, Setting, methods, settings
 from benchmarks.gpu.methods import KINDS, build, draw
 from benchmarks.gpu.oracle import check
-from benchmarks.gpu.run import Run, in_processes, read_rows
+from benchmarks.gpu.processes import in_processes, in_turn
+from benchmarks.gpu.run import Run, read_rows
+from flexsparse import vsa_attention
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
@@ -99,24 +101,37 @@ SMALL = Setting("small", (5, 9, 8), (4, 4, 4), 2, 16)
 
 
 @pytest.mark.parametrize("method", [m for m in methods(True) if not m.kind.startswith("dense")])
-@pytest.mark.parametrize("wrong", ["dq", "dk", "dv", "out"])
-def test_what_is_wrong_is_found(method, wrong):
+def test_what_is_wrong_is_found(method):
     tensors = draw(SMALL, CPU, torch.bfloat16)
     layer = build(method, SMALL, tensors)
     ratios = check(method, SMALL, layer, tensors)
-    assert max(ratios.values()) <= 1 and len(ratios) == 1 + len(layer.inputs)
-    names = ["dq", "dk", "dv", "dgate_coarse", "dgate_fine"]
+    names = ["out", "dq", "dk", "dv", "dgate_coarse", "dgate_fine"][: 1 + len(layer.inputs)]
+    assert max(ratios.values()) <= 1 and [*ratios] == [*names, "out_without_grad"]
+    tile = torch.ones(SMALL.tiling.padded_tokens, 1)
+    tile[2 * SMALL.tiling.rows : 3 * SMALL.tiling.rows] = 0.9  # of one tile of twelve
+    last = torch.ones(2, 1, 1)
+    last[-1] = -7  # of the last head
 
-    def broken(*inputs):
-        """A twentieth too much of one result, alone."""
-        if wrong == "out":
-            out = layer.attend(*inputs)
-            return out + 0.05 * out.detach()
-        given = [Scaled.apply(x, 1.05 if n == wrong else 1) for n, x in zip(names, inputs)]
-        return layer.attend(*given)
+    def found(wrong, factor):
+        def broken(*inputs):
+            if wrong == "out_without_grad" and not torch.is_grad_enabled():
+                out = layer.attend(*inputs)
+                return (out * factor).to(out.dtype)
+            given = [
+                Scaled.apply(x, factor if f"d{name}" == wrong else 1)
+                for name, x in zip(("q", "k", "v", "gate_coarse", "gate_fine"), inputs)
+            ]
+            out = layer.attend(*given)
+            wronged = out + (out * (factor - 1)).detach()
+            return wronged.to(out.dtype) if wrong == "out" else out
 
-    found = check(method, SMALL, layer._replace(attend=broken), tensors)
-    assert [name for name, ratio in found.items() if not ratio <= 1] == [wrong]
+        ratios = check(method, SMALL, layer._replace(attend=broken), tensors)
+        return [name for name, ratio in ratios.items() if not ratio <= 1]
+
+    for wrong in ratios:
+        due = [wrong, "out_without_grad"] if wrong == "out" else [wrong]
+        for factor in (1.05, tile, last, torch.nan):
+            assert found(wrong, factor) == due, (wrong, factor)
 
 
 class Scaled(torch.autograd.Function):
@@ -127,7 +142,28 @@ class Scaled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        return grads[0] * ctx.factor, None
+        factor = ctx.factor
+        if isinstance(factor, torch.Tensor) and factor.shape[0] > grads[0].shape[-2]:
+            factor = 0.9  # queries that are kept are fewer than tokens
+        return (grads[0] * factor).to(grads[0].dtype), None
+
+
+def test_fastvideos_kernels_are_called_as_they_want_and_checked(monkeypatch):
+    seen = {}
+
+    def video_sparse_attn(q, k, v, *, topk, compress_attn_weight, **sizes):
+        seen.update(sizes, topk=topk)
+        fine = torch.ones_like(compress_attn_weight)
+        gates = dict(gate_coarse=compress_attn_weight, gate_fine=fine)
+        return vsa_attention(q, k, v, SMALL.tiling, top_k=topk, **gates)
+
+    stub = SimpleNamespace(video_sparse_attn=video_sparse_attn)
+    monkeypatch.setitem(sys.modules, "fastvideo_kernel", stub)
+    tensors, method = draw(SMALL, CPU, torch.bfloat16), Method("fastvideo", 0.5)
+    ratios = check(method, SMALL, build(method, SMALL, tensors), tensors)
+    assert max(ratios.values()) <= 1 and "dgate_coarse" in ratios
+    assert seen["block_size"] == (4, 4, 4) and seen["topk"] == 6
+    assert torch.equal(seen["variable_block_sizes"], SMALL.tiling.counts())
 
 
 def test_what_no_check_found_right_is_not_timed(tmp_path, capsys):
@@ -146,14 +182,14 @@ def test_what_no_check_found_right_is_not_timed(tmp_path, capsys):
 
 def test_an_error_is_a_row_and_the_others_go_on(tmp_path):
     run = Run("cpu", 60, results=tmp_path)
-    tensors = draw(SMALL, CPU, torch.bfloat16)
 
     def fails(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
     with mock.patch.dict(KINDS, {"vsa": fails}):
         parts.check_setting(run, SMALL, [Method("vsa", 0.5), Method("fine", 0.5)])
-        parts._time_method(run, SMALL, Method("vsa", 0.5), tensors)
+        with pytest.raises(torch.OutOfMemoryError):
+            parts.time_method(run, SMALL, Method("vsa", 0.5))
     rows = read_rows(tmp_path)
     assert [(r["part"], r.get("ok")) for r in rows] == [
         ("check", False),
@@ -176,6 +212,39 @@ def test_what_does_not_end_in_time_is_stopped(tmp_path):
     jobs = [(_sleep_and_write, tmp_path / name) for name in "ab"]
     assert in_processes(jobs, workers=1, seconds=8) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def _misbehave(run, name):
+    """A unit of work that writes a row, raises, dies or hangs."""
+    import os
+    import time
+
+    if name == "raises":
+        run.write("time", name=name, error="said")
+        raise RuntimeError
+    if name == "dies":
+        os._exit(11)
+    if name == "hangs":
+        time.sleep(60)
+    run.write("time", name=name, process=os.getpid())
+
+
+def test_a_unit_that_dies_or_hangs_costs_a_row_and_not_the_run(tmp_path):
+    run = Run("cpu", 600, results=tmp_path)
+    units = [(name,) for name in ("one", "raises", "two", "dies", "three", "hangs", "four")]
+    lost = []
+    in_turn(run, _misbehave, units, lambda _, name: lost.append(name), patience=10)
+    rows = read_rows(tmp_path)
+    assert [row["name"] for row in rows] == ["one", "raises", "two", "three", "four"]
+    assert lost == ["dies", "hangs"]
+    assert len({row["process"] for row in rows if "process" in row}) == 4
+    some = [(SMALL, Method("vsa", 0.5)), (sweep.targets(True)[0], "forward", {"fwd_BLOCK_M": 64})]
+    for part, unit in zip(("time", "sweep"), some):
+        parts._died(part)(run, *unit)
+    timed, swept = read_rows(tmp_path)[-2:]
+    assert (timed["case"], timed["method"]) == (SMALL.key, "vsa 50.0% x1")
+    assert (swept["method"], swept["step"]) == ("fine 50.0% x2", "forward")
+    assert swept["options"] == {"fwd_BLOCK_M": 64} and "died" in timed["error"]
 
 
 def test_the_cases_are_the_workloads():
