@@ -25,6 +25,7 @@ from flexsparse.selfcheck.cases import DIMS, FP32, SHAPES, Case
 SMALL = Case("ragged32", 64, FP32, TopK(3))
 VSA = Check("VSA", SMALL, selfcheck.attention.vsa)
 PAIRS = Check("VSA", Case("ragged32", 64, FP32, Threshold(2), 1, 2), selfcheck.attention.vsa)
+GATED = Check("VSA", Case("ragged32", 64, FP32, TopK(3)), selfcheck.attention.gated_vsa)
 BSA = Check("BSA", SMALL, selfcheck.attention.bsa)
 TWO = Check("two", Case("padded64", 64, FP32, TopK(3)), selfcheck.attention.two_masks)
 SDPA = next(c for c in selfcheck.checks() if c.backend == "SDPA FLASH_ATTENTION")
@@ -173,6 +174,7 @@ SABOTAGES = {
         POOL,
         {"out", "dx"},
     ),
+    "gates": (replaced(vsa, "pool_tiles", sum_for_mean), GATED, {"out", "dgate_coarse"}),
     "restored": (
         replaced(queries, "gather_rows", gradient_off),
         RESTORE,

@@ -1,9 +1,9 @@
 """``python -m flexsparse.selfcheck``: is what this machine computes right, gradients included?
 
 For a new GPU or a new version of torch. Kernels that are fast and silently wrong exist, most of all
-in backwards; this names those whose results are, and takes a minute or two on a GPU. Every result
-is compared with fp64, by the rule of :mod:`flexsparse.accuracy`; ours must also be the same bits in
-a second run, and with NaN in padding.
+in backwards; this names those whose results are. (Not run on a GPU yet; each new shape has to be
+compiled there.) Every result is compared with fp64, by the rule of :mod:`flexsparse.accuracy`; ours
+must also be the same bits in a second run, and with NaN in padding.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def checks(full: bool = False) -> list[Check]:
         ("pruning", of_rows.prune, rows),
         ("restoring", of_rows.restore, rows),
         ("FlexAttention, VSA", on.vsa, vsa),
+        ("VSA with gates, compiled", on.gated_vsa, cases.GATED_CASES),
         ("FlexAttention, two masks", on.two_masks, [Case("padded64", 64, FP32, TopK(3))]),
         ("BSA", on.bsa, bsa),
         *((f"SDPA {x}", on.sdpa(SDPBackend.__members__[x]), dense) for x in _SDPA),

@@ -54,6 +54,31 @@ def vsa(case: Case, device: str, repeatable: bool = True, **options: Any) -> Rat
     return choice_of_tiles(case, tile_map, q, k, everyone) | found
 
 
+def gated_vsa(case: Case, device: str) -> Ratios:
+    """Coarse and fine stage with both gates, compiled as a whole: with Inductor on CUDA, else
+    traced and differentiated alone, which needs no C++ compiler."""
+    tiling, (*inputs, g) = case.tiling, draw(case, device, 6)
+    given: dict[str, Any] = dict(top_k=case.admitted, query_tiles=case.query_tiles)
+    q, k = map(tiling.to_tiles, inputs[:2])
+    tile_map = vsa_tile_map(q, k, tiling, **given)
+    mask, shape = _of_tokens(tile_map, case), (case.sizes.video, tiling.tile)
+    of_token = reference.tile_of_token(*shape).to(device)
+
+    def whole(*x: Tensor) -> Tensor:
+        return vsa_attention(*x[:3], tiling, gate_coarse=x[3], gate_fine=x[4], **given)
+
+    backend = "inductor" if device == "cuda" else "aot_eager"
+    ours = torch.compile(whole, fullgraph=True, dynamic=False, backend=backend)
+
+    def oracle(attend: Any, dtype: torch.dtype, *x: Tensor) -> Tensor:
+        q, k, v, gate_coarse, gate_fine = x
+        weights = reference.scores(q, k, *shape).softmax(-1)
+        coarse = (weights @ reference.pool(v, *shape))[..., of_token, :]
+        return coarse * gate_coarse + attend(q, k, v, mask) * gate_fine
+
+    return judge(tiling, ours, oracle, inputs, g)
+
+
 def bsa(case: Case, device: str) -> Ratios:
     """Prune, attend, restore."""
     tiling, (q, k, v, g) = case.tiling, draw(case, device, 4)

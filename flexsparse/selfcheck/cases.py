@@ -114,6 +114,10 @@ BSA_CASES = (
     Case("ragged64", 128, BF16, TopK(3), 1, 2),
     Case("full64", 128, BF16, Threshold(2), 1, 4),  # 32 kept rows each
 )
+GATED_CASES = (
+    Case("full64", 64, BF16, TopK(3), 1, 2),
+    Case("ragged64", 128, BF16, TopK(3)),
+)
 DENSE_CASES = (
     Case("full64", 128, BF16),
     Case("padded64", 64, FP16, logits=64),

@@ -120,7 +120,8 @@ def best_first(chosen: Tensor, exact: Tensor, plain: Tensor, dim: int) -> float:
 
 
 def _names(inputs: int) -> list[str]:
-    return ["out", *(["dq", "dk", "dv"] if inputs > 1 else ["dx"])]
+    every = ["dq", "dk", "dv", "dgate_coarse", "dgate_fine"]
+    return ["out", *(every[:inputs] if inputs > 1 else ["dx"])]
 
 
 def _untiled(tiling: VideoTiling, x: Tensor) -> Tensor:
