@@ -87,10 +87,10 @@ def bsa_case(shape: str, dim: int, kv: Rule, annealed: bool = False, query_tiles
     return case
 
 
-def fine_case(shape: str, dim: int, query_tiles: int, q_rows: int | None, dtype: str) -> Case:
-    """The fine stage alone, of blocks of ``query_tiles`` times ``q_rows`` query rows, under a mask
-    that is made of a choice: FlexAttention's kernels and those that make the lists."""
-    tiling = VideoTiling(*TOKENS[shape])
+def fine_case(shape: str, dim: int, block: tuple[int, int | None], dtype: str = "bfloat16") -> Case:
+    """The fine stage alone, under a mask that is made of a choice: FlexAttention's kernels and
+    those that make the lists. A block is so many query tiles, of so many rows (None: the keys')."""
+    tiling, (query_tiles, q_rows) = VideoTiling(*TOKENS[shape]), block
 
     def case(device: torch.device) -> tuple[Callable[..., Tensor], list[Tensor]]:
         options: Any = dict(device=device, dtype=getattr(torch, dtype), requires_grad=True)
@@ -169,25 +169,25 @@ CASES: dict[str, Case] = {
     "dit_vsa": dit_case(VSA(sparsity=0.875, tile=(4, 4, 4))),
     "dit_bsa": dit_case(BSA(sparsity=0.875)),
 }
-BLOCKS = {"q128": (2, None), "q64": (1, None), "q32": (1, 32)}  # query rows of a block
+BLOCKS: dict[str, tuple[int, int | None]] = {"q128": (2, None), "q64": (1, None), "q32": (1, 32)}
 CONFIGS: dict[str, Case] = {
     **{
-        f"{name}_k64_d{dim}_{shape}": fine_case(shape, dim, *blocks, "bfloat16")
-        for name, blocks in BLOCKS.items()
+        f"{name}_k64_d{dim}_{shape}": fine_case(shape, dim, block)
+        for name, block in BLOCKS.items()
         for dim in (64, 128)
         for shape in ("full64", "ragged64")
     },
     **{
-        f"q128_k128_d{dim}_{shape}": fine_case(shape, dim, 1, None, "bfloat16")
+        f"q128_k128_d{dim}_{shape}": fine_case(shape, dim, BLOCKS["q64"])
         for dim in (64, 128)
         for shape in ("full128", "ragged128")
     },
     **{
-        f"{name}_k64_d256_ragged64": fine_case("ragged64", 256, *BLOCKS[name], "bfloat16")
+        f"{name}_k64_d256_ragged64": fine_case("ragged64", 256, BLOCKS[name])
         for name in ("q64", "q32")
     },
     **{
-        f"q64_k64_d{dim}_ragged64_float32": fine_case("ragged64", dim, *BLOCKS["q64"], "float32")
+        f"q64_k64_d{dim}_ragged64_float32": fine_case("ragged64", dim, BLOCKS["q64"], "float32")
         for dim in (64, 128, 256)
     },
 }

@@ -64,8 +64,9 @@ def gated_vsa(case: Case, device: str) -> Ratios:
     mask, shape = _of_tokens(tile_map, case), (case.sizes.video, tiling.tile)
     of_token = reference.tile_of_token(*shape).to(device)
 
-    def whole(*x: Tensor) -> Tensor:
-        return vsa_attention(*x[:3], tiling, gate_coarse=x[3], gate_fine=x[4], **given)
+    def whole(q: Tensor, k: Tensor, v: Tensor, *gates: Tensor) -> Tensor:
+        gated = dict(zip(("gate_coarse", "gate_fine"), gates))
+        return vsa_attention(q, k, v, tiling, **gated, **given)
 
     backend = "inductor" if device == "cuda" else "aot_eager"
     ours = torch.compile(whole, fullgraph=True, dynamic=False, backend=backend)
