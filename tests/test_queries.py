@@ -253,3 +253,12 @@ def test_bad_input_is_one_clear_line():
             make()
         assert "\n" not in str(error.value)
     assert dataclasses.is_dataclass(kept)
+
+
+@given(st.integers(1, 999), st.integers(1, 400))
+def test_a_quota_is_the_same_number_in_python_and_in_tables(thousandths, volume):
+    keep = thousandths / 1000
+    windows = Windows(VideoTiling((1, 1, volume), (1, 1, volume)), keep)
+    quota = windows.tables().quota.item()
+    assert quota == windows.per_window == reference.quota(keep, volume)
+    assert quota == -(-thousandths * volume // 1000)
