@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.cases import Method, Setting
-from benchmarks.gpu.methods import KEEP, Layer, rule_of, window_of
+from benchmarks.gpu.layers import KEEP, Layer, rule_of, window_of
 from flexsparse import VideoTiling, prune_queries, reference
 from flexsparse.accuracy import error_ratios, recomputed_attention
 from flexsparse.bsa import bsa_tile_map

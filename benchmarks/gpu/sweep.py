@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.gpu.cases import VIDEOS, Method, Setting
+from benchmarks.gpu.layers import KEEP, window_of
 from flexsparse.kernel_configs import backward_config, forward_config
 from flexsparse.windows import Windows
 
@@ -26,8 +27,6 @@ class Target(NamedTuple):
     @property
     def blocks(self) -> tuple[int, int]:
         """Rows of the mask's blocks, of queries and of keys."""
-        from benchmarks.gpu.methods import KEEP, window_of
-
         tiling = self.setting.tiling
         rows = tiling.rows
         if self.method.kind == "bsa_fine":

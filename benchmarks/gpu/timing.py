@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.methods import Layer
+from benchmarks.gpu.layers import Layer
 
 
 class Measured(NamedTuple):

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import parts, sweep, tables
+from benchmarks.gpu import checks, parts, sweep, tables
 from benchmarks.gpu.cases import Method, Setting, methods, settings
-from benchmarks.gpu.methods import KINDS, build, draw
+from benchmarks.gpu.layers import draw
+from benchmarks.gpu.methods import KINDS, build
 from benchmarks.gpu.oracle import check
 from benchmarks.gpu.processes import in_processes, in_turn
 from benchmarks.gpu.run import Run, read_rows
@@ -187,7 +188,7 @@ def test_an_error_is_a_row_and_the_others_go_on(tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
     with mock.patch.dict(KINDS, {"vsa": fails}):
-        parts.check_setting(run, SMALL, [Method("vsa", 0.5), Method("fine", 0.5)])
+        checks.check_setting(run, SMALL, [Method("vsa", 0.5), Method("fine", 0.5)])
         with pytest.raises(torch.OutOfMemoryError):
             parts.time_method(run, SMALL, Method("vsa", 0.5))
     rows = read_rows(tmp_path)
