@@ -123,6 +123,7 @@ def warm(run: Run, target: sweep.Target, every: list[sweep.Options]) -> None:
                 layer.attend(*layer.inputs)
         except Exception as failure:  # the timing itself makes a row of it
             print(f"{target.setting.key:12} {options} {say(failure)}", flush=True)
+        forget()  # all options are one function to the compiler, which refuses many versions of it
 
 
 def time_options(run: Run, target: sweep.Target, step: str, options: sweep.Options) -> None:
