@@ -186,6 +186,7 @@ CONFIGS: dict[str, Case] = {
         f"{name}_k64_d256_ragged64": fine_case("ragged64", 256, BLOCKS[name])
         for name in ("q64", "q32")
     },
+    "q32_k64_d32_full64": fine_case("full64", 32, BLOCKS["q32"]),
     **{
         f"q64_k64_d{dim}_ragged64_float32": fine_case("ragged64", dim, BLOCKS["q64"], "float32")
         for dim in (64, 128, 256)
