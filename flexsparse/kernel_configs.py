@@ -74,7 +74,7 @@ FORWARD: list[Row[Forward]] = [
     Row(HOPPER, 256, 64, 32, Forward(64, 32, 2, 8), "torch's own, (64, 32, 3, 4), spills"),
     Row(AMPERE, 64, 128, 32, Forward(128, 32, 3, 8), "64 keys spill where tiles are ragged"),
     Row(AMPERE, 64, 64, 32, Forward(64, 32, 3, 8), "64 keys spill where tiles are ragged"),
-    Row(AMPERE, 128, 128, 32, Forward(128, 32, 3, 8), "64 keys spill where tiles are ragged"),
+    Row(AMPERE, 128, 128, 64, Forward(128, 64, 2, 8), "a third stage leaves room for one block"),
     Row(AMPERE, 128, 64, 64, Forward(64, 64, 2, 8), "four warps spill where tiles are ragged"),
     Row(BLACKWELL, 32, 32, 64, Forward(32, 64, 3, 8), "four warps spill"),
     Row(BLACKWELL, 64, 128, 64, Forward(128, 64, 3, 8), "as on Hopper"),
