@@ -15,6 +15,7 @@ Exit status: 0 all checks right; 1 some wrong; 2 no GPU.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         only=args.only,
         results=results,
         resume=args.resume,
-        workers=2 if args.rehearse else 6,
+        workers=2 if args.rehearse else max(2, min(8, (os.cpu_count() or 2) // 2)),
     )
     before = len(run.rows())
     try:

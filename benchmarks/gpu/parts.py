@@ -33,6 +33,7 @@ def measure_machine(run: Run) -> None:
     """The ceilings that every plot shows."""
     if run.wants("machine") and not run.has("machine"):
         row = run.write("machine", **machine(torch.device(run.device)))
+        forget()
         print(f"{row['matmul_tflops']} TFLOP/s in products, {row['copy_gbps']} GB/s in copies")
 
 
