@@ -104,9 +104,12 @@ def tile_block_mask(
     q_block = query_tiles * per_tile
     chosen = tile_map(selected, n) if counts is None else _to_map(counts, selected, n)
     valid = tiling.counts(device)
+    # Inductor (2.11, on CUDA) takes zeros that were scattered into, captured by a mask_mod, for
+    # zeros; what is computed from them it reads.
+    captured = chosen & (selected[..., :1] >= 0)
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        return chosen[b, h, q // q_block, kv // rows] & (kv % rows < valid[kv // rows])
+        return captured[b, h, q // q_block, kv // rows] & (kv % rows < valid[kv // rows])
 
     is_full = valid == rows
     partial, full = _forward_lists(selected, counts, is_full, tiling)

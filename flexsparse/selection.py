@@ -126,7 +126,7 @@ def sort_keys(scores: Tensor) -> Tensor:
 
 def tile_map(selected: Tensor, num_tiles: int) -> Tensor:
     """Who attends to whom: int ``[..., n, k]`` of chosen tiles to bool ``[..., n, num_tiles]``."""
-    # False everywhere, but not a constant: where a mask_mod captures a constant that was scattered
-    # into, Inductor (2.11, on CUDA) hands FlexAttention's kernel the constant.
-    none = (selected[..., :1] < 0).expand(*selected.shape[:-1], num_tiles).contiguous()
-    return none.scatter_(-1, selected.long(), True)
+    chosen = torch.zeros(
+        (*selected.shape[:-1], num_tiles), dtype=torch.bool, device=selected.device
+    )
+    return chosen.scatter_(-1, selected.long(), True)
