@@ -48,7 +48,7 @@ def bsa_mask(
     """
     rule = as_rule(kv, tiling.num_tiles, "kv")
     q_rows = None if kept.windows.keeps_all else kept.q_rows
-    scores = _scores(kept, k, tiling, query_tiles)
+    scores = block_scores(kept, k, tiling, query_tiles)
     return masked_by(rule, scores, tiling, q_rows=q_rows, query_tiles=query_tiles)
 
 
@@ -57,7 +57,7 @@ def bsa_tile_map(
 ) -> Tensor:
     """Who attends to whom in :func:`bsa_mask`: bool ``[B, H, n, n]``, query tiles by key tiles."""
     rule = as_rule(kv, tiling.num_tiles, "kv")
-    return of_tiles(rule(_scores(kept, k, tiling, query_tiles)), query_tiles)
+    return of_tiles(rule(block_scores(kept, k, tiling, query_tiles)), query_tiles)
 
 
 def bsa_attention(
@@ -110,7 +110,8 @@ def bsa_attention(
     return restore_queries(out, kept, tiling, fill=fill)
 
 
-def _scores(kept: KeptQueries, k: Tensor, tiling: VideoTiling, query_tiles: int) -> Tensor:
+def block_scores(kept: KeptQueries, k: Tensor, tiling: VideoTiling, query_tiles: int) -> Tensor:
+    """What query blocks choose by: ``[B, H, ceil(n / query_tiles), n]``."""
     kept.check_tiling(tiling)
     check_query_tiles(query_tiles, tiling)
     tiling.check_tiled(k, "k")

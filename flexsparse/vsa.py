@@ -49,7 +49,7 @@ def vsa_mask(
     75.0
     """
     rule = as_rule(top_k, tiling.num_tiles)
-    scores = _scores(q, k, tiling, query_tiles)
+    scores = block_scores(q, k, tiling, query_tiles)
     return masked_by(rule, scores, tiling, query_tiles=query_tiles)
 
 
@@ -58,7 +58,7 @@ def vsa_tile_map(
 ) -> Tensor:
     """Who attends to whom in :func:`vsa_mask`: bool ``[B, H, n, n]``, query tiles by key tiles."""
     rule = as_rule(top_k, tiling.num_tiles)
-    return of_tiles(rule(_scores(q, k, tiling, query_tiles)), query_tiles)
+    return of_tiles(rule(block_scores(q, k, tiling, query_tiles)), query_tiles)
 
 
 def vsa_attention(
@@ -116,7 +116,7 @@ def vsa_attention(
         fine = dense_attention(q, k, v, tiling)
     else:
         rule = as_rule(top_k, tiling.num_tiles)
-        chosen_by = _scores(q, k, tiling, query_tiles, scores)
+        chosen_by = block_scores(q, k, tiling, query_tiles, scores)
         mask = masked_by(rule, chosen_by, tiling, query_tiles=query_tiles)
         fine = flex_attention(q, k, v, block_mask=mask, kernel_options=kernel_options)
     if gate_coarse is None or scores is None:
@@ -146,7 +146,7 @@ def masked_by(
     return tile_block_mask(tiles, tiling, counts=counted, q_rows=q_rows, query_tiles=query_tiles)
 
 
-def _scores(
+def block_scores(
     q: Tensor, k: Tensor, tiling: VideoTiling, query_tiles: int, of_each: Tensor | None = None
 ) -> Tensor:
     """What query blocks choose by, from the scores ``of_each`` tile where they are at hand."""

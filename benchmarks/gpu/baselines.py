@@ -79,7 +79,7 @@ def flex_plain(method: Method, setting: Setting, tensors: list[Tensor]) -> Layer
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return compute(q, k, v, block_mask=mask)
 
-    return tiled(attend, tensors[:3], setting, float(chosen.float().mean()))
+    return tiled(attend, tensors[:3], setting, float(chosen.float().mean()), scores=False)
 
 
 def fastvideo(method: Method, setting: Setting, tensors: list[Tensor]) -> Layer:

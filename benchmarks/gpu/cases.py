@@ -61,6 +61,12 @@ class Method:
         return f"{self.kind} {self.sparsity:.1%} x{self.query_tiles}"
 
 
+def is_baseline(method: Method) -> bool:
+    """Whether it is others' and timed unchecked: dense attention, which the library's self-check
+    has at small sizes, and kernels that choose by scores of their own."""
+    return method.kind.startswith("dense") or method.kind == "fastvideo"
+
+
 DENSE = [Method(f"dense_{name}") for name in ("cudnn", "flash", "flex", "fa3", "fa4")]
 PEERS = [Method("flex_plain", 0.875), Method("fastvideo", 0.875)]
 OURS = [  # those that we have aims for first

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.gpu.cases import Method, Setting, methods, settings
+import torch
+
+from benchmarks.gpu.cases import Method, Setting, is_baseline, methods, settings
 from benchmarks.gpu.drawn import DRAWN, forget
 from benchmarks.gpu.layers import Unavailable
 from benchmarks.gpu.methods import build
@@ -18,8 +20,7 @@ def check_all(run: Run) -> None:
     if run.wants("check"):
         jobs.append((check_library, run))
     for setting in settings(run.rehearse):
-        # dense baselines are torch's own; the library's self-check has them at small sizes
-        due = [m for m in methods(run.rehearse) if not m.kind.startswith("dense")]
+        due = [m for m in methods(run.rehearse) if not is_baseline(m)]
         due = [m for m in due if run.wants("check", setting.key, m.name)]
         key = dict(case=setting.key, ok=True)
         if due := [m for m in due if not run.has("check", **key, method=m.name)]:
@@ -31,12 +32,12 @@ def check_all(run: Run) -> None:
 
 def check_library(run: Run) -> None:
     """Every backend at small sizes, all kinds of tiles, rows and head dims."""
-    due = [
-        check
-        for check in selfcheck.checks()
-        if not run.has("selfcheck", backend=check.backend, case=str(check.case))
-    ]
+    key = ("backend", "case")
+    done = {tuple(r[k] for k in key) for r in run.found("selfcheck") if r["ok"] is not False}
+    due = [c for c in selfcheck.checks() if (c.backend, str(c.case)) not in done or not run.resume]
     for result in selfcheck.each(run.device, due):
+        if run.device == "cuda":
+            torch.cuda.synchronize()  # raises where the context is lost: the rest is not wrong
         print(f"selfcheck  {result.backend}  {result.case}  {_word(result.ok)}", flush=True)
         ratio = result.ratio if result.ratio is not None and result.ratio < 1e9 else None
         detail = dict(detail=result.detail, seconds=round(result.seconds, 2))
@@ -58,6 +59,9 @@ def check_setting(run: Run, setting: Setting, due: list[Method]) -> None:
         except Unavailable as reason:
             row |= dict(ok=None, left_out=str(reason))
             shown = f"left out: {reason}"
+        except torch.OutOfMemoryError as failure:  # perhaps a neighbour's fault: no verdict
+            row |= dict(ok=None, left_out=say(failure))
+            shown = f"left out: {say(failure)}"
         except Exception as failure:  # a row says so, and the others go on
             row |= dict(ok=False, error=say(failure))
             shown = say(failure)

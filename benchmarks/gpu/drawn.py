@@ -31,7 +31,9 @@ DRAWN = Drawn()
 
 
 def forget() -> None:
-    """Free what earlier programs hold."""
+    """Free what earlier programs hold; raises where a GPU's context is lost."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     torch._dynamo.reset()
     gc.collect()
     if torch.cuda.is_available():

@@ -46,20 +46,20 @@ def in_turn(
     Of the last two kinds ``died(run, *unit)`` is told."""
     begin = 0
     while begin < len(units) and run.left > 0:
-        at = _SPAWN.Value("i", begin)
+        at = _SPAWN.Value("i", begin, lock=False)
         process = _SPAWN.Process(target=_each, args=(run, work, units, begin, at))
         process.start()
         seen, since = begin, time.monotonic()
         while process.is_alive():
             if at.value != seen:
                 seen, since = at.value, time.monotonic()
-            if time.monotonic() - since > patience:
+            if time.monotonic() - since > min(patience, max(run.left, 0) + 10):
                 _stop(process)
             time.sleep(0.05)
         process.join()
         if process.exitcode == 0:
             return
-        if process.exitcode != _SAID:
+        if process.exitcode != _SAID and run.left > 0:
             died(run, *units[at.value])
         begin = at.value + 1
 
@@ -67,12 +67,20 @@ def in_turn(
 def _each(run: Run, work: Callable[..., None], units: list[tuple], begin: int, at: Any) -> None:
     for number in range(begin, len(units)):
         if run.left <= 0:
-            return
+            break
         at.value = number
         try:
             work(run, *units[number])
         except Exception:  # a GPU's context may be lost with it
-            sys.exit(_SAID)
+            _leave(_SAID)
+    _leave(0)
+
+
+def _leave(status: int) -> None:
+    """End this process at once: a lost context may abort or hang what Python does on the way."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _stop(process: Any) -> None:

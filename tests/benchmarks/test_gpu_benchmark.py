@@ -11,17 +11,24 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import checks, parts, sweep, tables
+from benchmarks.gpu import checks, oracle, parts, sweep, tables
 from benchmarks.gpu.cases import Method, Setting, methods, settings
+from benchmarks.gpu.drawn import forget
 from benchmarks.gpu.layers import draw
 from benchmarks.gpu.methods import KINDS, build
-from benchmarks.gpu.oracle import check
+from benchmarks.gpu.oracle import check, settled
 from benchmarks.gpu.processes import in_processes, in_turn
 from benchmarks.gpu.run import Run, read_rows
 from flexsparse import vsa_attention
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """All layers of a kind are one function to the compiler, which takes few versions of it."""
+    forget()
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +142,36 @@ def test_what_is_wrong_is_found(method):
             assert found(wrong, factor) == due, (wrong, factor)
 
 
+def test_nothing_is_asked_where_rounding_decides_the_choice():
+    tiling = SMALL.tiling
+    tensors = draw(SMALL, CPU, torch.bfloat16)
+    for method in (Method("vsa", 0.5, 2), Method("bsa", 0.75), Method("bsa_top", 0.75, 3)):
+        sure = settled(method, SMALL, tensors)
+        assert sure.shape == (1, 2, tiling.num_tiles) and sure.float().mean() > 0.9
+        tied = [tensors[0], torch.ones_like(tensors[1]), *tensors[2:]]
+        assert not settled(method, SMALL, tied).any()
+        # another choice in one query block alone, which is not settled
+        flipped = draw(SMALL, CPU, torch.bfloat16)
+        block = slice(0, method.query_tiles * tiling.rows)
+        flipped[0][:, :, block] *= -1
+        layer = build(method, SMALL, flipped)
+
+        def other(q, k, v, *gates, layer=layer, block=block):
+            turned = torch.cat([-q[:, :, block], q[:, :, block.stop :]], 2)
+            return layer.attend(turned, k, v, *gates)
+
+        mine = build(method, SMALL, tensors)
+        with mock.patch.object(oracle, "settled", lambda *_: None):
+            ratios = check(method, SMALL, mine._replace(attend=other), tensors)
+        assert not max(ratios.values()) <= 1
+        unsure = torch.ones(1, 2, tiling.num_tiles, dtype=torch.bool)
+        unsure[..., : method.query_tiles] = False
+        with mock.patch.object(oracle, "settled", lambda *_, unsure=unsure: unsure):
+            ratios = check(method, SMALL, mine._replace(attend=other), tensors)
+        assert max(ratios.values()) <= 1
+    assert settled(Method("fine", 0.5), SMALL, tensors) is None
+
+
 class Scaled(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, factor):
@@ -184,22 +221,25 @@ def test_what_no_check_found_right_is_not_timed(tmp_path, capsys):
 def test_an_error_is_a_row_and_the_others_go_on(tmp_path):
     run = Run("cpu", 60, results=tmp_path)
 
-    def fails(*_):
+    def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
-    with mock.patch.dict(KINDS, {"vsa": fails}):
-        checks.check_setting(run, SMALL, [Method("vsa", 0.5), Method("fine", 0.5)])
+    def breaks(*_):
+        raise RuntimeError("no\nmore")
+
+    with mock.patch.dict(KINDS, {"vsa": full, "bsa": breaks}):
+        some = [Method("vsa", 0.5), Method("bsa", 0.8), Method("fine", 0.5)]
+        checks.check_setting(run, SMALL, some)
         with pytest.raises(torch.OutOfMemoryError):
-            parts.time_method(run, SMALL, Method("vsa", 0.5))
+            parts.time_method(run, SMALL, some[0])
     rows = read_rows(tmp_path)
-    assert [(r["part"], r.get("ok")) for r in rows] == [
-        ("check", False),
-        ("check", True),
-        ("time", None),
-    ]
-    for row in (rows[0], rows[2]):
-        assert row["error"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
-    assert "WRONG: vsa" in tables.checks(rows) and "Tried to allocate" in tables.times(rows)
+    # a check that runs out of memory beside others says nothing of the method
+    assert [row.get("ok") for row in rows] == [None, False, True, None]
+    said = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
+    assert rows[0]["left_out"] == rows[3]["error"] == said
+    assert rows[1]["error"] == "RuntimeError: no"
+    assert "WRONG: bsa" in tables.checks(rows) and "vsa" not in tables.checks(rows)
+    assert "Tried to allocate" in tables.times(rows)
 
 
 def _sleep_and_write(path):
