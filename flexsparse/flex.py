@@ -48,7 +48,7 @@ def flex_attention(
         score_mod, block_mask, scale, enable_gqa, return_lse, return_aux: as in
             ``torch.nn.attention.flex_attention.flex_attention``.
         kernel_options: of torch's, which go before our own (compute blocks by
-            ``flexsparse.kernel_options``, say). ``{"BACKEND": "FLASH"}`` asks for FlashAttention 4
+            ``flexsparse.kernel_configs``, say). ``{"BACKEND": "FLASH"}`` asks for FlashAttention 4
             in place of Triton, if it is installed and the blocks are those that it takes.
 
     Returns:

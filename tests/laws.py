@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flexsparse import VideoTiling, reference
+from flexsparse.accuracy import error_ratios
 
 T = TypeVar("T")
 seeds = st.integers(0, 2**32 - 1)
@@ -70,22 +71,10 @@ def assert_accurate(
     exact: Sequence[Tensor],
     inputs: Sequence[Tensor] = (),
 ) -> None:
-    """The error of each of ours to fp64 is at most twice that of plain PyTorch in the same dtype.
-
-    Given the results of one problem (an output and its gradients, say) and those of one or more
-    ways to write it in plain PyTorch, the root mean square over a tensor counts, plus one rounding
-    of the result to its dtype, and one rounding to fp32 of the problem's largest number, results
-    and inputs: over few tokens gradients cancel, and what is left of them is rounding that can come
-    out as zero by luck.
-    """
-    largest = max(x.abs().max().item() for x in (*exact, *inputs))
-    for number, (a, c, *others) in enumerate(zip(ours, exact, *plain, strict=True)):
-        assert all(a.dtype == b.dtype for b in others) and a.shape == c.shape
-        assert c.dtype == torch.float64
-        error, *theirs = [(x.double() - c).square().mean().sqrt().item() for x in (a, *others)]
-        own = torch.finfo(a.dtype).eps * c.square().mean().sqrt().item()
-        bound = 2 * max(theirs) + own + min(torch.finfo(a.dtype).eps, EPS) * largest
-        assert error <= bound, f"result {number}: error {error:.3g}, not <= {bound:.3g}"
+    """The error of each of ours to fp64 is at most twice that of plain PyTorch in the same dtype,
+    by the library's one rule, :func:`flexsparse.accuracy.error_ratios`."""
+    for number, ratio in enumerate(error_ratios(ours, plain, exact, inputs)):
+        assert ratio <= 1, f"result {number}: error {ratio:.3g} times the largest allowed"
 
 
 def with_fused(compute: Callable[..., T], *inputs: Any) -> T:
