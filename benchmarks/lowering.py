@@ -153,7 +153,7 @@ def long_case(video: Grid, tile: Grid, heads: int, kind: str) -> Case:
         rule, top_k = Threshold(round(n / 10)), round(n / 8)
 
         def vsa(q: Tensor, k: Tensor, v: Tensor, coarse: Tensor, fine: Tensor) -> Tensor:
-            gates = dict(gate_coarse=coarse, gate_fine=fine)
+            gates: Any = dict(gate_coarse=coarse, gate_fine=fine)
             return vsa_attention(q, k, v, tiling, top_k=top_k, query_tiles=2, **gates)
 
         def bsa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
