@@ -5,10 +5,10 @@
 8,192 tokens, 4 heads of 64, fp32, 64-token tiles, top 16 of 128 (sparsity 87.5 %), everything from
 q, k and v to the output included: pooling, scores, choice, mask and fine stage; BSA keeps half of
 the queries besides (93.75 %), with pruning and restoring included, and chooses 16 tiles for each
-tile, or by its threshold about so many. Proves outputs and gradients
-right against the fp64 oracle, then times dense SDPA and the others in turn, round by round, and
-quotes medians; measures the peak memory of each in a fresh process; appends rows to
-``benchmarks/results/cpu.jsonl``.
+tile, or by its threshold about so many. Proves outputs and gradients right against the fp64 oracle,
+then times dense SDPA and the others in turn, round by round, and quotes medians, and beside VSA's
+forward the building of its mask alone; measures the peak memory of each in a fresh process; appends
+rows to ``benchmarks/results/cpu.jsonl``.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from flexsparse import (
     prune_queries,
     reference,
     vsa_attention,
+    vsa_mask,
 )
 from flexsparse.bsa import bsa_tile_map
 from flexsparse.kv_rules import Rule
@@ -73,6 +74,11 @@ def bsa_threshold(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return bsa(q, k, v, BSA_RULES["bsa_threshold"])
 
 
+def mask(q: Tensor, k: Tensor) -> Tensor:
+    """What VSA does before attention starts: pooling, scores, choice, lists."""
+    return vsa_mask(q, k, TILING, top_k=TOP_K).kv_num_blocks
+
+
 METHODS: dict[str, tuple[Callable[..., Tensor], int]] = {
     "dense": (dense, 3),
     "vsa": (vsa, 3),
@@ -80,11 +86,12 @@ METHODS: dict[str, tuple[Callable[..., Tensor], int]] = {
     "bsa": (bsa, 3),
     "bsa_threshold": (bsa_threshold, 3),
 }
+PARTS: dict[str, tuple[Callable[..., Tensor], int]] = {"vsa_mask": (mask, 2)}  # forward alone
 SPARSITY = {"dense": 0.0, **dict.fromkeys(BSA_RULES, 1 - KEEP * TOP_K / TILING.num_tiles)}
 
 
 def forward(method: str, inputs: list[Tensor], grad: Tensor) -> None:
-    compute, count = METHODS[method]
+    compute, count = (METHODS | PARTS)[method]
     with torch.no_grad():
         compute(*inputs[:count])
 
@@ -155,9 +162,10 @@ def medians(step: Callable[..., None], rounds: int) -> dict[str, float]:
     # a size instead of handing it back to the system and faulting it in again at each step.
     torch.ones(31 << 18)
     inputs, (grad,) = draw(5), draw(1)
-    times: dict[str, list[float]] = {name: [] for name in METHODS}
+    names = [*METHODS, *PARTS] if step is forward else [*METHODS]
+    times: dict[str, list[float]] = {name: [] for name in names}
     deadline = time.perf_counter() + 10 * rounds
-    for name in METHODS:  # warm up
+    for name in names:  # warm up
         step(name, inputs, grad.detach())
     while min(map(len, times.values())) < rounds and time.perf_counter() < deadline:
         for name, found in times.items():
@@ -224,11 +232,14 @@ def main() -> None:
                 sparsity=SPARSITY.get(name, 1 - TOP_K / TILING.num_tiles),
                 ms=round(1e3 * seconds, 2),
                 times_faster=round(times["dense"] / seconds, 2),
+                share_of_vsa=round(seconds / times["vsa"], 4) if name in PARTS else None,
                 peak_bytes=memory[name] if step is forward_backward else None,
             )
-            peak = f"{memory[name] / 1e6:10.1f}{memory[name] / memory['dense']:8.2f}"
+            own = memory.get(name, 0)
+            peak = f"{own / 1e6:10.1f}{own / memory['dense']:8.2f}"
             shown = f"{step.__name__:18}{name:>15}{row['ms']:9.1f}{row['times_faster']:7.2f}x"
-            print(shown + (peak if step is forward_backward else ""))
+            share = f", {row['share_of_vsa']:.1%} of vsa" if name in PARTS else ""
+            print(shown + (peak if step is forward_backward else share))
 
 
 if __name__ == "__main__":

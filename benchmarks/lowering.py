@@ -31,6 +31,7 @@ from flexsparse import (
 )
 from flexsparse.block_mask import tile_block_mask
 from flexsparse.kv_rules import Rule
+from flexsparse.selection import tile_map
 from models.attention import BSA, VSA, Dense
 from models.video_dit import VideoDiTConfig
 
@@ -101,7 +102,9 @@ def fine_case(shape: str, dim: int, block: tuple[int, int | None], dtype: str = 
         chosen = torch.empty(1, 4, blocks, 8, dtype=torch.int32, device=device)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor) -> Tensor:
-            mask = tile_block_mask(chosen, tiling, q_rows=q_rows, query_tiles=query_tiles)
+            chosen = tile_map(chosen, tiling.num_tiles)
+            options: Any = dict(most=8, q_rows=q_rows, query_tiles=query_tiles)
+            mask = tile_block_mask(chosen, tiling, **options)
             return flex_attention(q, k, v, block_mask=mask)
 
         return attend, [q, k, v, chosen]

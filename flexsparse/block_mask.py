@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
-from flexsparse.selection import tile_map
+from flexsparse.lists import block_lists
+from flexsparse.selection import pack_bits, tile_map
 from flexsparse.tiling import VideoTiling
 
 _FIXED = "a mask of tiles cannot be {}: build it from the q and k that it is for"
@@ -72,14 +72,14 @@ class TileBlockMask(BlockMask):
 
 
 def tile_block_mask(
-    selected: Tensor,
+    tile_map: Tensor,
     tiling: VideoTiling,
     *,
-    counts: Tensor | None = None,
+    most: int | None = None,
     q_rows: int | None = None,
     query_tiles: int = 1,
 ) -> TileBlockMask:
-    """The BlockMask in which each query block attends to its selected key tiles.
+    """The BlockMask in which each query block attends to the key tiles of its row.
 
     Its ``mask_mod`` alone is the whole mask, tile choice and padding of keys; the lists are an
     index into it, in both directions (for inference, under ``no_grad``, in the forward direction
@@ -87,11 +87,9 @@ def tile_block_mask(
     from the device.
 
     Args:
-        selected: int32 ``[B, H, ceil(n / query_tiles), k]``, distinct tiles in ascending order per
-            query block.
+        tile_map: who attends to whom, bool ``[B, H, ceil(n / query_tiles), n]``.
         tiling: the shape; ``n = tiling.num_tiles``.
-        counts: int32 ``[B, H, ceil(n / query_tiles)]``, how many of the k entries count; None for
-            all.
+        most: the width of the forward lists, at least as many tiles as a row has; default n.
         q_rows: rows of queries for a tile, where queries are not laid out as keys are.
         query_tiles: adjacent tiles whose queries make a block; the last block may have fewer.
 
@@ -99,22 +97,33 @@ def tile_block_mask(
         A BlockMask of ``BLOCK_SIZE == (query_tiles * q_rows, rows)`` over ``n * q_rows`` queries
         and ``padded_tokens`` keys.
     """
-    n, rows, device = tiling.num_tiles, tiling.rows, selected.device
+    return mask_of_bits(
+        pack_bits(tile_map), tiling, most=most, q_rows=q_rows, query_tiles=query_tiles
+    )
+
+
+def mask_of_bits(
+    bits: Tensor,
+    tiling: VideoTiling,
+    *,
+    most: int | None = None,
+    q_rows: int | None = None,
+    query_tiles: int = 1,
+) -> TileBlockMask:
+    """:func:`tile_block_mask` of a tile map that has a bit for each entry, as
+    :func:`flexsparse.selection.choose_tiles` returns it."""
+    n, rows = tiling.num_tiles, tiling.rows
     per_tile = rows if q_rows is None else q_rows
     q_block = query_tiles * per_tile
-    chosen = tile_map(selected, n) if counts is None else _to_map(counts, selected, n)
-    valid = tiling.counts(device)
-    # Inductor (2.11, on CUDA) takes zeros that were scattered into, captured by a mask_mod, for
-    # zeros; what is computed from them it reads.
-    captured = chosen & (selected[..., :1] >= 0)
+    valid = tiling.counts(bits.device)
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        return captured[b, h, q // q_block, kv // rows] & (kv % rows < valid[kv // rows])
+        tile = kv // rows
+        chosen = (bits[b, h, q // q_block, tile // 32] >> (tile % 32)) & 1
+        return (chosen != 0) & (kv % rows < valid[tile])
 
-    is_full = valid == rows
-    partial, full = _forward_lists(selected, counts, is_full, tiling)
-    by_key = _transposed_lists(chosen, is_full, tiling) if torch.is_grad_enabled() else (None,) * 4
-    lists: Any = (*partial, *full, *by_key)
+    by_query, by_key = block_lists(bits, tiling, most=most or n, by_key=torch.is_grad_enabled())
+    lists: Any = (*by_query, *(by_key or (None,) * 4))
     mask = TileBlockMask(
         (n * per_tile, tiling.padded_tokens),
         *lists,
@@ -125,58 +134,7 @@ def tile_block_mask(
     return mask
 
 
-def _forward_lists(
-    selected: Tensor, counts: Tensor | None, is_full: Tensor, tiling: VideoTiling
-) -> tuple[Any, Any]:
-    """(counts, indices) of partial and of full key tiles, each ``k`` wide.
-
-    Where there are both, the CUDA kernels find a row of either by the strides of the partial list:
-    the two must have one width, or full tiles are read from anywhere.
-    """
-    n, k = tiling.num_tiles, selected.shape[-1]
-    every = selected.new_full(selected.shape[:-1], k) if counts is None else counts
-    if not tiling.has_padding:
-        none = torch.zeros_like(selected)
-        return (torch.zeros_like(every), _widen(none, tiling)), (every, selected)
-    if tiling.full_tiles == 0:
-        return (every, _widen(selected, tiling)), (None, None)
-    # One sort puts the full tiles before the ragged ones, both ascending, and the uncounted last.
-    kind = (~is_full[selected.long()]).int()
-    if counts is not None:
-        kind = torch.where(torch.arange(k, device=kind.device) < counts[..., None], kind, 2)
-    order = (selected + n * kind).sort(-1).values % n
-    num_full = (kind == 0).sum(-1, dtype=torch.int32)
-    last = torch.arange(k, device=selected.device) + num_full[..., None]
-    partial = order.gather(-1, last.clamp(max=k - 1)).int()
-    return (every - num_full, _widen(partial, tiling)), (num_full, order.int())
-
-
 def _to_map(num: Tensor, indices: Tensor, width: int) -> Tensor:
     """Lists to a bool map: entries past a row's count land past the end."""
     listed = torch.arange(indices.shape[-1], device=num.device) < num[..., None]
     return tile_map(torch.where(listed, indices, width), width + 1)[..., :width]
-
-
-def _widen(indices: Tensor, tiling: VideoTiling) -> Tensor:
-    """On CPU, torch's compiled kernel refuses partial lists narrower than the number of tiles."""
-    if indices.device.type != "cpu":
-        return indices
-    return F.pad(indices, (0, tiling.num_tiles - indices.shape[-1]))
-
-
-def _transposed_lists(chosen: Tensor, is_full: Tensor, tiling: VideoTiling) -> tuple[Any, ...]:
-    """The query blocks of every key tile, for the backward kernels: partial, then full lists, of
-    one width for the same reason as the forward ones."""
-    by_key = chosen.transpose(-1, -2)
-    n = by_key.shape[-1]
-    rank = by_key.cumsum(-1, dtype=torch.int32)
-    total = rank[..., -1].contiguous()
-    slot = torch.where(by_key, rank - 1, n).long()  # those not chosen write past the end
-    blocks = torch.arange(n, dtype=torch.int32, device=chosen.device).expand_as(slot)
-    indices = blocks.new_zeros((*slot.shape[:-1], n + 1)).scatter_(-1, slot, blocks)
-    indices = indices[..., :n].contiguous()
-    if not tiling.has_padding:
-        return torch.zeros_like(total), torch.zeros_like(indices), total, indices
-    if tiling.full_tiles == 0:
-        return total, indices, None, None
-    return torch.where(is_full, 0, total), indices, torch.where(is_full, total, 0), indices.clone()

@@ -6,15 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from flexsparse.block_mask import TileBlockMask
+from flexsparse.block_mask import TileBlockMask, mask_of_bits
 from flexsparse.checks import check_alike, check_query_tiles
-from flexsparse.flex import flex_attention
+from flexsparse.flex import attend_zeroed
 from flexsparse.kv_rules import Rule, as_rule
 from flexsparse.pooling import pool_rows, pool_tiles
 from flexsparse.queries import Fill, KeptQueries, prune_queries, restore_queries
-from flexsparse.selection import coarse_scores, of_tiles, pool_scores
+from flexsparse.selection import choose_tiles, coarse_scores, of_tiles, pool_scores, unpack_bits
 from flexsparse.tiling import VideoTiling
-from flexsparse.vsa import masked_by
 
 
 def bsa_mask(
@@ -47,9 +46,10 @@ def bsa_mask(
     (1, 2, 256, 512)
     """
     rule = as_rule(kv, tiling.num_tiles, "kv")
+    bits = _choose(kept, k, tiling, rule, query_tiles)
     q_rows = None if kept.windows.keeps_all else kept.q_rows
-    scores = block_scores(kept, k, tiling, query_tiles)
-    return masked_by(rule, scores, tiling, q_rows=q_rows, query_tiles=query_tiles)
+    most = rule.bounds(tiling.num_tiles)[1]
+    return mask_of_bits(bits, tiling, most=most, q_rows=q_rows, query_tiles=query_tiles)
 
 
 def bsa_tile_map(
@@ -57,7 +57,8 @@ def bsa_tile_map(
 ) -> Tensor:
     """Who attends to whom in :func:`bsa_mask`: bool ``[B, H, n, n]``, query tiles by key tiles."""
     rule = as_rule(kv, tiling.num_tiles, "kv")
-    return of_tiles(rule(block_scores(kept, k, tiling, query_tiles)), query_tiles)
+    bits = _choose(kept, k, tiling, rule, query_tiles)
+    return of_tiles(unpack_bits(bits, tiling.num_tiles), query_tiles)
 
 
 def bsa_attention(
@@ -103,15 +104,25 @@ def bsa_attention(
     for name, x in (("q", q), ("k", k), ("v", v)):
         tiling.check_tiled(x, name)
     check_alike(q=q, k=k, v=v)
+    k, v = tiling.zero_padding(k), tiling.zero_padding(v)  # once, for all that reads them
+    if keep == 1:
+        q = tiling.zero_padding(q)
     kept = prune_queries(q, tiling, keep=keep, window=window)
     mask = bsa_mask(kept, k, tiling, kv=kv, query_tiles=query_tiles)
     options: Any = dict(enable_gqa=enable_gqa, kernel_options=kernel_options)
-    out = flex_attention(kept.q, k, v, block_mask=mask, **options)
-    return restore_queries(out, kept, tiling, fill=fill)
+    return restore_queries(attend_zeroed(kept.q, k, v, mask, **options), kept, tiling, fill=fill)
 
 
 def block_scores(kept: KeptQueries, k: Tensor, tiling: VideoTiling, query_tiles: int) -> Tensor:
-    """What query blocks choose by: ``[B, H, ceil(n / query_tiles), n]``."""
+    """What query blocks choose by, in plain PyTorch: ``[B, H, ceil(n / query_tiles), n]``."""
+    scores = coarse_scores(_pooled(kept, tiling), pool_tiles(k.detach(), tiling))
+    return pool_scores(scores, _counts(kept, query_tiles), query_tiles)
+
+
+def _choose(
+    kept: KeptQueries, k: Tensor, tiling: VideoTiling, rule: Rule, query_tiles: int
+) -> Tensor:
+    """The bits of the chosen tiles."""
     kept.check_tiling(tiling)
     check_query_tiles(query_tiles, tiling)
     tiling.check_tiled(k, "k")
@@ -119,11 +130,28 @@ def block_scores(kept: KeptQueries, k: Tensor, tiling: VideoTiling, query_tiles:
         raise ValueError(
             f"the queries have {kept.q.shape[1]} heads, k {k.shape[1]}: give it a divisor of them"
         )
+    pooled = _pooled(kept, tiling), pool_tiles(k.detach(), tiling)
+    counts = _counts(kept, query_tiles)
+    return choose_tiles(*pooled, rule, counts=counts, query_tiles=query_tiles)
+
+
+def _pooled(kept: KeptQueries, tiling: VideoTiling) -> Tensor:
+    """The mean of each tile's kept queries, in fp32."""
+    if kept.pooled is not None:
+        return kept.pooled
     q = kept.q.detach()
     if kept.windows.keeps_all:
-        count = tiling.counts(q.device)
-        pooled = pool_tiles(q, tiling)
-    else:
-        count = kept.windows.tables(q.device).quota.sum(-1)
-        pooled = pool_rows(q, kept.q_rows) * (kept.q_rows / count)[:, None]
-    return pool_scores(coarse_scores(pooled, pool_tiles(k.detach(), tiling)), count, query_tiles)
+        return pool_tiles(q, tiling)
+    return pool_rows(q, kept.q_rows) * (kept.q_rows / _kept_count(kept))[:, None]
+
+
+def _kept_count(kept: KeptQueries) -> Tensor:
+    return kept.windows.tables(kept.q.device).quota.sum(-1)
+
+
+def _counts(kept: KeptQueries, query_tiles: int) -> Tensor | None:
+    """How many queries stay of each tile, where tiles that choose together may differ in it."""
+    tiling = kept.windows.tiling
+    if query_tiles == 1 or not tiling.is_ragged:
+        return None
+    return tiling.counts(kept.q.device) if kept.windows.keeps_all else _kept_count(kept).int()

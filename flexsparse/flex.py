@@ -60,7 +60,6 @@ def flex_attention(
             kernels cannot take, a BACKEND that cannot compute this.
         NotImplementedError: on CPU, ``score_mod`` with gradients, or ``max_scores``.
     """
-    _check(query, key, value, block_mask, enable_gqa)
     if return_lse and return_aux is not None:
         raise ValueError("give return_lse or return_aux, not both")
     aux = AuxRequest(lse=True) if return_lse else return_aux
@@ -68,33 +67,65 @@ def flex_attention(
     if isinstance(block_mask, TileBlockMask):
         tiling = block_mask.tiling
         q_tiling = tiling if block_mask.all_queries else None
+    _check(query, key, value, block_mask, enable_gqa)
     if tiling is not None:
         key, value = tiling.zero_padding(key), tiling.zero_padding(value)
     if q_tiling is not None:
         query = q_tiling.zero_padding(query)
-
-    on_cpu = query.device.type == "cpu"
-    engine = (kernel_options or {}).get("BACKEND", "AUTO")
-    if on_cpu and engine != "AUTO":
-        raise ValueError(f"BACKEND={engine!r} is an engine for CUDA; the tensors are on a CPU")
-    if on_cpu and score_mod is None:
-        out, extra = _cpu_attention(query, key, value, block_mask, scale, aux)
-    elif on_cpu and torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
-        raise NotImplementedError(
-            "score_mod has no gradient on CPU: use a BlockMask without score_mod, call it under "
-            "torch.no_grad(), or run on CUDA"
-        )
-    else:
-        if on_cpu:  # torch refuses tensors that require grad there, under no_grad too
-            query, key, value = query.detach(), key.detach(), value.detach()
-        out, extra = _torch_attention(
-            query, key, value, score_mod, block_mask, scale, enable_gqa, kernel_options, aux
-        )
+    given = score_mod, block_mask, scale, enable_gqa, kernel_options, aux
+    out, extra = _attention(query, key, value, *given)
     if q_tiling is not None:
         out = q_tiling.zero_padding(out)
     if return_lse:
         return out, extra.lse
     return out if return_aux is None else (out, extra)
+
+
+def attend_zeroed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_mask: TileBlockMask,
+    *,
+    enable_gqa: bool = False,
+    kernel_options: Any = None,
+) -> Tensor:
+    """:func:`flex_attention` of tensors that hold zeros in padding, without another pass over them.
+
+    What stands in the padding of its output is finite, and of no meaning; so must its gradient be.
+    """
+    _check(query, key, value, block_mask, enable_gqa)
+    given = None, block_mask, None, enable_gqa, kernel_options, None
+    return _attention(query, key, value, *given)[0]
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_mod: Any,
+    block_mask: BlockMask | None,
+    scale: float | None,
+    enable_gqa: bool,
+    kernel_options: Any,
+    aux: AuxRequest | None,
+) -> tuple[Tensor, Any]:
+    """Output and AuxOutput; the device decides."""
+    on_cpu = query.device.type == "cpu"
+    engine = (kernel_options or {}).get("BACKEND", "AUTO")
+    if on_cpu and engine != "AUTO":
+        raise ValueError(f"BACKEND={engine!r} is an engine for CUDA; the tensors are on a CPU")
+    if on_cpu and score_mod is None:
+        return _cpu_attention(query, key, value, block_mask, scale, aux)
+    if on_cpu and torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
+        raise NotImplementedError(
+            "score_mod has no gradient on CPU: use a BlockMask without score_mod, call it under "
+            "torch.no_grad(), or run on CUDA"
+        )
+    if on_cpu:  # torch refuses tensors that require grad there, under no_grad too
+        query, key, value = query.detach(), key.detach(), value.detach()
+    given = score_mod, block_mask, scale, enable_gqa, kernel_options, aux
+    return _torch_attention(query, key, value, *given)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, gqa: bool) -> None:

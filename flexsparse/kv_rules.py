@@ -9,11 +9,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from statistics import NormalDist
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flexsparse.selection import Selection, select_admitted, select_top_k, sort_keys, tile_map
+
+_UNIT = float(1 << 30)  # of the largest weight, as an integer
+
+
+class Fused(NamedTuple):
+    """A rule that ``kernels/select_tiles.py`` knows: "top", "threshold" or "mass"."""
+
+    rule: str
+    amount: float  # how many tiles, the normal quantile, the share of the weights
+    tensor: Tensor | None = None  # in its place, fp64, 0-dim, on the device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +70,11 @@ class Rule:
         """bool ``[..., n]`` without regard to the bounds; no score outside beats one inside."""
         raise NotImplementedError
 
+    def fused(self, n: int) -> Fused | None:
+        """What a kernel needs to choose in the same way among n tiles, from pooled queries and keys
+        and without their scores in memory; None where there is none, and :meth:`select` chooses."""
+        return None
+
 
 @dataclass(frozen=True)
 class TopK(Rule):
@@ -95,6 +111,13 @@ class TopK(Rule):
         count = min(most, max(least, self.k))
         return count, count
 
+    def fused(self, n: int) -> Fused | None:
+        if type(self) is not TopK:
+            return None
+        if isinstance(self.k, Tensor):
+            return Fused("top", 0.0, self.k.double())
+        return Fused("top", float(n))  # the bounds say how many
+
 
 @dataclass(frozen=True)
 class Threshold(Rule):
@@ -128,21 +151,37 @@ class Threshold(Rule):
     def admits(self, scores: Tensor) -> Tensor:
         n = scores.shape[-1]
         # Of equal scores the fp64 mean is exactly their value, and all are admitted.
-        mean = scores.mean(-1, keepdim=True, dtype=torch.float64)
-        deviation = scores.var(-1, correction=0, keepdim=True).sqrt()
+        wide = scores.double()
+        mean = wide.mean(-1, keepdim=True)
+        deviation = wide.var(-1, correction=0, keepdim=True).sqrt()
         if isinstance(self.k, Tensor):
             quantile = torch.special.ndtri(1 - self.k.double() / n)
-            return (scores >= mean + deviation * quantile) | (self.k >= n)
+            return (wide >= mean + deviation * quantile) | (self.k >= n)
         quantile = _normal_quantile(self._text, n)
         if quantile == -math.inf:
             return torch.ones_like(scores, dtype=torch.bool)
-        return scores >= mean + deviation * quantile
+        return wide >= mean + deviation * quantile
+
+    def fused(self, n: int) -> Fused | None:
+        if type(self) is not Threshold:
+            return None
+        if isinstance(self.k, Tensor):
+            quantile = torch.special.ndtri(1 - self.k.double() / n)
+            return Fused("threshold", 0.0, torch.where(self.k >= n, -math.inf, quantile))
+        quantile = _normal_quantile(self._text, n)
+        return Fused("top", float(n)) if quantile == -math.inf else Fused("threshold", quantile)
 
 
 @torch.compiler.assume_constant_result
 def _normal_quantile(k: str, n: int) -> float:
     """U(1 - k/n). k is text, since torch.compile makes symbols of floats that change."""
     return NormalDist().inv_cdf(1 - float(k) / n) if float(k) < n else -math.inf
+
+
+@torch.compiler.assume_constant_result
+def _constant(text: str) -> float:
+    """The number, for the same reason."""
+    return float(text)
 
 
 def _check_scalar(k: object) -> None:
@@ -163,9 +202,11 @@ class Mass(Rule):
     """
 
     m: float
+    _text: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "_text", repr(self.m))
         if not (isinstance(self.m, (int, float)) and self.m > 0):
             raise ValueError(f"m={self.m!r} must be above 0, a share of the softmax's sum")
 
@@ -173,9 +214,19 @@ class Mass(Rule):
         if self.m >= 1:
             return torch.ones_like(scores, dtype=torch.bool)
         order = sort_keys(scores).topk(scores.shape[-1], dim=-1).indices
-        weights = scores.float().softmax(-1).gather(-1, order)
+        # Integers: the order in which they are added does not show.
+        score = scores.float()
+        top = score.masked_fill(score.isnan(), -math.inf).amax(-1, keepdim=True)
+        weights = torch.where(score < top, (score - top).exp(), 1) * _UNIT
+        weights = weights.long().gather(-1, order)
+        goal = (weights.sum(-1, keepdim=True).double() * self.m).ceil().long()
         before = weights.cumsum(-1) - weights
-        return torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before < self.m)
+        return torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before < goal)
+
+    def fused(self, n: int) -> Fused | None:
+        if type(self) is not Mass:
+            return None
+        return Fused("top", float(n)) if self.m >= 1 else Fused("mass", _constant(self._text))
 
 
 def as_rule(rule: int | Rule, n: int, name: str = "top_k") -> Rule:

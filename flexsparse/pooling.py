@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,20 +28,24 @@ def pool_tiles(x: Tensor, tiling: VideoTiling) -> Tensor:
     >>> pool_tiles(torch.ones(1, 1, tiling.padded_tokens, 16), tiling).shape
     torch.Size([1, 1, 4, 16])
     """
-    tiling.check_tiled(x)
-    if x.is_cuda:
-        return kernels.pool_tiles(x, tiling.counts(x.device), tiling.rows)
-    return pool_tiles_twin(x, tiling)
+    return pool_each([x], tiling)[0]
+
+
+def pool_each(xs: Sequence[Tensor], tiling: VideoTiling) -> Sequence[Tensor]:
+    """:func:`pool_tiles` of up to three tensors, in one pass over memory if they are alike."""
+    for x in xs:
+        tiling.check_tiled(x)
+    if any(x.shape != xs[0].shape for x in xs):
+        return [pool_tiles(x, tiling) for x in xs]
+    if xs[0].is_cuda:
+        return kernels.pool_tiles(xs, tiling.video, tiling.tile, tiling.rows).unbind()
+    return [pool_tiles_twin(x, tiling) for x in xs]
 
 
 def pool_rows(x: Tensor, rows: int) -> Tensor:
-    """Means over ``rows`` rows each of ``[B, H, n * rows, D]``: pool_tiles without padding."""
-    n = x.shape[-2] // rows
-    if x.is_cuda:
-        counts = torch.full((n,), rows, dtype=torch.int32, device=x.device)
-        return kernels.pool_tiles(x, counts, rows)
+    """Means over ``rows`` rows each: ``[B, H, n * rows, D]`` to ``[B, H, n, D]``, fp32 at least."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    return x.unflatten(-2, (n, rows)).sum(-2, dtype=wide) / rows
+    return x.unflatten(-2, (-1, rows)).sum(-2, dtype=wide) / rows
 
 
 def pool_tiles_twin(x: Tensor, tiling: VideoTiling) -> Tensor:

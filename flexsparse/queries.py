@@ -30,11 +30,15 @@ class KeptQueries:
         index: the row of its tile that each came from, -1 in holes: int32
             ``[B, H, num_tiles, windows.kept_rows]``.
         windows: what they were pruned by.
+        pooled: ``[B, H, num_tiles, D]``, the mean of each tile's kept queries in fp32 (fp64 for
+            fp64), where the kernel that chose them made it; None: not made yet. No gradient flows
+            through it.
     """
 
     q: Tensor
     index: Tensor
     windows: Windows
+    pooled: Tensor | None = None
 
     @property
     def q_rows(self) -> int:
@@ -98,9 +102,9 @@ def prune_queries(
         index = torch.where(row < tiling.counts(q.device)[:, None], row, -1)
         return KeptQueries(q, index.expand(*q.shape[:2], -1, -1), windows)
     if q.is_cuda:
-        rows, center, quota, _ = (x.int() for x in windows.tables(q.device))
-        sizes = tiling.rows, windows.per_window, windows.kept_rows
-        return KeptQueries(*prune_kernels.prune_queries(q, rows, center, quota, *sizes), windows)
+        sizes = windows.keep, windows.per_window, windows.kept_rows
+        rows, index, pooled = prune_kernels.prune_queries(q, *_shape(windows), *sizes)
+        return KeptQueries(rows, index, windows, pooled)
     index = choose_queries(q.detach(), windows)
     rows = gather_rows(q, index, tiling.rows, holes=windows.has_holes)
     return KeptQueries(rows, index, windows)
@@ -139,13 +143,18 @@ def restore_queries(
     if windows.keeps_all:
         return tiling.zero_padding(out)
     if out.is_cuda:
-        _, center, _, place = (x.int() for x in windows.tables(out.device))
-        arguments = place, center, list(windows.size), fill == "center"
-        return restore_kernels.restore_rows(out, kept.index, *arguments)[0]
+        how = windows.per_window, fill == "center"
+        return restore_kernels.restore_rows(out, kept.index, *_shape(windows), *how)[0]
     slots = fill_slots(kept.index, windows, fill)
     wide = out.to(torch.promote_types(out.dtype, torch.float32))  # its gradients are added up
     rows = gather_rows(wide, slots, windows.kept_rows, holes=tiling.has_padding)
     return rows.to(out.dtype)
+
+
+def _shape(windows: Windows) -> tuple[list[int], list[int], int, list[int]]:
+    """The shape as kernels take it: video, tile, rows, window."""
+    tiling = windows.tiling
+    return list(tiling.video), list(tiling.tile), tiling.rows, list(windows.size)
 
 
 def choose_queries(q: Tensor, windows: Windows) -> Tensor:

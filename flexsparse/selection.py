@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+import sys
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from flexsparse.kv_rules import Rule
+if sys.platform == "linux":  # where the package depends on triton
+    from flexsparse.kernels import select_tiles as kernels
 
 
 def coarse_scores(q_pooled: Tensor, k_pooled: Tensor, scale: float | None = None) -> Tensor:
@@ -30,7 +36,73 @@ def coarse_scores(q_pooled: Tensor, k_pooled: Tensor, scale: float | None = None
         return torch.matmul(q_pooled * scale, k_pooled.transpose(-1, -2))
 
 
-def pool_scores(scores: Tensor, counts: Tensor, query_tiles: int) -> Tensor:
+def choose_tiles(
+    q_pooled: Tensor,
+    k_pooled: Tensor,
+    rule: Rule,
+    *,
+    counts: Tensor | None = None,
+    query_tiles: int = 1,
+) -> Tensor:
+    """The key tiles that each block of query tiles attends to, as :func:`pack_bits` has them.
+
+    On CUDA one kernel makes scores and choice of the rules that it knows. No gradient flows.
+
+    Args:
+        q_pooled: ``[B, H, n, D]``, as pool_tiles returns them.
+        k_pooled: ``[B, Hkv, n, D]``; query head h reads key head ``h // (H // Hkv)``.
+        rule: which tiles a row admits.
+        counts: int32 ``[n]``, queries that count in each tile where tiles differ, see
+            :func:`pool_scores`.
+        query_tiles: adjacent tiles that choose together.
+
+    Returns:
+        int32 ``[B, H, ceil(n / query_tiles), ceil(n / 32)]``.
+
+    Raises:
+        ValueError: infinite scores, on a CPU outside of torch.compile (on a GPU looking would mean
+            to wait for it; there +inf is a best score like any other).
+    """
+    q_pooled, k_pooled, n = q_pooled.detach(), k_pooled.detach(), k_pooled.shape[-2]
+    fused = rule.fused(n) if q_pooled.is_cuda else None
+    if fused is not None:
+        bounds = rule.bounds(n)
+        return kernels.select_tiles(q_pooled, k_pooled, counts, *fused, *bounds, query_tiles)
+    scores = pool_scores(coarse_scores(q_pooled, k_pooled), counts, query_tiles)
+    if not (scores.is_cuda or torch.compiler.is_compiling()):
+        _refuse_infinities(scores)
+    return pack_bits(rule(scores))
+
+
+def _refuse_infinities(scores: Tensor) -> None:
+    found = scores.isinf().nonzero()
+    if len(found):
+        b, h, i, j = found[0].tolist()
+        raise ValueError(
+            f"{len(found)} of {scores.numel()} scores between tiles are infinite, the first in "
+            f"batch {b}, head {h}, of query block {i} to key tile {j}: queries and keys that large "
+            "overflow fp32; normalise them, or scale them down"
+        )
+
+
+def pack_bits(tile_map: Tensor) -> Tensor:
+    """A tile map, a bit each: bool ``[..., n]`` to int32 ``[..., ceil(n / 32)]``, lowest bit first.
+
+    >>> pack_bits(torch.tensor([True, False, True]))
+    tensor([5], dtype=torch.int32)
+    """
+    words = F.pad(tile_map.int(), (0, -tile_map.shape[-1] % 32)).unflatten(-1, (-1, 32))
+    shift = torch.arange(32, dtype=torch.int32, device=tile_map.device)
+    return (words << shift).sum(-1, dtype=torch.int32)
+
+
+def unpack_bits(bits: Tensor, n: int) -> Tensor:
+    """Undoes :func:`pack_bits`: bool ``[..., n]``."""
+    shift = torch.arange(32, dtype=torch.int32, device=bits.device)
+    return ((bits.unsqueeze(-1) >> shift) & 1).flatten(-2)[..., :n].bool()
+
+
+def pool_scores(scores: Tensor, counts: Tensor | None, query_tiles: int) -> Tensor:
     """Scores of query blocks that are ``query_tiles`` adjacent tiles: they choose together (ours).
 
     The mean of their scores, weighted by the queries in each: scores are linear in the mean query,
@@ -38,7 +110,7 @@ def pool_scores(scores: Tensor, counts: Tensor, query_tiles: int) -> Tensor:
 
     Args:
         scores: ``[B, H, n, n]``, query tiles by key tiles.
-        counts: int ``[n]``, queries that count in each tile.
+        counts: int ``[n]``, queries that count in each tile; None where all have equally many.
         query_tiles: at least 1; the last block has fewer where n is not a multiple.
 
     Returns:
@@ -49,6 +121,8 @@ def pool_scores(scores: Tensor, counts: Tensor, query_tiles: int) -> Tensor:
     """
     if query_tiles == 1:
         return scores
+    if counts is None:
+        counts = torch.ones(scores.shape[-2], dtype=torch.int32, device=scores.device)
     pad = -scores.shape[-2] % query_tiles
     sums = F.pad(scores * counts[:, None], (0, 0, 0, pad)).unflatten(-2, (-1, query_tiles)).sum(-2)
     return sums / F.pad(counts, (0, pad)).view(-1, query_tiles).sum(-1)[:, None]

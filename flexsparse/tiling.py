@@ -155,7 +155,8 @@ class VideoTiling:
 
     def counts(self, device: torch.device | str | None = None) -> Tensor:
         """Valid tokens of every tile, in its first rows: int32 ``[num_tiles]``."""
-        return (self.layout(device) >= 0).sum(-1, dtype=torch.int32)
+        t, h, w = self.boxes(device)[1]
+        return (t * h * w).int()
 
     def valid(self, device: torch.device | str | None = None) -> Tensor:
         """Which rows in memory hold a token: bool ``[padded_tokens]``."""
@@ -189,6 +190,16 @@ class VideoTiling:
         The gradient is zero in padding as well. Without padding this is ``x`` itself.
         """
         return torch.where(self.valid(x.device)[:, None], x, 0) if self.has_padding else x
+
+    def spread(self, x: Tensor) -> Tensor:
+        """A row for each tile, ``[..., num_tiles, C]``, to all of its tokens: tile-major ``[...,
+        padded_tokens, C]``, zeros in padding."""
+        rows = x.unsqueeze(-2)
+        if self.has_padding:
+            rows = torch.where(self.valid(x.device).view(self.num_tiles, self.rows, 1), rows, 0)
+        else:
+            rows = rows.expand(*x.shape[:-1], self.rows, -1)
+        return rows.flatten(-3, -2)
 
     def check_tiled(self, x: Tensor, name: str = "x") -> None:
         """Raise ValueError, with the numbers and the fix, unless ``x`` can be tile-major."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flexsparse.block_mask import TileBlockMask, tile_block_mask
+from flexsparse.block_mask import TileBlockMask, mask_of_bits
 from flexsparse.checks import check_alike, check_query_tiles
+from flexsparse.coarse import coarse_attention
 from flexsparse.dense import dense_attention
-from flexsparse.flex import flex_attention
+from flexsparse.flex import attend_zeroed
+from flexsparse.gates import combine
 from flexsparse.kv_rules import Rule, as_rule
-from flexsparse.pooling import pool_tiles
-from flexsparse.selection import coarse_scores, of_tiles, pool_scores
+from flexsparse.pooling import pool_each, pool_tiles
+from flexsparse.selection import choose_tiles, coarse_scores, of_tiles, pool_scores, unpack_bits
 from flexsparse.tiling import VideoTiling
 
 
@@ -49,8 +52,9 @@ def vsa_mask(
     75.0
     """
     rule = as_rule(top_k, tiling.num_tiles)
-    scores = block_scores(q, k, tiling, query_tiles)
-    return masked_by(rule, scores, tiling, query_tiles=query_tiles)
+    bits = _choose(q, k, tiling, rule, query_tiles)
+    most = rule.bounds(tiling.num_tiles)[1]
+    return mask_of_bits(bits, tiling, most=most, query_tiles=query_tiles)
 
 
 def vsa_tile_map(
@@ -58,7 +62,8 @@ def vsa_tile_map(
 ) -> Tensor:
     """Who attends to whom in :func:`vsa_mask`: bool ``[B, H, n, n]``, query tiles by key tiles."""
     rule = as_rule(top_k, tiling.num_tiles)
-    return of_tiles(rule(block_scores(q, k, tiling, query_tiles)), query_tiles)
+    bits = _choose(q, k, tiling, rule, query_tiles)
+    return of_tiles(unpack_bits(bits, tiling.num_tiles), query_tiles)
 
 
 def vsa_attention(
@@ -109,54 +114,52 @@ def vsa_attention(
         if gate is not None:
             _check_gate(name, gate, v, tiling)
     check_query_tiles(query_tiles, tiling)
-    scores = None
-    if gate_coarse is not None:
-        scores = coarse_scores(pool_tiles(q, tiling), pool_tiles(k, tiling))
-    if top_k is None:
+    rule = None if top_k is None else as_rule(top_k, tiling.num_tiles)
+    if rule is not None:  # once, for all that reads them
+        q, k, v = (tiling.zero_padding(x) for x in (q, k, v))
+    pooled = None if gate_coarse is None else pool_each([q, k, v], tiling)
+    if rule is None:
         fine = dense_attention(q, k, v, tiling)
     else:
-        rule = as_rule(top_k, tiling.num_tiles)
-        chosen_by = block_scores(q, k, tiling, query_tiles, scores)
-        mask = masked_by(rule, chosen_by, tiling, query_tiles=query_tiles)
-        fine = flex_attention(q, k, v, block_mask=mask, kernel_options=kernel_options)
-    if gate_coarse is None or scores is None:
-        return fine if gate_fine is None else tiling.zero_padding(fine * gate_fine)
-
-    with torch.autocast(q.device.type, enabled=False):
-        coarse = (scores.softmax(-1) @ pool_tiles(v, tiling)).to(v.dtype)
-    gate = tiling.zero_padding(gate_coarse).unflatten(-2, (tiling.num_tiles, tiling.rows))
-    out = (coarse.unsqueeze(-2) * gate).flatten(-3, -2)
-    out = out + (fine if gate_fine is None else fine * gate_fine)
-    return tiling.zero_padding(out)
+        bits = _choose(q, k, tiling, rule, query_tiles, pooled)
+        most = rule.bounds(tiling.num_tiles)[1]
+        mask = mask_of_bits(bits, tiling, most=most, query_tiles=query_tiles)
+        fine = attend_zeroed(q, k, v, mask, kernel_options=kernel_options)
+    if pooled is not None and gate_coarse is not None:
+        return combine(fine, coarse_attention(*pooled), gate_coarse, gate_fine, tiling)
+    if gate_fine is not None:
+        fine = fine * tiling.zero_padding(gate_fine)  # or its NaN would reach fine's gradient
+    return tiling.zero_padding(fine)
 
 
-def masked_by(
-    rule: Rule,
-    scores: Tensor,
+def block_scores(q: Tensor, k: Tensor, tiling: VideoTiling, query_tiles: int) -> Tensor:
+    """What query blocks choose by, in plain PyTorch: ``[B, H, ceil(n / query_tiles), n]``."""
+    scores = coarse_scores(pool_tiles(q, tiling), pool_tiles(k, tiling))
+    return pool_scores(scores, _counts(tiling, query_tiles, q.device), query_tiles)
+
+
+def _choose(
+    q: Tensor,
+    k: Tensor,
     tiling: VideoTiling,
-    *,
-    q_rows: int | None = None,
-    query_tiles: int = 1,
-) -> TileBlockMask:
-    """The BlockMask of the tiles that ``rule`` admits by the scores of query blocks,
-    ``[B, H, ceil(n / query_tiles), n]``."""
-    tiles, counts = rule.select(scores)
-    least, most = rule.bounds(tiling.num_tiles)
-    counted = None if least == most else counts
-    return tile_block_mask(tiles, tiling, counts=counted, q_rows=q_rows, query_tiles=query_tiles)
-
-
-def block_scores(
-    q: Tensor, k: Tensor, tiling: VideoTiling, query_tiles: int, of_each: Tensor | None = None
+    rule: Rule,
+    query_tiles: int,
+    pooled: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """What query blocks choose by, from the scores ``of_each`` tile where they are at hand."""
+    """The bits of the chosen tiles, from pooled q and k where they are at hand."""
     check_query_tiles(query_tiles, tiling)
-    if of_each is None:
+    if pooled is None:
         for name, x in (("q", q), ("k", k)):
             tiling.check_tiled(x, name)
         check_alike(q=q, k=k, v=k)
-        of_each = coarse_scores(pool_tiles(q.detach(), tiling), pool_tiles(k.detach(), tiling))
-    return pool_scores(of_each.detach(), tiling.counts(q.device), query_tiles)
+        pooled = pool_each([q.detach(), k.detach()], tiling)
+    counts = _counts(tiling, query_tiles, q.device)
+    return choose_tiles(*pooled[:2], rule, counts=counts, query_tiles=query_tiles)
+
+
+def _counts(tiling: VideoTiling, query_tiles: int, device: torch.device) -> Tensor | None:
+    """How many queries each tile has, where tiles that choose together may differ in it."""
+    return tiling.counts(device) if tiling.is_ragged and query_tiles > 1 else None
 
 
 def _check_gate(name: str, gate: Tensor, v: Tensor, tiling: VideoTiling) -> None:

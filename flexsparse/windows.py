@@ -108,12 +108,15 @@ class Windows:
         inside = [x < e for x, e in zip(token, extent)]  # [n, W, V]
         rows = _join([f + x for f, x in zip(first, token)], sides)
         center = _join([e >> 1 for e in extent], self.size)  # Inductor trips over // 2 here
-        share = self.keep * (extent[0] * extent[1] * extent[2]).double()
-        # 0.07 * 100 is above 7 in fp64. No division here: CUDA multiplies by 1 / b instead, and
-        # 15e9 * 1e-9 is above 15.
-        quota = (share - 5e-10).ceil().long()
+        quota = self.quota(extent[0] * extent[1] * extent[2])
         rows = torch.where(inside[0] & inside[1] & inside[2], rows, -1)
         return Tables(rows, center.squeeze(-1), quota.squeeze(-1), self._places(sizes))
+
+    def quota(self, tokens: Tensor) -> Tensor:
+        """How many of a window's tokens stay: int64, as ``tokens``."""
+        # 0.07 * 100 is above 7 in fp64. No division here: CUDA multiplies by 1 / b instead, and
+        # 15e9 * 1e-9 is above 15.
+        return (self.keep * tokens.double() - 5e-10).ceil().long()
 
     def _places(self, sizes: Sequence[Tensor]) -> Tensor:
         sides = [x[:, None] for x in sizes]

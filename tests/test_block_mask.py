@@ -118,15 +118,12 @@ def test_torch_compiled_on_cpu_reads_it_the_same(video, tile):
     ),
     st.integers(1, 8),
     st.integers(1, 3),
-    st.booleans(),
 )
-def test_partial_and_full_lists_have_one_layout(tiling, k, query_tiles, uneven):
+def test_partial_and_full_lists_have_one_layout(tiling, k, query_tiles):
     """On CUDA, where both are found by the strides of one."""
     blocks = -(-tiling.num_tiles // query_tiles)
-    selected = torch.empty(2, 3, blocks, k, dtype=torch.int32, device="meta")
-    counts = torch.empty(2, 3, blocks, dtype=torch.int32, device="meta") if uneven else None
-    options = dict(counts=counts, query_tiles=query_tiles)
-    mask = tile_block_mask(selected, tiling, **options)
+    chosen = torch.empty(2, 3, blocks, tiling.num_tiles, dtype=torch.bool, device="meta")
+    mask = tile_block_mask(chosen, tiling, most=k, query_tiles=query_tiles)
     for each in (mask, mask.within_tiles()):
         for name in ("kv_num_blocks", "kv_indices", "q_num_blocks", "q_indices"):
             partial, full = getattr(each, name), getattr(each, f"full_{name}")

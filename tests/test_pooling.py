@@ -16,7 +16,7 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 def kernel(x, tiling):
     from flexsparse.kernels import pool_tiles
 
-    return pool_tiles.pool_tiles(x, tiling.counts(x.device), tiling.rows)
+    return pool_tiles.pool_tiles([x], tiling.video, tiling.tile, tiling.rows)[0]
 
 
 implementations = pytest.mark.parametrize(
@@ -77,4 +77,4 @@ def test_the_kernel_is_a_well_formed_operator():
     checks = ["test_schema", "test_autograd_registration"]
     if device == "cuda":  # Triton's interpreter cannot run on fake tensors
         checks += ["test_faketensor", "test_aot_dispatch_static"]
-    torch.library.opcheck(op, (x, tiling.counts(device), tiling.rows), test_utils=checks)
+    torch.library.opcheck(op, ([x], tiling.video, tiling.tile, tiling.rows), test_utils=checks)

@@ -4,45 +4,14 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from laws import assert_accurate, poison, seeds
+from laws import poison, seeds
+from query_problems import draw_queries, kept_tokens, problems, prune
 
 from flexsparse import VideoTiling, prune_queries, reference, restore_queries
-from flexsparse.kernels.prune_queries import prune_queries as prune_kernel
-from flexsparse.kernels.restore_rows import restore_rows as restore_kernel
-from flexsparse.queries import KeptQueries, choose_queries, gather_rows
+from flexsparse.queries import choose_queries
 from flexsparse.windows import Windows
-
-
-@st.composite
-def problems(draw):
-    sides = st.sampled_from([1, 2, 3])
-    window = tuple(draw(st.sampled_from([1, 2])) for _ in range(3))
-    tile = tuple(w * draw(sides) for w in window)
-    video = tuple(draw(st.integers(t, 2 * t + 1)) for t in tile)
-    tiling = VideoTiling(video, tile)
-    keep = draw(st.sampled_from([0.1, 0.3, 0.5, 0.75, 0.99, 1.0]))
-    return Windows(tiling, keep, draw(st.sampled_from([window, tile])))
-
-
-def draw_queries(windows, seed, dim=16, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    shape = (2, 3, windows.tiling.tokens, dim)
-    return torch.randn(shape, generator=generator).to(dtype)
-
-
-def prune(q, windows):
-    return prune_queries(q, windows.tiling, keep=windows.keep, window=windows.window)
-
-
-def kept_tokens(kept):
-    """Bool [B, H, tokens], in raster order."""
-    tiling = kept.windows.tiling
-    rows = torch.where(kept.index < 0, tiling.rows, kept.index).long()
-    flags = torch.zeros(*rows.shape[:-1], tiling.rows + 1, dtype=torch.bool)
-    flags.scatter_(-1, rows, True)
-    return tiling.from_tiles(flags[..., :-1].flatten(-2).unsqueeze(-1)).squeeze(-1).bool()
 
 
 @given(problems(), seeds)
@@ -117,43 +86,6 @@ def test_nan_in_padding_changes_nothing(windows, seed):
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
-@settings(max_examples=10)
-@given(
-    problems().filter(lambda w: not w.keeps_all),
-    seeds,
-    st.sampled_from(["nearest", "center"]),
-    st.sampled_from([16, 144]),
-)
-def test_the_kernels_equal_their_twins(windows, seed, fill, dim):
-    """Under the interpreter of Triton: see tests/conftest.py."""
-    tiling = windows.tiling
-    q = poison(tiling.to_tiles(draw_queries(windows, seed, dim)), tiling).requires_grad_()
-    index = choose_queries(q.detach(), windows)
-    kept = KeptQueries(gather_rows(q, index, tiling.rows, holes=windows.has_holes), index, windows)
-    rows, center, quota, place = (x.int() for x in windows.tables())
-    sizes = tiling.rows, windows.per_window, windows.kept_rows
-    found, index = prune_kernel(q, rows, center, quota, *sizes)
-    same = (index == kept.index).all(-1).repeat_interleave(windows.kept_rows, -1)
-    assert same.double().mean() > 0.9, "but for near ties"
-    assert torch.equal(found[same], kept.q[same])
-    g = torch.randn(found.shape, generator=torch.Generator().manual_seed(seed))
-    due = torch.zeros_like(q).unflatten(2, (-1, tiling.rows))
-    slots = torch.where(index < 0, tiling.rows, index).long()[..., None].expand(-1, -1, -1, -1, dim)
-    due = torch.nn.functional.pad(due, (0, 0, 0, 1)).scatter(3, slots, g.view(slots.shape))
-    assert torch.equal(torch.autograd.grad(found, q, g)[0], due[..., :-1, :].flatten(2, 3))
-
-    out = torch.randn(kept.q.shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-    ours, _ = restore_kernel(out, kept.index, place, center, list(windows.size), fill == "center")
-    twin = restore_queries(out, kept, tiling, fill=fill)
-    assert torch.equal(ours, twin)
-    g = poison(torch.randn(ours.shape, generator=torch.Generator().manual_seed(seed)), tiling)
-    wide = out.detach().double().requires_grad_()
-    exact = restore_queries(wide, kept, tiling, fill=fill)
-    pairs = (ours, out), (twin, out), (exact, wide)
-    ours, twin, exact = (torch.autograd.grad(y, x, g.to(x.dtype))[0] for y, x in pairs)
-    assert_accurate([ours], [[twin]], [exact], [g.nan_to_num()])
-
-
 def test_a_query_that_is_nan_stays_and_shows():
     tiling = VideoTiling((4, 4, 4))
     windows = Windows(tiling, 0.5, None)
@@ -161,14 +93,8 @@ def test_a_query_that_is_nan_stays_and_shows():
     center = 2 * 16 + 2 * 4 + 2
     for number in ([5], [row for row in range(64) if row != center]):
         q[:, :, number] = torch.nan
-        for index in (prune(tiling.to_tiles(q), windows).index, kernel_index(q, windows)):
-            assert (index == 5).any(-1).all() and (index == center).any(-1).all()
-
-
-def kernel_index(q, windows):
-    rows, center, quota, _ = (x.int() for x in windows.tables())
-    sizes = windows.tiling.rows, windows.per_window, windows.kept_rows
-    return prune_kernel(windows.tiling.to_tiles(q), rows, center, quota, *sizes)[1]
+        index = prune(tiling.to_tiles(q), windows).index
+        assert (index == 5).any(-1).all() and (index == center).any(-1).all()
 
 
 def test_similarity_of_half_precision_is_taken_in_fp32():
@@ -177,8 +103,6 @@ def test_similarity_of_half_precision_is_taken_in_fp32():
     q = draw_queries(windows, 0, dim=64).bfloat16()
     tiled, wide = windows.tiling.to_tiles(q), windows.tiling.to_tiles(q.float())
     assert torch.equal(choose_queries(tiled, windows), choose_queries(wide, windows))
-    same = (kernel_index(q, windows) == choose_queries(wide, windows)).all(-1)
-    assert same.double().mean() > 0.9, "but for near ties"
 
 
 def test_what_stays_is_a_whole_number_in_spite_of_rounding():
@@ -186,18 +110,13 @@ def test_what_stays_is_a_whole_number_in_spite_of_rounding():
     assert windows.per_window == 7 and (windows.tables().quota == 7).all(), "0.07 * 100 > 7 in fp64"
 
 
-@pytest.mark.parametrize("by_kernel", [False, True])
-def test_gradients_of_half_precision_are_added_up_in_fp32(by_kernel):
-    dtype = torch.float16 if by_kernel else torch.bfloat16  # the interpreter cuts off for bf16
+def test_gradients_of_half_precision_are_added_up_in_fp32():
+    dtype = torch.bfloat16
     windows = Windows(VideoTiling((8, 8, 8), (8, 8, 8)), 0.01, None)
     kept = prune(windows.tiling.to_tiles(draw_queries(windows, 0, dtype=dtype)), windows)
     out = torch.zeros(kept.q.shape, dtype=dtype, requires_grad=True)
     wide = out.detach().double().requires_grad_()
-    if by_kernel:
-        _, center, _, place = (x.int() for x in windows.tables())
-        restored, _ = restore_kernel(out, kept.index, place, center, list(windows.size), False)
-    else:
-        restored = restore_queries(out, kept, windows.tiling)
+    restored = restore_queries(out, kept, windows.tiling)
     g = torch.rand(restored.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     (found,) = torch.autograd.grad(restored, out, g)
     exact = restore_queries(wide, kept, windows.tiling)

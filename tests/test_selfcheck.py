@@ -75,9 +75,9 @@ def first_of_each_shape(real):
     """A cache that takes tensors of one shape for the same problem."""
     seen = {}
 
-    def wrong(rule, scores, *arguments, **options):
-        mask = real(rule, scores, *arguments, **options)
-        return seen.setdefault(tuple(scores.shape), mask)
+    def wrong(bits, *arguments, **options):
+        mask = real(bits, *arguments, **options)
+        return seen.setdefault(tuple(bits.shape), mask)
 
     return wrong
 
@@ -142,6 +142,10 @@ def sum_for_mean(real):
     return lambda x, tiling: real(x, tiling) * (1 + 1e-3)
 
 
+def sums_for_means(real):
+    return lambda xs, tiling: [x * (1 + 1e-3) for x in real(xs, tiling)]
+
+
 # What is broken, the check that must see it, and results that it must name, all of them or some.
 SABOTAGES = {
     "dq": (scaled(0, 1.01), VSA, {"dq"}),
@@ -157,7 +161,7 @@ SABOTAGES = {
         {"dv with NaN in padding"},
     ),
     "second-mask": (
-        replaced(vsa, "masked_by", first_of_each_shape),
+        replaced(vsa, "mask_of_bits", first_of_each_shape),
         TWO,
         {"out of the second mask", "dk of the second mask"},
     ),
@@ -166,15 +170,19 @@ SABOTAGES = {
         TWO,
         {"dk of the first mask again"},
     ),
-    "worst-tiles": (replaced(vsa, "coarse_scores", negated), VSA, {"choice of tiles"}),
-    "worst-tiles-pairs": (replaced(vsa, "coarse_scores", negated), PAIRS, {"choice of tiles"}),
+    "worst-tiles": (replaced(selection, "coarse_scores", negated), VSA, {"choice of tiles"}),
+    "worst-tiles-pairs": (
+        replaced(selection, "coarse_scores", negated),
+        PAIRS,
+        {"choice of tiles"},
+    ),
     "too-few-tiles": (replaced(vsa, "as_rule", one_tile_less), VSA, {"number of tiles"}),
     "pool": (
         replaced(selfcheck.rows, "pool_tiles", sum_for_mean),
         POOL,
         {"out", "dx"},
     ),
-    "gates": (replaced(vsa, "pool_tiles", sum_for_mean), GATED, {"out", "dgate_coarse"}),
+    "gates": (replaced(vsa, "pool_each", sums_for_means), GATED, {"out", "dgate_coarse"}),
     "restored": (
         replaced(queries, "gather_rows", gradient_off),
         RESTORE,

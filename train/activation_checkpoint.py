@@ -4,8 +4,8 @@
     selective   attention, every second matmul and the selection are kept
     full        the selection is kept, and nothing else
 
-The selection (of tiles, `topk`; of BSA's queries, `topk` on a CPU and a kernel of ours on a GPU) is
-kept in every mode: one that came out differently when it was made again would give gradients of
+The selection (of tiles and of BSA's queries: `topk` on a CPU, kernels of ours on a GPU) is kept in
+every mode: one that came out differently when it was made again would give gradients of
 another function than the one whose loss was reported.
 """
 
@@ -23,7 +23,11 @@ from train.titan import ActivationCheckpointing, SelectiveAC
 
 Mode = Literal["none", "selective", "full"]
 
-SELECTION = [torch.ops.aten.topk.default, torch.ops.flexsparse.prune_queries.default]
+SELECTION = [
+    torch.ops.aten.topk.default,
+    torch.ops.flexsparse.select_tiles.default,
+    torch.ops.flexsparse.prune_queries.default,
+]
 
 
 class Selective(SelectiveAC):

@@ -1,10 +1,12 @@
-"""Mean over the valid rows of every tile, in one pass over memory.
+"""Mean over the tokens of every tile, of one to three tensors in one pass over memory.
 
-    out[b, h, i] = sum(x[b, h, i * rows + r] for r in range(counts[i])) / counts[i]
-    dx[b, h, i * rows + r] = dout[b, h, i] / counts[i] if r < counts[i] else 0
+    out[s][b, h, i] = sum(x_s[b, h, i * rows + r] for r in range(tokens[i])) / tokens[i]
+    dx_s[b, h, i * rows + r] = dout[s][b, h, i] / tokens[i] if r < tokens[i] else 0
 
-Rows past a tile's count are never loaded, so nothing in padding can reach the result. One program
-per tile; sums in the output's dtype (fp32, or fp64 for fp64).
+Rows past a tile's tokens are never loaded, so nothing in padding can reach the result. One program
+per tile and tensor; sums in the output's dtype (fp32, or fp64 for fp64). The gradient is a copy of
+one row to many, which the compiler fuses with whatever else adds up to the gradient of x: it is
+plain PyTorch, and costs no pass of its own.
 """
 
 from typing import Any
@@ -15,92 +17,72 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from flexsparse.kernels.geometry import grid_of, tile_tokens
+from flexsparse.tiling import VideoTiling
+
 _BLOCK_R = 64
 
 
 @triton.jit
-def _pool_forward(
-    x, counts, out, H, stride_b, stride_h, stride_l, D,
+def _pool(
+    x0, x1, x2, out, H, n, D,
+    b0, h0, l0, b1, h1, l1, b2, h2, l2,
+    VIDEO_T: tl.constexpr, VIDEO_H: tl.constexpr, VIDEO_W: tl.constexpr,
+    TILE_T: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    i_n, i_bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    n = tl.num_programs(0)
-    count = tl.load(counts + i_n)
+    i_n, i_bh, i_s = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    i_b, i_h = i_bh // H, i_bh % H
+    tokens = tile_tokens(i_n, VIDEO_T, VIDEO_H, VIDEO_W, TILE_T, TILE_H, TILE_W)
+    if i_s == 0:
+        p_x, stride_l = x0 + i_b * b0 + i_h * h0, l0
+    elif i_s == 1:
+        p_x, stride_l = x1 + i_b * b1 + i_h * h1, l1
+    else:
+        p_x, stride_l = x2 + i_b * b2 + i_h * h2, l2
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < D
-    p_x = x + (i_bh // H) * stride_b + (i_bh % H) * stride_h
     total = tl.zeros([BLOCK_D], dtype=out.dtype.element_ty)
     for start in tl.static_range(0, ROWS, BLOCK_R):  # pyright: ignore[reportGeneralTypeIssues]
         o_r = start + tl.arange(0, BLOCK_R)
-        m_x = (o_r < count)[:, None] & m_d[None, :]
+        m_x = (o_r < tokens)[:, None] & m_d[None, :]
         o_l = (i_n.to(tl.int64) * ROWS + o_r) * stride_l
         b_x = tl.load(p_x + o_l[:, None] + o_d[None, :], mask=m_x, other=0.0)
         total += tl.sum(b_x.to(total.dtype), 0)
-    p_out = out + (i_bh * n + i_n) * D + o_d
-    tl.store(p_out, total / count.to(total.dtype), mask=m_d)
-
-
-@triton.jit
-def _pool_backward(
-    dout, counts, dx, D,
-    ROWS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    i_n, i_bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    n = tl.num_programs(0)
-    count = tl.load(counts + i_n)
-    o_d = tl.arange(0, BLOCK_D)
-    m_d = o_d < D
-    b_g = tl.load(dout + (i_bh * n + i_n) * D + o_d, mask=m_d, other=0.0)
-    b_g = b_g / count.to(b_g.dtype)
-    p_dx = dx + (i_bh * n + i_n) * ROWS * D
-    for start in tl.static_range(0, ROWS, BLOCK_R):  # pyright: ignore[reportGeneralTypeIssues]
-        o_r = start + tl.arange(0, BLOCK_R)
-        b_dx = tl.where((o_r < count)[:, None], b_g[None, :], 0.0)
-        m_dx = (o_r < ROWS)[:, None] & m_d[None, :]
-        p_block = p_dx + o_r[:, None] * D + o_d[None, :]
-        tl.store(p_block, b_dx.to(dx.dtype.element_ty), mask=m_dx)
-
-
-def _blocks(rows: int, dim: int) -> dict[str, int]:
-    block_r = min(_BLOCK_R, triton.next_power_of_2(rows))
-    return {"ROWS": rows, "BLOCK_R": block_r, "BLOCK_D": triton.next_power_of_2(dim)}
+    p_out = out + ((i_s * tl.num_programs(1) + i_bh) * n + i_n) * D + o_d
+    tl.store(p_out, total / tokens.to(total.dtype), mask=m_d)
 
 
 @triton_op("flexsparse::pool_tiles", mutates_args={})
-def pool_tiles(x: Tensor, counts: Tensor, rows: int) -> Tensor:
-    """Mean of the first ``counts[i]`` rows of tile i.
+def pool_tiles(xs: list[Tensor], video: list[int], tile: list[int], rows: int) -> Tensor:
+    """Means over the tokens of each tile, of one to three tensors of one shape and dtype.
 
-    x ``[B, H, n * rows, D]`` of any strides with D contiguous, counts int32 ``[n]`` of 1 to rows;
-    returns ``[B, H, n, D]`` in fp32 (fp64 for fp64). Differentiable in x.
+    xs ``[B, H, n * rows, D]`` each, tile-major, of any strides with D contiguous; returns
+    ``[len(xs), B, H, n, D]`` in fp32 (fp64 for fp64). Differentiable in xs.
     """
-    B, H, L, D = x.shape
-    x = x if x.stride(3) == 1 else x.contiguous()
-    out = x.new_empty((B, H, L // rows, D), dtype=torch.promote_types(x.dtype, torch.float32))
-    wrap_triton(_pool_forward)[(L // rows, B * H)](
-        x, counts, out, H, x.stride(0), x.stride(1), x.stride(2), D, **_blocks(rows, D)
-    )
+    B, H, L, D = xs[0].shape
+    xs = [x if x.stride(3) == 1 else x.contiguous() for x in xs]
+    dtype = torch.promote_types(xs[0].dtype, torch.float32)
+    n = L // rows
+    out = xs[0].new_empty((len(xs), B, H, n, D), dtype=dtype)
+    three = (*xs, *xs[-1:] * 2)[:3]
+    wrap_triton(_pool)[(n, B * H, len(xs))](
+        *three, out, H, n, D, *(s for x in three for s in x.stride()[:3]),
+        ROWS=rows, BLOCK_R=min(_BLOCK_R, triton.next_power_of_2(rows)),
+        BLOCK_D=triton.next_power_of_2(D), **grid_of(video, tile),
+    )  # fmt: skip
     return out
 
 
-@triton_op("flexsparse::pool_tiles_backward", mutates_args={})
-def pool_tiles_backward(dout: Tensor, counts: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-    """Gradient of :func:`pool_tiles` in x: ``[B, H, n * rows, D]`` of dtype, 0 in padding."""
-    B, H, n, D = dout.shape
-    dout = dout.contiguous()
-    dx = dout.new_empty((B, H, n * rows, D), dtype=dtype)
-    wrap_triton(_pool_backward)[(n, B * H)](dout, counts, dx, D, **_blocks(rows, D))
-    return dx
-
-
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, counts, ctx.rows = inputs
-    ctx.dtype = x.dtype
-    ctx.save_for_backward(counts)
+    xs, ctx.video, ctx.tile, ctx.rows = inputs
+    ctx.dtype = xs[0].dtype
 
 
-def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None]:
-    (counts,) = ctx.saved_tensors
-    return pool_tiles_backward(dout, counts, ctx.rows, ctx.dtype), None, None
+def _backward(ctx: Any, dout: Tensor) -> tuple:
+    tiling = VideoTiling(tuple(ctx.video), tuple(ctx.tile), ctx.rows)
+    dout = (dout / tiling.counts(dout.device)[:, None]).to(ctx.dtype)
+    return [tiling.spread(dx) for dx in dout.unbind()], None, None, None
 
 
 pool_tiles.register_autograd(_backward, setup_context=_save)

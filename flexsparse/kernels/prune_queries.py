@@ -1,68 +1,106 @@
-"""The queries of every tile that stay: cosine to the center, choice and gather in one pass.
+"""The queries of every tile that stay: cosine to the center, choice, gather and mean in one pass.
 
     similarity[i] = x[i] . x[c(i)] / (|x[i]| |x[c(i)]|)          c(i) the center of i's window
     rank[i]       = how many of i's window are less similar (ties: lower index), the center first
-    out[slot]     = x[i], index[slot] = row of i                 where rank[i] < quota
+    out[slot]     = x[i], index[slot] = row of i                 where rank[i] < keep * tokens(i)
+    pooled        = mean of the tile's out
     dx[row]       = dout[slot] where index[slot] = row, else 0
 
-One program per tile; a tile's tokens stand window after window, W windows of V. Similarities are
-computed in fp32. Rows that hold no token are never loaded, slots that stay empty are written as 0.
+One program per tile, its tokens as V of each of W windows: where they stand follows from the tile's
+number. Similarities are computed in fp32. Rows that hold no token are never loaded, slots that stay
+empty are written as 0.
 """
 
+import math
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from flexsparse.kernels.geometry import center_rows, grid_of, window_boxes, window_rows
+
+
+@triton.jit
+def quota_of(tokens, KEEP: tl.constexpr):
+    """How many of a window's tokens stay, ``ceil(KEEP * tokens - 5e-10)`` as in Windows.tables.
+
+    In fp64, and without that difference, of which a compiler may round the product or not.
+    """
+    share = tokens.to(tl.float64) * tl.full([], KEEP, tl.float64)
+    whole = share.to(tl.int32)
+    return whole + (share > whole.to(tl.float64) + tl.full([], 5e-10, tl.float64)).to(tl.int32)
+
 
 @triton.jit
 def _prune_forward(
-    x, rows, center, quota, index, out, H, stride_b, stride_h, stride_l, D,
-    ROWS: tl.constexpr, KEPT: tl.constexpr, W: tl.constexpr, V: tl.constexpr, K: tl.constexpr,
-    BLOCK_I: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    x, index, out, pooled, stride_b, stride_h, stride_l, D,
+    VIDEO_T: tl.constexpr, VIDEO_H: tl.constexpr, VIDEO_W: tl.constexpr,
+    TILE_T: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+    SIZE_T: tl.constexpr, SIZE_H: tl.constexpr, SIZE_W: tl.constexpr,
+    KEEP: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, KEPT: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    i_n, i_bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    n = tl.num_programs(0)
-    o_d = tl.arange(0, BLOCK_D)
+    i_n, i_h, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    tile = (i_b * tl.num_programs(1) + i_h) * tl.num_programs(0) + i_n
+    o_w, o_v, o_d = tl.arange(0, BLOCK_W), tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_D)
     m_d = o_d < D
-    o_i = tl.arange(0, BLOCK_I)
-    window = o_i // V
-    row = tl.load(rows + i_n * W * V + o_i, mask=o_i < W * V, other=-1)
-    m_i = row >= 0
-    p_x = x + (i_bh // H) * stride_b + (i_bh % H) * stride_h + i_n.to(tl.int64) * ROWS * stride_l
-    p_row = p_x + row.to(tl.int64)[:, None] * stride_l + o_d[None, :]
-    b_x = tl.load(p_row, mask=m_i[:, None] & m_d[None, :], other=0.0)
+    sides, first, extent = window_boxes(
+        i_n, o_w[:, None], VIDEO_T, VIDEO_H, VIDEO_W, TILE_T, TILE_H, TILE_W, SIZE_T, SIZE_H, SIZE_W
+    )
+    tokens = extent[0] * extent[1] * extent[2]
+    center = center_rows(sides, first, extent)
+    row = window_rows(sides, first, extent, o_v[None, :], SIZE_H, SIZE_W)
+    m_x = row >= 0
+    p_x = x + i_b * stride_b + i_h * stride_h + i_n.to(tl.int64) * ROWS * stride_l
+    p_row = p_x + row.to(tl.int64)[:, :, None] * stride_l + o_d[None, None, :]
+    b_x = tl.load(p_row, mask=m_x[:, :, None] & m_d[None, None, :], other=0.0)
 
-    at_center = window * V + tl.load(center + i_n * W + window, mask=m_i, other=0)
-    row_c = tl.load(rows + i_n * W * V + at_center, mask=m_i, other=0)
-    p_c = p_x + row_c.to(tl.int64)[:, None] * stride_l + o_d[None, :]
-    b_c = tl.load(p_c, mask=m_i[:, None] & m_d[None, :], other=0.0).to(tl.float32)
-    b_x = b_x.to(tl.float32)
-    dot = tl.sum(b_x * b_c, 1)
-    lengths = tl.sqrt(tl.sum(b_x * b_x, 1)) * tl.sqrt(tl.sum(b_c * b_c, 1))
-    similarity = dot / tl.maximum(lengths, 1.1754943508222875e-38)
+    b_w = b_x.to(tl.float32)
+    b_c = tl.sum(tl.where((row == center)[:, :, None], b_w, 0.0), 1)
+    lengths = tl.sqrt(tl.sum(b_w * b_w, 2)) * tl.sqrt(tl.sum(b_c * b_c, 1))[:, None]
+    similarity = tl.sum(b_w * b_c[:, None, :], 2) / tl.maximum(lengths, 1.1754943508222875e-38)
     similarity = tl.where(similarity == similarity, similarity, -2.0)  # NaN stays, and shows
-    similarity = tl.where(o_i == at_center, -3.0, similarity)
+    similarity = tl.where(row == center, -3.0, similarity)
 
-    alike = (window[:, None] == window[None, :]) & m_i[None, :]
-    before = o_i[None, :] < o_i[:, None]
-    less = similarity[None, :] < similarity[:, None]
-    first = less | ((similarity[None, :] == similarity[:, None]) & before)
-    rank = tl.sum((alike & first).to(tl.int32), 1)
-    stays = m_i & (rank < tl.load(quota + i_n * W + window, mask=m_i, other=0))
-    slot = window * K + tl.sum((alike & before & stays[None, :]).to(tl.int32), 1)
+    # the sum of one: without it the compiler divides anew in each layout of the pairs
+    similarity = tl.sum(similarity[:, :, None], 2)
+    mine, other = similarity[None, :, :], tl.trans(similarity)[:, :, None]
+    before = (o_v[:, None] < o_v[None, :])[:, None, :]
+    m_j = tl.trans(m_x)[:, :, None]
+    ahead = ((other < mine) | ((other == mine) & before)) & m_j
+    rank = tl.sum(ahead.to(tl.int32), 0)
+    stays = m_x & (rank < tl.minimum(quota_of(tokens, KEEP), SLOTS))
+    number = tl.cumsum(stays.to(tl.int32), 1) - 1
+    slot = tl.where(stays, o_w[:, None] * SLOTS + number, -1)
+    tl.store(index + tile * KEPT + slot, row, mask=slot >= 0)
+    m_out = (slot >= 0)[:, :, None]
+    p_out = out + tile * KEPT * D + slot[:, :, None] * D + o_d[None, None, :]
+    tl.store(p_out, b_x, mask=m_out & m_d[None, None, :])
 
-    o_s = tl.arange(0, BLOCK_S)
-    taken = (slot[:, None] == o_s[None, :]) & stays[:, None]
-    kept = tl.sum(tl.where(taken, row[:, None] + 1, 0), 0) - 1  # pyright: ignore
-    m_s = o_s < KEPT
-    o_out = (i_bh * n + i_n) * KEPT + o_s
-    tl.store(index + o_out, kept, mask=m_s)
-    p_kept = p_x + kept.to(tl.int64)[:, None] * stride_l + o_d[None, :]
-    b_out = tl.load(p_kept, mask=(kept >= 0)[:, None] & m_d[None, :], other=0.0)
-    tl.store(out + o_out[:, None] * D + o_d[None, :], b_out, mask=m_s[:, None] & m_d[None, :])
+    WINDOWS: tl.constexpr = (TILE_T // SIZE_T) * (TILE_H // SIZE_H) * (TILE_W // SIZE_W)
+    RAGGED: tl.constexpr = VIDEO_T % TILE_T + VIDEO_H % TILE_H + VIDEO_W % TILE_W
+    if WINDOWS * SLOTS < KEPT or RAGGED > 0:
+        o_s = tl.arange(0, BLOCK_S)
+        _, _, extent = window_boxes(
+            i_n, o_s // SLOTS,
+            VIDEO_T, VIDEO_H, VIDEO_W, TILE_T, TILE_H, TILE_W, SIZE_T, SIZE_H, SIZE_W,
+        )  # fmt: skip
+        quota = quota_of(extent[0] * extent[1] * extent[2], KEEP)
+        hole = (o_s < KEPT) & (o_s % SLOTS >= quota)
+        count = KEPT - tl.sum(hole.to(tl.int32), 0)
+        tl.store(index + tile * KEPT + o_s, tl.full([BLOCK_S], -1, tl.int32), mask=hole)
+        zeros = tl.zeros([BLOCK_S, BLOCK_D], dtype=out.dtype.element_ty)
+        p_hole = out + tile * KEPT * D + o_s[:, None] * D + o_d[None, :]
+        tl.store(p_hole, zeros, mask=hole[:, None] & m_d[None, :])
+    else:
+        count = tl.full([], KEPT, tl.int32)
+
+    b_kept = tl.where(m_out, b_x, 0.0).to(pooled.dtype.element_ty)
+    total = tl.sum(tl.reshape(b_kept, [BLOCK_W * BLOCK_V, BLOCK_D]), 0)
+    tl.store(pooled + tile * D + o_d, total / count.to(total.dtype), mask=m_d)
 
 
 @triton.jit
@@ -84,54 +122,74 @@ def _prune_backward(
     tl.store(p_dx, b_g, mask=(o_r < ROWS)[:, None] & m_d[None, :])
 
 
-def _blocks(**sizes: int) -> dict[str, int]:
-    return {f"BLOCK_{k}": max(16, triton.next_power_of_2(n)) for k, n in sizes.items()}
-
-
 @triton_op("flexsparse::prune_queries", mutates_args={})
 def prune_queries(
-    x: Tensor, rows: Tensor, center: Tensor, quota: Tensor, block: int, slots: int, kept: int
-) -> tuple[Tensor, Tensor]:
-    """Keep the ``quota`` tokens of every window that are least similar to its center.
+    x: Tensor,
+    video: list[int],
+    tile: list[int],
+    rows: int,
+    window: list[int],
+    keep: float,
+    slots: int,
+    kept: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keep ``ceil(keep * tokens)`` queries of every window, the least similar to its center.
 
-    x ``[B, H, n * block, D]`` of any strides with D contiguous; rows int32 ``[n, W, V]`` (row in
-    the tile, -1 for none), center and quota int32 ``[n, W]``; a window has ``slots`` of the
-    ``kept`` rows. Returns ``[B, H, n * kept, D]``, differentiable in x, and index int32
-    ``[B, H, n, kept]``, -1 in empty slots.
+    x ``[B, H, n * rows, D]`` of any strides with D contiguous, tile-major for the video; windows of
+    ``window`` (T, H, W) in tiles of ``tile``, each with ``slots`` of the ``kept`` rows. Returns
+    ``[B, H, n * kept, D]``, differentiable in x; index int32 ``[B, H, n, kept]``, the tile's row of
+    each, -1 in empty slots; and the mean of each tile's, ``[B, H, n, D]`` in fp32 (fp64 for fp64).
     """
-    B, H, _, D = x.shape
-    n, W, V = rows.shape
+    B, H, L, D = x.shape
+    n = L // rows
     x = x if x.stride(3) == 1 else x.contiguous()
     out = x.new_empty((B, H, n * kept, D))
-    index = rows.new_empty((B, H, n, kept))
-    wrap_triton(_prune_forward)[(n, B * H)](
-        x, rows, center, quota, index, out, H, x.stride(0), x.stride(1), x.stride(2), D,
-        ROWS=block, KEPT=kept, W=W, V=V, K=slots, **_blocks(I=W * V, S=kept, D=D),
+    index = x.new_empty((B, H, n, kept), dtype=torch.int32)
+    pooled = x.new_empty((B, H, n, D), dtype=torch.promote_types(x.dtype, torch.float32))
+    V = math.prod(window)
+    W = math.prod(tile) // V
+    wrap_triton(_prune_forward)[(n, H, B)](
+        x, index, out, pooled, x.stride(0), x.stride(1), x.stride(2), D,
+        KEEP=keep, ROWS=rows, SLOTS=slots, KEPT=kept, **grid_of(video, tile, window),
+        **blocks_of(V=V, W=W, S=kept, D=D), num_warps=warps_of(V, W, D),
     )  # fmt: skip
-    return out, index
+    return out, index, pooled
 
 
 @triton_op("flexsparse::prune_queries_backward", mutates_args={})
-def prune_queries_backward(dout: Tensor, index: Tensor, block: int) -> Tensor:
-    """Gradient of :func:`prune_queries` in x: ``[B, H, n * block, D]``."""
+def prune_queries_backward(dout: Tensor, index: Tensor, rows: int) -> Tensor:
+    """Gradient of :func:`prune_queries` in x: ``[B, H, n * rows, D]``."""
     B, H, n, kept = index.shape
     D = dout.shape[3]
-    dx = dout.new_empty((B, H, n * block, D))
+    dx = dout.new_empty((B, H, n * rows, D))
     wrap_triton(_prune_backward)[(n, B * H)](
-        dout.contiguous(), index, dx, D, ROWS=block, KEPT=kept, **_blocks(R=block, S=kept, D=D)
-    )
+        dout.contiguous(), index, dx, D, ROWS=rows, KEPT=kept, **blocks_of(R=rows, S=kept, D=D),
+        num_warps=warps_of(rows, D),
+    )  # fmt: skip
     return dx
 
 
-def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    ctx.block = inputs[4]
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1])
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, index, pooled = output
+    ctx.rows = inputs[3]
+    ctx.mark_non_differentiable(index, pooled)
+    ctx.save_for_backward(index)
 
 
-def _backward(ctx: Any, dout: Tensor, _: Any) -> tuple:
+def _backward(ctx: Any, dout: Tensor, *_: Any) -> tuple:
     (index,) = ctx.saved_tensors
-    return prune_queries_backward(dout, index, ctx.block), *[None] * 6
+    return prune_queries_backward(dout, index, ctx.rows), *[None] * 7
 
 
 prune_queries.register_autograd(_backward, setup_context=_save)
+
+
+def blocks_of(**sizes: int) -> dict[str, int]:
+    """BLOCK_X for each X: the power of two that holds it."""
+    return {f"BLOCK_{name}": triton.next_power_of_2(n) for name, n in sizes.items()}
+
+
+def warps_of(*sizes: int) -> int:
+    """Warps whose threads hold 64 numbers each of a block of such sizes."""
+    block = math.prod(triton.next_power_of_2(n) for n in sizes)
+    return min(max(block // (64 * 32), 1), 16)

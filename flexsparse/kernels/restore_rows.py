@@ -5,11 +5,13 @@
     dx[s]     = sum(dout[r] for r where source[r] = s)
 
 cost is the squared distance in the grid, or, to fill from the center, 0 for r itself, 1 for the
-center and more for others. One program per tile, and in the backward per 128 channels; its sum over
-rows is a product with zeros and ones on tensor cores, which add up in fp32: tf32 holds all of half
-precision, and fp32 in three parts. Padding rows are written as 0 and never loaded.
+center and more for others. One program per tile, its tokens as V of each of W windows: where they
+stand follows from the tile's number. In the backward one per 128 channels or fewer; its sum over
+rows is a product with zeros and ones on tensor cores, which add up in fp32: they take half
+precision as it is, and fp32 in three parts. Padding rows are written as 0 and never loaded.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -18,87 +20,123 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from flexsparse.kernels.prune_queries import _blocks
+from flexsparse.kernels.geometry import center_rows, grid_of, window_boxes, window_rows
+from flexsparse.kernels.prune_queries import blocks_of, warps_of
+
+_BLOCK_R = 64
 
 
 @triton.jit
 def _restore_forward(
-    x, index, place, center, source, out, D,
-    ROWS: tl.constexpr, KEPT: tl.constexpr, W: tl.constexpr, V: tl.constexpr,
-    SIZE_H: tl.constexpr, SIZE_W: tl.constexpr, FROM_CENTER: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    x, index, source, out, stride_b, stride_h, stride_l, D,
+    VIDEO_T: tl.constexpr, VIDEO_H: tl.constexpr, VIDEO_W: tl.constexpr,
+    TILE_T: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+    SIZE_T: tl.constexpr, SIZE_H: tl.constexpr, SIZE_W: tl.constexpr,
+    ROWS: tl.constexpr, SLOTS: tl.constexpr, KEPT: tl.constexpr, FROM_CENTER: tl.constexpr,
+    BLOCK_W: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    FIRST: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    i_n, i_bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    tile = i_bh * tl.num_programs(0) + i_n
-    o_d, o_r, o_s = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_S)
-    m_d, m_out = o_d < D, o_r < ROWS
-    at = tl.load(place + i_n * ROWS + o_r, mask=m_out, other=-1)
-    m_r = at >= 0
-    row = tl.load(index + tile * KEPT + o_s, mask=o_s < KEPT, other=-1)
-    m_s = row >= 0
-    held = tl.load(place + i_n * ROWS + row, mask=m_s, other=0)
+    i_n, i_h, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    n, H = tl.num_programs(0), tl.num_programs(1)
+    tile = (i_b * H + i_h) * n + i_n
+    o_w, o_v, o_k = tl.arange(0, BLOCK_W), tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_K)
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    sides, first, extent = window_boxes(
+        i_n, o_w[:, None], VIDEO_T, VIDEO_H, VIDEO_W, TILE_T, TILE_H, TILE_W, SIZE_T, SIZE_H, SIZE_W
+    )
+    row = window_rows(sides, first, extent, o_v[None, :], SIZE_H, SIZE_W)
+    o_s = o_w[None, :] * SLOTS + o_k[:, None]
+    m_s = (o_k < SLOTS)[:, None] & (o_s < KEPT)
+    held = tl.load(index + tile * KEPT + o_s, mask=m_s, other=-1)
 
-    mine, theirs = (at % V)[:, None], (held % V)[None, :]
+    mine, theirs = row[None, :, :], held[:, :, None]
     if FROM_CENTER:
-        middle = tl.load(center + i_n * W + at // V, mask=m_r, other=0)
-        cost = tl.where(mine == theirs, 0, tl.where(theirs == middle[:, None], 1, 2))
+        middle = center_rows(sides, first, extent)[None, :, :]
+        cost = tl.where(theirs == mine, 0, tl.where(theirs == middle, 1, 2))
     else:
-        d_t = mine // (SIZE_H * SIZE_W) - theirs // (SIZE_H * SIZE_W)
-        d_h = mine // SIZE_W % SIZE_H - theirs // SIZE_W % SIZE_H
-        d_w = mine % SIZE_W - theirs % SIZE_W
+        d_t = mine // (sides[1] * sides[2]) - theirs // (sides[1] * sides[2])
+        d_h = mine // sides[2] % sides[1] - theirs // sides[2] % sides[1]
+        d_w = mine % sides[2] - theirs % sides[2]
         cost = d_t * d_t + d_h * d_h + d_w * d_w
-    near = (at // V)[:, None] == (held // V)[None, :]
-    cost = tl.where(near & m_s[None, :], cost * BLOCK_S + o_s[None, :], 1 << 30)
-    slot = tl.where(m_r, tl.min(cost, 1) % BLOCK_S, -1)  # pyright: ignore
-    tl.store(source + tile * ROWS + o_r, slot, mask=m_out)
-    p_x = x + (tile * KEPT + slot)[:, None] * D + o_d[None, :]
-    b_x = tl.load(p_x, mask=m_r[:, None] & m_d[None, :], other=0.0)
-    p_out = out + (tile * ROWS + o_r)[:, None] * D + o_d[None, :]
-    tl.store(p_out, b_x, mask=m_out[:, None] & m_d[None, :])
+    cost = tl.where(theirs >= 0, cost * BLOCK_K + o_k[:, None, None], 1 << 30)
+    slot = o_w[:, None] * SLOTS + tl.min(cost, 0) % BLOCK_K  # pyright: ignore
+    m_r = row >= 0
+    tl.store(source + tile * ROWS + row, slot, mask=m_r)
+
+    m_x = m_r[:, :, None] & m_d[None, None, :]
+    p_x = x + i_b * stride_b + i_h * stride_h + i_n.to(tl.int64) * KEPT * stride_l
+    p_slot = p_x + slot.to(tl.int64)[:, :, None] * stride_l + o_d[None, None, :]
+    b_x = tl.load(p_slot, mask=m_x, other=0.0)
+    p_out = out + ((i_b * n + i_n) * ROWS * H + i_h) * D
+    p_row = p_out + row.to(tl.int64)[:, :, None] * (H * D) + o_d[None, None, :]
+    tl.store(p_row, b_x, mask=m_x)
+    if FIRST < ROWS:
+        o_p = FIRST + tl.arange(0, BLOCK_P)
+        m_p = (o_p >= sides[0] * sides[1] * sides[2]) & (o_p < ROWS)
+        tl.store(source + tile * ROWS + o_p, tl.full([BLOCK_P], -1, tl.int32), mask=m_p)
+        zeros = tl.zeros([BLOCK_P, BLOCK_D], dtype=out.dtype.element_ty)
+        p_pad = p_out + o_p[:, None] * (H * D) + o_d[None, :]
+        tl.store(p_pad, zeros, mask=m_p[:, None] & m_d[None, :])
 
 
 @triton.jit
 def _restore_backward(
-    dout, source, dx, D,
-    ROWS: tl.constexpr, KEPT: tl.constexpr,
+    dout, source, dx, stride_b, stride_h, stride_l, D,
+    ROWS: tl.constexpr, KEPT: tl.constexpr, PARTS: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    i_n, i_bh, i_d = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
-    tile = i_bh * tl.num_programs(0) + i_n
-    o_r, o_s = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_S)
-    o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
+    i_n, i_h, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    i_n, i_d = i_n // PARTS, i_n % PARTS
+    tile = (i_b * tl.num_programs(1) + i_h) * (tl.num_programs(0) // PARTS) + i_n
+    o_s, o_d = tl.arange(0, BLOCK_S), i_d * BLOCK_D + tl.arange(0, BLOCK_D)
     m_d = o_d < D
-    slot = tl.load(source + tile * ROWS + o_r, mask=o_r < ROWS, other=-1)
-    p_g = dout + (tile * ROWS + o_r)[:, None] * D + o_d[None, :]
-    b_g = tl.load(p_g, mask=(slot >= 0)[:, None] & m_d[None, :], other=0.0)
-    takes = (o_s[:, None] == slot[None, :]).to(tl.float32)
-    b_dx = tl.dot(takes, b_g.to(tl.float32), input_precision=PRECISION)
-    p_dx = dx + (tile * KEPT + o_s)[:, None] * D + o_d[None, :]
+    p_g = dout + i_b * stride_b + i_h * stride_h + i_n.to(tl.int64) * ROWS * stride_l
+    dtype = tl.float64 if dx.dtype.element_ty == tl.float64 else tl.float32
+    b_dx = tl.zeros([BLOCK_S, BLOCK_D], dtype=dtype)
+    for start in tl.range(0, ROWS, BLOCK_R, num_stages=1):  # pyright: ignore
+        o_r = start + tl.arange(0, BLOCK_R)
+        slot = tl.load(source + tile * ROWS + o_r, mask=o_r < ROWS, other=-1)
+        p_row = p_g + o_r.to(tl.int64)[:, None] * stride_l + o_d[None, :]
+        b_g = tl.load(p_row, mask=(slot >= 0)[:, None] & m_d[None, :], other=0.0)
+        takes = (o_s[:, None] == slot[None, :]).to(b_g.dtype)
+        b_dx = tl.dot(takes, b_g, b_dx, input_precision=PRECISION, out_dtype=dtype)
+    p_dx = dx + tile * KEPT * D + o_s[:, None] * D + o_d[None, :]
     tl.store(p_dx, b_dx.to(dx.dtype.element_ty), mask=(o_s < KEPT)[:, None] & m_d[None, :])
 
 
 @triton_op("flexsparse::restore_rows", mutates_args={})
 def restore_rows(
-    x: Tensor, index: Tensor, place: Tensor, center: Tensor, size: list[int], from_center: bool
+    x: Tensor,
+    index: Tensor,
+    video: list[int],
+    tile: list[int],
+    rows: int,
+    window: list[int],
+    slots: int,
+    from_center: bool,
 ) -> tuple[Tensor, Tensor]:
     """Spread the kept rows over their windows.
 
-    x ``[B, H, n * kept, D]``, index int32 ``[B, H, n, kept]`` as prune_queries returns it, place
-    int32 ``[n, rows]`` (window * V + token, -1 in padding), center int32 ``[n, W]``; windows of
-    ``size`` (T, H, W). Returns ``[B, H, n * rows, D]``, differentiable in x, and the slot that each
-    row took, int32 ``[B, H, n, rows]``.
+    x ``[B, H, n * kept, D]`` of any strides with D contiguous, index int32 ``[B, H, n, kept]`` as
+    prune_queries returns it for the same video, tile, rows, window and slots. Returns ``[B, H,
+    n * rows, D]``, in memory ``[B, n * rows, H, D]``, so that merging heads is a view,
+    differentiable in x; and the slot that each row took, int32 ``[B, H, n, rows]``, -1 in padding.
     """
     B, H, n, kept = index.shape
-    D, rows = x.shape[3], place.shape[1]
-    out = x.new_empty((B, H, n * rows, D))
+    D, volume, V = x.shape[3], math.prod(tile), math.prod(window)
+    x = x if x.stride(3) == 1 else x.contiguous()
+    out = x.new_empty((B, n * rows, H, D))
     source = index.new_empty((B, H, n, rows))
-    wrap_triton(_restore_forward)[(n, B * H)](
-        x.contiguous(), index.contiguous(), place, center, source, out, D,
-        ROWS=rows, KEPT=kept, W=center.shape[1], V=size[0] * size[1] * size[2],
-        SIZE_H=size[1], SIZE_W=size[2], FROM_CENTER=from_center,
-        **_blocks(R=rows, S=kept, D=D),
+    first = 0 if any(v % t for v, t in zip(video, tile)) else volume  # of the rows of padding
+    sizes = dict(W=volume // V, V=V, D=D)
+    wrap_triton(_restore_forward)[(n, H, B)](
+        x, index.contiguous(), source, out, x.stride(0), x.stride(1), x.stride(2), D,
+        **grid_of(video, tile, window), ROWS=rows, SLOTS=slots, KEPT=kept, FROM_CENTER=from_center,
+        FIRST=first, **blocks_of(**sizes, K=slots, P=max(rows - first, 1)),
+        num_warps=warps_of(*sizes.values()),
     )  # fmt: skip
-    return out, source
+    return out.transpose(1, 2), source
 
 
 @triton_op("flexsparse::restore_rows_backward", mutates_args={})
@@ -106,13 +144,18 @@ def restore_rows_backward(dout: Tensor, source: Tensor, kept: int) -> Tensor:
     """Gradient of :func:`restore_rows` in x: ``[B, H, n * kept, D]``."""
     B, H, n, rows = source.shape
     D = dout.shape[3]
+    dout = dout if dout.stride(3) == 1 else dout.contiguous()
     dx = dout.new_empty((B, H, n * kept, D))
-    blocks = _blocks(R=rows, S=kept, D=min(D, 128))
-    precision = "tf32x3" if dout.dtype == torch.float32 else "tf32"
-    grid = n, B * H, triton.cdiv(D, blocks["BLOCK_D"])
-    wrap_triton(_restore_backward)[grid](
-        dout.contiguous(), source, dx, D, ROWS=rows, KEPT=kept, PRECISION=precision, **blocks
-    )
+    span = triton.next_power_of_2(kept) * dout.element_size()
+    channels = max(min(D, 128, 16384 // span), 16)  # what registers hold of the sums
+    blocks = blocks_of(R=min(rows, _BLOCK_R), S=kept, D=channels)
+    parts = triton.cdiv(D, blocks["BLOCK_D"])
+    precision = {torch.float32: "tf32x3", torch.float64: "ieee"}.get(dout.dtype, "tf32")
+    wrap_triton(_restore_backward)[(n * parts, H, B)](
+        dout, source, dx, dout.stride(0), dout.stride(1), dout.stride(2), D,
+        ROWS=rows, KEPT=kept, PARTS=parts, PRECISION=precision, **blocks,
+        num_warps=4 if span <= 64 else 8,
+    )  # fmt: skip
     return dx
 
 
@@ -124,7 +167,7 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 def _backward(ctx: Any, dout: Tensor, _: Any) -> tuple:
     (source,) = ctx.saved_tensors
-    return restore_rows_backward(dout, source, ctx.kept), *[None] * 5
+    return restore_rows_backward(dout, source, ctx.kept), *[None] * 7
 
 
 restore_rows.register_autograd(_backward, setup_context=_save)

@@ -13,6 +13,8 @@ from trainer_runs import SPARSE, tiny
 
 from flexsparse import VideoTiling
 from flexsparse.kernels.prune_queries import prune_queries
+from flexsparse.kernels.select_tiles import select_tiles
+from flexsparse.selection import unpack_bits
 from flexsparse.windows import Windows
 from models.attention import BSA
 from train.activation_checkpoint import SELECTION, apply_activation_checkpointing
@@ -109,14 +111,24 @@ def test_bsa_chooses_queries_and_tiles_once(mode):
     assert calls.counted[GELU] / model.config.layers == RUNS[mode][GELU], "others are made again"
 
 
-def test_the_kernel_that_chooses_queries_on_a_gpu_runs_once():
+def kept_queries(q):
     windows = Windows(VideoTiling((4, 4, 4)), 0.5, (2, 2, 2))
-    rows, center, quota, _ = (x.int() for x in windows.tables())
-    q = torch.randn(1, 1, 64, 16, requires_grad=True)
+    tiling = windows.tiling
+    shape = tiling.video, tiling.tile, tiling.rows, windows.size
+    return prune_queries(q.sin(), *shape, 0.5, windows.per_window, windows.kept_rows)[0].cos()
 
-    def attend(q):
-        kept, _ = prune_queries(q.sin(), rows, center, quota, 64, 4, 32)
-        return kept.cos()
+
+def chosen_tiles(q):
+    means = q.sin().detach()
+    bits = select_tiles(means, means, None, "top", 9.0, None, 9, 9, 1)
+    return unpack_bits(bits, 64).float() @ q.cos()
+
+
+@pytest.mark.parametrize(
+    "attend, op", [(kept_queries, prune_queries), (chosen_tiles, select_tiles)]
+)
+def test_a_kernel_that_chooses_on_a_gpu_runs_once(attend, op):
+    q = torch.randn(1, 1, 64, 16, requires_grad=True)
 
     def contexts():
         return create_selective_checkpoint_contexts(SELECTION)
@@ -124,5 +136,5 @@ def test_the_kernel_that_chooses_queries_on_a_gpu_runs_once():
     with Calls() as calls:
         out = checkpoint(attend, q, use_reentrant=False, context_fn=contexts)
         (found,) = torch.autograd.grad(out.sum(), q)
-    assert calls.counted[torch.ops.flexsparse.prune_queries.default] == 1
+    assert calls.counted[op._opoverload] == 1
     assert torch.equal(found, torch.autograd.grad(attend(q).sum(), q)[0])
