@@ -64,7 +64,8 @@ class Rule:
 
     def bounds(self, n: int) -> tuple[int, int]:
         """The fewest and the most of ``n`` tiles that this rule can admit."""
-        return min(self.min_tiles, n), n if self.max_tiles is None else min(self.max_tiles, n)
+        most = n if self.max_tiles is None else min(_fixed(self.max_tiles), n)
+        return min(_fixed(self.min_tiles), n), most
 
     def admits(self, scores: Tensor) -> Tensor:
         """bool ``[..., n]`` without regard to the bounds; no score outside beats one inside."""
@@ -108,7 +109,7 @@ class TopK(Rule):
         least, most = super().bounds(n)
         if isinstance(self.k, Tensor):
             return least, most
-        count = min(most, max(least, self.k))
+        count = min(most, max(least, _fixed(self.k)))
         return count, count
 
     def fused(self, n: int) -> Fused | None:
@@ -176,6 +177,12 @@ class Threshold(Rule):
 def _normal_quantile(k: str, n: int) -> float:
     """U(1 - k/n). k is text, since torch.compile makes symbols of floats that change."""
     return NormalDist().inv_cdf(1 - float(k) / n) if float(k) < n else -math.inf
+
+
+def _fixed(number: int) -> int:
+    """The number itself. torch.compile makes symbols of ints that change, but none of a range, and
+    what a list is wide is known at compile time: each number is a program of its own."""
+    return len(range(number))
 
 
 @torch.compiler.assume_constant_result

@@ -30,7 +30,8 @@ def block_lists(
     Args:
         bits: int32 ``[B, H, blocks, ceil(n / 32)]``, see :func:`flexsparse.selection.pack_bits`.
         tiling: the shape; ``n = tiling.num_tiles``.
-        most: the width of the lists of query blocks, at least as many tiles as a row has.
+        most: the width of the lists of query blocks, at least as many tiles as a row has: a GPU,
+            which is not asked, cuts lists that are longer.
         by_key: whether to make those of key tiles, which are as wide as the number of query blocks:
             any of them may choose a tile.
     """
@@ -55,6 +56,10 @@ def tile_lists_twin(
 ) -> list[Tensor]:
     """``kernels/tile_lists.py`` in plain PyTorch; past a count there are zeros."""
     chosen = unpack_bits(bits, tiling.num_tiles)
+    if bits.device.type == "cpu" and not torch.compiler.is_compiling():
+        longest = int(chosen.sum(-1).max())
+        if longest > most:
+            raise ValueError(f"a row has {longest} tiles, more than most={most}: make that larger")
     of_kind = [chosen]
     if kinds == 2:
         is_full = tiling.counts(bits.device) == tiling.rows

@@ -184,8 +184,13 @@ def test_a_new_value_compiles_nothing_where_it_is_a_tensor(kind):
         k.fill_(value)
         assert torch.equal(attend(kind(k), s), kind(value)(s))
     assert len(compiled) == 1
-    for value in (2, 3.5, 5.25) if kind is Threshold else (2, 3, 5):  # each a program of its own
+    values = (2, 3.5, 5.25) if kind is Threshold else (2, 3, 5)
+    for value in values:  # each a program of its own
         assert torch.equal(attend(kind(value), s), kind(value)(s))
+    symbols = [
+        n.meta["example_value"] for g in compiled for n in g.graph.find_nodes(op="placeholder")
+    ]
+    assert len(compiled) == 1 + len(values) and all(isinstance(x, torch.Tensor) for x in symbols)
 
 
 def test_a_tensor_of_many_numbers_is_refused():

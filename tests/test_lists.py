@@ -79,6 +79,15 @@ def test_many_tiles_and_the_same_twice():
     assert rows_of(*found[2:], n) == by_key == rows_of(*again[2:], n)
 
 
+@on_linux
+def test_a_list_that_is_too_long_is_refused_or_stays_in_its_place():
+    tiling = VideoTiling((4, 4, 12), (2, 4, 4))
+    bits = pack_bits(torch.ones(1, 1, 6, 6, dtype=torch.bool))
+    with pytest.raises(ValueError, match="a row has 6 tiles, more than most=4"):
+        tile_lists_twin(bits, tiling, 4, 1, False)
+    assert rows_of(*kernel(bits, tiling, 4, 1, False), 6) == 6 * [[0, 1, 2, 3]]
+
+
 def test_partial_lists_stand_first_and_the_device_decides(monkeypatch):
     chosen = torch.ones(1, 1, MIXED.num_tiles, MIXED.num_tiles, dtype=torch.bool)
     bits = pack_bits(chosen).to(device)

@@ -25,7 +25,7 @@ from flexsparse.kernels.geometry import center_rows, grid_of, window_boxes, wind
 
 @triton.jit
 def quota_of(tokens, KEEP: tl.constexpr):
-    """How many of a window's tokens stay, ``ceil(KEEP * tokens - 5e-10)`` as in Windows.tables.
+    """How many of a window's tokens stay, ``ceil(KEEP * tokens - 5e-10)`` as Windows.quota has it.
 
     In fp64, and without that difference, of which a compiler may round the product or not.
     """
@@ -61,13 +61,14 @@ def _prune_forward(
     b_w = b_x.to(tl.float32)
     b_c = tl.sum(tl.where((row == center)[:, :, None], b_w, 0.0), 1)
     lengths = tl.sqrt(tl.sum(b_w * b_w, 2)) * tl.sqrt(tl.sum(b_c * b_c, 1))[:, None]
-    similarity = tl.sum(b_w * b_c[:, None, :], 2) / tl.maximum(lengths, 1.1754943508222875e-38)
+    dot = tl.sum(b_w * b_c[:, None, :], 2)  # pyright: ignore
+    similarity = dot / tl.maximum(lengths, 1.1754943508222875e-38)
     similarity = tl.where(similarity == similarity, similarity, -2.0)  # NaN stays, and shows
     similarity = tl.where(row == center, -3.0, similarity)
 
     # the sum of one: without it the compiler divides anew in each layout of the pairs
     similarity = tl.sum(similarity[:, :, None], 2)
-    mine, other = similarity[None, :, :], tl.trans(similarity)[:, :, None]
+    mine, other = similarity[None, :, :], tl.trans(similarity)[:, :, None]  # pyright: ignore
     before = (o_v[:, None] < o_v[None, :])[:, None, :]
     m_j = tl.trans(m_x)[:, :, None]
     ahead = ((other < mine) | ((other == mine) & before)) & m_j
@@ -96,11 +97,11 @@ def _prune_forward(
         p_hole = out + tile * KEPT * D + o_s[:, None] * D + o_d[None, :]
         tl.store(p_hole, zeros, mask=hole[:, None] & m_d[None, :])
     else:
-        count = tl.full([], KEPT, tl.int32)
+        count = KEPT
 
     b_kept = tl.where(m_out, b_x, 0.0).to(pooled.dtype.element_ty)
     total = tl.sum(tl.reshape(b_kept, [BLOCK_W * BLOCK_V, BLOCK_D]), 0)
-    tl.store(pooled + tile * D + o_d, total / count.to(total.dtype), mask=m_d)
+    tl.store(pooled + tile * D + o_d, total / count, mask=m_d)
 
 
 @triton.jit

@@ -23,8 +23,6 @@ from torch.library import triton_op, wrap_triton
 from flexsparse.kernels.geometry import center_rows, grid_of, window_boxes, window_rows
 from flexsparse.kernels.prune_queries import blocks_of, warps_of
 
-_BLOCK_R = 64
-
 
 @triton.jit
 def _restore_forward(
@@ -146,9 +144,11 @@ def restore_rows_backward(dout: Tensor, source: Tensor, kept: int) -> Tensor:
     D = dout.shape[3]
     dout = dout if dout.stride(3) == 1 else dout.contiguous()
     dx = dout.new_empty((B, H, n * kept, D))
-    span = triton.next_power_of_2(kept) * dout.element_size()
-    channels = max(min(D, 128, 16384 // span), 16)  # what registers hold of the sums
-    blocks = blocks_of(R=min(rows, _BLOCK_R), S=kept, D=channels)
+    size = dout.element_size()
+    span = triton.next_power_of_2(kept) * size
+    # as much at a time as the registers of sm_80, sm_90 and sm_100 hold
+    channels = max(min(D, 128, 16384 // span), 16)
+    blocks = blocks_of(R=min(rows, 128 // size), S=kept, D=channels)
     parts = triton.cdiv(D, blocks["BLOCK_D"])
     precision = {torch.float32: "tf32x3", torch.float64: "ieee"}.get(dout.dtype, "tf32")
     wrap_triton(_restore_backward)[(n * parts, H, B)](

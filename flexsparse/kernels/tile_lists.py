@@ -40,10 +40,11 @@ def _by_query(
     chosen = (word >> (o_s % 32)[None, :]) & 1
     for kind in tl.static_range(KINDS):  # pyright: ignore[reportGeneralTypeIssues]
         listed = _kind(chosen, full[None, :], kind, KINDS)
-        rank, count = tl.cumsum(listed, 1), tl.sum(listed, 1)
+        rank, count = tl.cumsum(listed, 1), tl.minimum(tl.sum(listed, 1), width)
         place = kind * heads * blocks + row
         p_list = lists + place[:, None] * width
-        tl.store(p_list + rank - 1, tl.zeros_like(rank) + o_s[None, :], mask=listed > 0)
+        m_list = (listed > 0) & (rank <= width)  # nothing lands in another's list
+        tl.store(p_list + rank - 1, tl.zeros_like(rank) + o_s[None, :], mask=m_list)
         tl.store(p_list, tl.zeros([BLOCK_R, 1], tl.int32), mask=(m_r & (count == 0))[:, None])
         tl.store(num + place, count, mask=m_r)
 
