@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from flexsparse.tiling import VideoTiling
@@ -30,6 +31,12 @@ def check_alike(**tensors: Tensor) -> None:
         raise ValueError(f"{k_name} has batch {k.shape[0]}, {q_name} {q.shape[0]}: make them equal")
     if not all(x.numel() for x in tensors.values()):
         raise ValueError(f"{names} must not be empty: {shapes}")
+
+
+def can_be_read(x: Tensor) -> bool:
+    """Whether a check may ask for values of x: that needs no waiting for a GPU, and there are some,
+    other than under torch.compile or for fake tensors."""
+    return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
 
 
 def check_query_tiles(query_tiles: int, tiling: VideoTiling) -> None:

@@ -56,11 +56,11 @@ def combine_twin(
     tiling: VideoTiling,
 ) -> Tensor:
     """:func:`combine` in plain PyTorch, on any device."""
-    # A gradient is a product with the other factor: where that is NaN, zeros do not stop it.
+    # The gates are factors in the gradients of coarse and fine: zeros from above stop no NaN there.
     gate = tiling.zero_padding(gate_coarse).unflatten(-2, (tiling.num_tiles, tiling.rows))
     out = (coarse.unsqueeze(-2) * gate).flatten(-3, -2)
     if gate_fine is None:
         out = out + fine
     else:
-        out = out + tiling.zero_padding(fine).to(coarse.dtype) * tiling.zero_padding(gate_fine)
+        out = out + fine.to(coarse.dtype) * tiling.zero_padding(gate_fine)
     return tiling.zero_padding(out).to(fine.dtype)

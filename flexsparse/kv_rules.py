@@ -176,7 +176,8 @@ class Threshold(Rule):
 @torch.compiler.assume_constant_result
 def _normal_quantile(k: str, n: int) -> float:
     """U(1 - k/n). k is text, since torch.compile makes symbols of floats that change."""
-    return NormalDist().inv_cdf(1 - float(k) / n) if float(k) < n else -math.inf
+    share = min(1 - float(k) / n, 1 - 2**-53)  # of 1 there is no quantile
+    return NormalDist().inv_cdf(share) if float(k) < n else -math.inf
 
 
 def _fixed(number: int) -> int:

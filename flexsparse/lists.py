@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flexsparse.checks import can_be_read
 from flexsparse.selection import unpack_bits
 from flexsparse.tiling import VideoTiling
 
@@ -35,12 +36,11 @@ def block_lists(
         by_key: whether to make those of key tiles, which are as wide as the number of query blocks:
             any of them may choose a tile.
     """
-    kinds = 2 if tiling.has_padding and tiling.full_tiles else 1
     if bits.is_cuda:
         shape = tiling.video, tiling.tile, tiling.rows
-        num, indices, *rest = kernels.tile_lists(bits, *shape, most, kinds, by_key)
+        num, indices, *rest = kernels.tile_lists(bits, *shape, most, by_key)
     else:
-        num, indices, *rest = tile_lists_twin(bits, tiling, most, kinds, by_key)
+        num, indices, *rest = tile_lists_twin(bits, tiling, most, by_key)
     forward = _partial_and_full(num, indices, tiling)
     if bits.device.type == "cpu":  # where torch's compiled kernel refuses narrow partial lists
         wide = F.pad(forward[1], (0, tiling.num_tiles - most))
@@ -48,24 +48,22 @@ def block_lists(
     if not by_key:
         return forward, None
     num, indices = rest
-    return forward, _partial_and_full(num, indices.expand(kinds, *indices.shape), tiling)
+    return forward, _partial_and_full(num, indices.unsqueeze(0), tiling)
 
 
-def tile_lists_twin(
-    bits: Tensor, tiling: VideoTiling, most: int, kinds: int, by_key: bool
-) -> list[Tensor]:
+def tile_lists_twin(bits: Tensor, tiling: VideoTiling, most: int, by_key: bool) -> list[Tensor]:
     """``kernels/tile_lists.py`` in plain PyTorch; past a count there are zeros."""
     chosen = unpack_bits(bits, tiling.num_tiles)
-    if bits.device.type == "cpu" and not torch.compiler.is_compiling():
+    if can_be_read(bits):
         longest = int(chosen.sum(-1).max())
         if longest > most:
             raise ValueError(f"a row has {longest} tiles, more than most={most}: make that larger")
-    of_kind = [chosen]
-    if kinds == 2:
-        is_full = tiling.counts(bits.device) == tiling.rows
-        of_kind = [chosen & ~is_full, chosen & is_full]
+    is_full = tiling.counts(bits.device) == tiling.rows
+    of_kind = [chosen & ~is_full, chosen & is_full]
     lists = [_counted(x, most) for x in of_kind]
-    outs = [torch.stack(x) for x in zip(*lists)]
+    there_is = [tiling.has_padding, tiling.full_tiles > 0]
+    indices = [x for (_, x), there in zip(lists, there_is) if there]
+    outs = [torch.stack([num for num, _ in lists]), torch.stack(indices)]
     if by_key:
         nums = [x.sum(-2, dtype=torch.int32) for x in of_kind]
         outs += [torch.stack(nums), _counted(chosen.transpose(-1, -2), chosen.shape[-2])[1]]
@@ -83,14 +81,9 @@ def _counted(chosen: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _partial_and_full(num: Tensor, indices: Tensor, tiling: VideoTiling) -> Lists:
-    """Lists by kind, ``[kinds, ...]``, in the order that BlockMask takes them."""
-    first, last = indices.unbind()[0], indices.unbind()[-1]
+    """Counts ``[2, ...]`` and lists by kind, or one for both, in the order of BlockMask."""
+    (partial, full), (first, *others) = num.unbind(), indices.unbind()
+    last = others[0] if others else first
     if indices.device.type == "cpu":
         last = last.clone()  # torch's compiled kernel for CPUs refuses one tensor for both
-    if not tiling.has_padding:
-        (num_full,) = num.unbind()
-        return torch.zeros_like(num_full), first, num_full, last
-    if tiling.full_tiles == 0:
-        return num.unbind()[0], first, None, None
-    num_partial, num_full = num.unbind()
-    return num_partial, first, num_full, last
+    return (partial, first, full, last) if tiling.full_tiles else (partial, first, None, None)

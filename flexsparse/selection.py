@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flexsparse.checks import can_be_read
+
 if TYPE_CHECKING:
     from flexsparse.kv_rules import Rule
 if sys.platform == "linux":  # where the package depends on triton
@@ -60,16 +62,22 @@ def choose_tiles(
         int32 ``[B, H, ceil(n / query_tiles), ceil(n / 32)]``.
 
     Raises:
-        ValueError: infinite scores, on a CPU outside of torch.compile (on a GPU looking would mean
+        ValueError: heads that do not fit, a rule's tensor on another device; infinite scores, on a
+            CPU outside of torch.compile (on a GPU looking would mean
             to wait for it; there +inf is a best score like any other).
     """
     q_pooled, k_pooled, n = q_pooled.detach(), k_pooled.detach(), k_pooled.shape[-2]
+    if k_pooled.shape[1] == 0 or q_pooled.shape[1] % k_pooled.shape[1]:
+        heads = q_pooled.shape[1], k_pooled.shape[1]
+        raise ValueError(f"q has {heads[0]} heads, k {heads[1]}: give k a divisor of q's")
     fused = rule.fused(n) if q_pooled.is_cuda else None
     if fused is not None:
+        if fused.tensor is not None and not fused.tensor.is_cuda:
+            raise ValueError(f"{rule} holds a tensor on a CPU, q is on {q_pooled.device}: move it")
         bounds = rule.bounds(n)
         return kernels.select_tiles(q_pooled, k_pooled, counts, *fused, *bounds, query_tiles)
     scores = pool_scores(coarse_scores(q_pooled, k_pooled), counts, query_tiles)
-    if not (scores.is_cuda or torch.compiler.is_compiling()):
+    if can_be_read(scores):
         _refuse_infinities(scores)
     return pack_bits(rule(scores))
 

@@ -1,5 +1,6 @@
 """VSA by the kernels that a GPU runs, here in Triton's interpreter, but for FlexAttention's own."""
 
+import itertools
 import sys
 from types import SimpleNamespace
 
@@ -48,7 +49,7 @@ def with_kernels(patch):
 
 
 @without_gpu
-@settings(max_examples=5)
+@settings(max_examples=4)
 @given(problems(dims=(16, 48), max_rows=256), st.integers(1, 2), st.sampled_from([1.0, 64.0]))
 def test_outputs_and_gradients_equal_the_oracle(problem, gates, scale):
     tiling, inputs = problem["tiling"], tensors(3 + gates, problem, scale)
@@ -103,6 +104,22 @@ def launches(monkeypatch):
     return names
 
 
+def test_a_rule_that_holds_a_tensor_wants_it_on_the_device(launches):
+    tiling = VideoTiling((7, 9, 10), (4, 4, 4))
+    with FakeTensorMode():
+        q = torch.empty(1, 2, tiling.padded_tokens, 64, device="cuda")
+        with pytest.raises(ValueError, match="holds a tensor on a CPU, q is on cuda:0: move it"):
+            vsa_mask(q, q, tiling, top_k=TopK(torch.tensor(3)))
+        vsa_mask(q, q, tiling, top_k=TopK(torch.tensor(3, device="cuda")))
+
+
+def test_fake_tensors_on_a_cpu_have_no_values_to_check():
+    tiling = VideoTiling((7, 9, 10), (4, 4, 4))
+    with FakeTensorMode():
+        q = torch.empty(1, 2, tiling.padded_tokens, 64)
+        assert vsa_mask(q, q, tiling, top_k=3).kv_num_blocks.shape == (1, 2, tiling.num_tiles)
+
+
 @pytest.mark.parametrize("rule", [TopK(3), Threshold(3), Mass(0.8)], ids=["top", "thr", "mass"])
 def test_a_mask_takes_three_launches_and_never_waits_for_the_device(rule, launches):
     """Fake CUDA tensors hold no values: whatever asks for one (and so would wait) raises."""
@@ -110,13 +127,15 @@ def test_a_mask_takes_three_launches_and_never_waits_for_the_device(rule, launch
     with FakeTensorMode():
         size = 1, 2, tiling.padded_tokens, 64
         q = torch.empty(size, device="cuda", dtype=torch.bfloat16)
-        for pairs in (1, 2):
-            mask = vsa_mask(q, q, tiling, top_k=rule, query_tiles=pairs)
+        for pairs, trains in itertools.product((1, 2), (True, False)):
+            with torch.set_grad_enabled(trains):
+                mask = vsa_mask(q, q, tiling, top_k=rule, query_tiles=pairs)
             assert launches == ["_pool", "_select", "_lists"]
             launches.clear()
             blocks, most = -(-tiling.num_tiles // pairs), rule.bounds(tiling.num_tiles)[1]
             assert mask.kv_indices.shape == (1, 2, blocks, most) and mask.kv_indices.is_cuda
-            assert mask.q_indices.shape == (1, 2, tiling.num_tiles, blocks)
+            assert (mask.q_indices is not None) == trains
+            assert not trains or mask.q_indices.shape == (1, 2, tiling.num_tiles, blocks)
         means = torch.empty(1, 2, tiling.num_tiles, 64, device="cuda")
         out = combine(q, coarse_attention(means, means, means), q, q, tiling)
         assert launches == ["_coarse_forward", "_combine_forward"]

@@ -68,7 +68,7 @@ def out_of_memory(results, tiling):
 
 
 @implementations
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(
     problem=small,
     gated=st.booleans(),
@@ -114,7 +114,7 @@ def test_half_precision_is_computed_in_fp32_and_rounded_once(join, tile, rows):
 
 
 @implementations
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(problem=small)
 def test_no_fine_gate_is_a_gate_of_ones(join, problem):
     tiling, coarse = problem["tiling"], draw_coarse(problem).to(device)
@@ -148,11 +148,11 @@ def test_heads_merge_without_a_copy_and_fine_keeps_its_memory_order(order):
 
 
 @implementations
-@settings(max_examples=4)
-@given(problem=small)
-def test_runs_are_equal_to_the_bit(join, problem):
-    tiling, coarse = problem["tiling"], draw_coarse(problem).to(device)
-    fine, *gates, grad = (into_memory(x, tiling) for x in tensors(4, problem))
+def test_runs_are_equal_to_the_bit(join):
+    tiling, generator = VideoTiling((5, 6, 7), (3, 5, 4)), torch.Generator().manual_seed(0)
+    drawn = [torch.randn(1, 2, tiling.tokens, 24, generator=generator) for _ in range(4)]
+    fine, *gates, grad = (into_memory(x, tiling) for x in drawn)
+    coarse = torch.randn(1, 2, tiling.num_tiles, 24, generator=generator).to(device)
     runs = [with_gradients(join, fine, coarse, *gates, tiling, grad) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 

@@ -67,7 +67,7 @@ def test_more_mass_and_more_tiles_admit_no_fewer(s, values):
 @given(scores())
 def test_everything_is_admitted_from_the_ends_on(s):
     n = s.shape[-1]
-    for rule in Mass(1), Mass(2.0), Threshold(n), TopK(n), Threshold(1e-9, min_tiles=n):
+    for rule in Mass(1), Mass(2.0), Threshold(n), TopK(n), Threshold(1e-20, min_tiles=n):
         assert rule(s).all()
 
 

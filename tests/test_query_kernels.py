@@ -47,9 +47,10 @@ def problems(draw):
 
 
 def draw_whole(windows, seed, dim=16):
-    """Whole numbers: sums are exact in any order, and cosines often tie."""
+    """Few different queries of whole numbers: sums are exact in any order, and cosines tie."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-2, 3, (1, 2, windows.tiling.tokens, dim), generator=generator).float()
+    of = torch.randint(-2, 3, (5, dim), generator=generator).float()
+    return of[torch.randint(5, (1, 2, windows.tiling.tokens), generator=generator)]
 
 
 @settings(max_examples=15)
@@ -151,12 +152,13 @@ def test_a_query_that_is_nan_stays_and_shows():
 
 
 def test_similarity_of_half_precision_is_taken_in_fp32():
-    """In bf16 neighbours tie, and the choice would lean to early tokens."""
+    """In half precision neighbours tie, and the choice would lean to early tokens."""
     windows = Windows(VideoTiling((4, 8, 8)), 0.5, None)
-    q = windows.tiling.to_tiles(draw_queries(windows, 0, dim=64).bfloat16())
+    alike = draw_queries(windows, 0, dim=64) * 0.3 + 1  # cosines of about 0.9
+    q = windows.tiling.to_tiles(alike.bfloat16())
     with kernels():
-        same = (prune(q, windows).index == choose_queries(q.float(), windows)).all(-1)
-    assert same.double().mean() > 0.9, "but for near ties"
+        index = prune(q, windows).index
+    assert torch.equal(index, choose_queries(q.float(), windows))
 
 
 def test_gradients_of_half_precision_are_added_up_in_fp32():

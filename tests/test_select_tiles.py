@@ -58,7 +58,7 @@ def rules(draw, n):
     return kind(torch.tensor(k) if draw(st.booleans()) else min(k, n), **bounds)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(means(), st.data())
 def test_it_chooses_what_plain_pytorch_does_ties_included(qk, data):
     q, k = qk
@@ -113,6 +113,20 @@ def test_infinities_order_and_nan_stays_visible():
     k[0, 0, 2, 0] = torch.nan
     for rule in TopK(1), Threshold(1), Mass(0.5):
         assert kernel(q, k, rule)[0, 0, :, 2].all()
+
+
+def test_one_batch_of_keys_serves_all_and_heads_must_fit():
+    q, k = torch.randn(2, 2, 8, 16).round(), torch.randn(1, 2, 8, 16).round()
+    assert torch.equal(kernel(q, k, TopK(3)), TopK(3)(coarse_scores(q, k)))
+    with pytest.raises(ValueError, match="q has 4 heads, k 3: give k a divisor"):
+        choose_tiles(torch.randn(1, 4, 8, 16), torch.randn(1, 3, 8, 16), TopK(3))
+
+
+@pytest.mark.parametrize("k", [2.5, 0.2, -3, 99])
+def test_a_tensor_of_any_number_is_kept_within_the_bounds(k):
+    rule = TopK(torch.tensor(k), max_tiles=6)
+    q = torch.randn(1, 2, 8, 16).round()
+    assert torch.equal(kernel(q, q, rule), rule(coarse_scores(q, q)))
 
 
 def test_plain_pytorch_refuses_infinities():

@@ -6,9 +6,9 @@
     pooled        = mean of the tile's out
     dx[row]       = dout[slot] where index[slot] = row, else 0
 
-One program per tile, its tokens as V of each of W windows: where they stand follows from the tile's
-number. Similarities are computed in fp32. Rows that hold no token are never loaded, slots that stay
-empty are written as 0.
+One program per tile, its tokens as [V, W], V of each of W windows: so a thread's rows are of one
+window. Where they stand follows from the tile's number. Similarities are computed in fp32. Rows
+that hold no token are never loaded, slots that stay empty are written as 0.
 """
 
 import math
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from flexsparse.kernels.geometry import center_rows, grid_of, window_boxes, window_rows
+from flexsparse.kernels.launch import blocks_of, warps_of
 
 
 @triton.jit
@@ -35,6 +36,24 @@ def quota_of(tokens, KEEP: tl.constexpr):
 
 
 @triton.jit
+def _slots(
+    similarity, m_x, quota, SLOTS: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_W: tl.constexpr
+):
+    """The slot of every token that stays, -1 of one that goes: [V, W], as similarity and m_x."""
+    o_v, o_w = tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_W)
+    # the sum of one: without it the compiler divides anew in each layout of the pairs
+    mine = tl.sum(tl.trans(similarity)[:, :, None], 2)
+    other = tl.trans(mine)[:, :, None]  # pyright: ignore
+    mine = mine[None, :, :]  # pyright: ignore
+    before = (o_v[:, None] < o_v[None, :])[:, None, :]
+    ahead = ((other < mine) | ((other == mine) & before)) & m_x[:, :, None]
+    rank = tl.sum(ahead.to(tl.int32), 0)
+    stays = tl.trans(m_x) & (rank < tl.trans(tl.minimum(quota, SLOTS)))
+    number = tl.cumsum(stays.to(tl.int32), 1) - 1
+    return tl.trans(tl.where(stays, o_w[:, None] * SLOTS + number, -1))
+
+
+@triton.jit
 def _prune_forward(
     x, index, out, pooled, stride_b, stride_h, stride_l, D,
     VIDEO_T: tl.constexpr, VIDEO_H: tl.constexpr, VIDEO_W: tl.constexpr,
@@ -45,41 +64,36 @@ def _prune_forward(
 ):  # fmt: skip
     i_n, i_h, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     tile = (i_b * tl.num_programs(1) + i_h) * tl.num_programs(0) + i_n
-    o_w, o_v, o_d = tl.arange(0, BLOCK_W), tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_D)
-    m_d = o_d < D
+    o_i, o_v, o_w = tl.arange(0, BLOCK_V * BLOCK_W), tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_W)
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = (o_d < D)[None, :]
     sides, first, extent = window_boxes(
-        i_n, o_w[:, None], VIDEO_T, VIDEO_H, VIDEO_W, TILE_T, TILE_H, TILE_W, SIZE_T, SIZE_H, SIZE_W
-    )
-    tokens = extent[0] * extent[1] * extent[2]
-    center = center_rows(sides, first, extent)
-    row = window_rows(sides, first, extent, o_v[None, :], SIZE_H, SIZE_W)
-    m_x = row >= 0
+        i_n, o_i % BLOCK_W,
+        VIDEO_T, VIDEO_H, VIDEO_W, TILE_T, TILE_H, TILE_W, SIZE_T, SIZE_H, SIZE_W,
+    )  # fmt: skip
+    row = window_rows(sides, first, extent, o_i // BLOCK_W, SIZE_H, SIZE_W)
     p_x = x + i_b * stride_b + i_h * stride_h + i_n.to(tl.int64) * ROWS * stride_l
-    p_row = p_x + row.to(tl.int64)[:, :, None] * stride_l + o_d[None, None, :]
-    b_x = tl.load(p_row, mask=m_x[:, :, None] & m_d[None, None, :], other=0.0)
+    p_row = p_x + row.to(tl.int64)[:, None] * stride_l + o_d[None, :]
+    b_x = tl.load(p_row, mask=(row >= 0)[:, None] & m_d, other=0.0)
 
-    b_w = b_x.to(tl.float32)
-    b_c = tl.sum(tl.where((row == center)[:, :, None], b_w, 0.0), 1)
-    lengths = tl.sqrt(tl.sum(b_w * b_w, 2)) * tl.sqrt(tl.sum(b_c * b_c, 1))[:, None]
-    dot = tl.sum(b_w * b_c[:, None, :], 2)  # pyright: ignore
+    sides, first, extent = window_boxes(
+        i_n, o_w[None, :], VIDEO_T, VIDEO_H, VIDEO_W, TILE_T, TILE_H, TILE_W, SIZE_T, SIZE_H, SIZE_W
+    )
+    row = window_rows(sides, first, extent, o_v[:, None], SIZE_H, SIZE_W)
+    at_center = row == center_rows(sides, first, extent)
+    b_w = tl.reshape(b_x, [BLOCK_V, BLOCK_W, BLOCK_D]).to(tl.float32)
+    b_c = tl.sum(tl.where(at_center[:, :, None], b_w, 0.0), 0)
+    lengths = tl.sqrt(tl.sum(b_w * b_w, 2)) * tl.sqrt(tl.sum(b_c * b_c, 1))[None, :]
+    dot = tl.sum(b_w * b_c[None, :, :], 2)  # pyright: ignore
     similarity = dot / tl.maximum(lengths, 1.1754943508222875e-38)
     similarity = tl.where(similarity == similarity, similarity, -2.0)  # NaN stays, and shows
-    similarity = tl.where(row == center, -3.0, similarity)
-
-    # the sum of one: without it the compiler divides anew in each layout of the pairs
-    similarity = tl.sum(similarity[:, :, None], 2)
-    mine, other = similarity[None, :, :], tl.trans(similarity)[:, :, None]  # pyright: ignore
-    before = (o_v[:, None] < o_v[None, :])[:, None, :]
-    m_j = tl.trans(m_x)[:, :, None]
-    ahead = ((other < mine) | ((other == mine) & before)) & m_j
-    rank = tl.sum(ahead.to(tl.int32), 0)
-    stays = m_x & (rank < tl.minimum(quota_of(tokens, KEEP), SLOTS))
-    number = tl.cumsum(stays.to(tl.int32), 1) - 1
-    slot = tl.where(stays, o_w[:, None] * SLOTS + number, -1)
+    similarity = tl.where(at_center, -3.0, similarity)
+    quota = quota_of(extent[0] * extent[1] * extent[2], KEEP)
+    slot = _slots(similarity, row >= 0, quota, SLOTS, BLOCK_V, BLOCK_W)
     tl.store(index + tile * KEPT + slot, row, mask=slot >= 0)
-    m_out = (slot >= 0)[:, :, None]
-    p_out = out + tile * KEPT * D + slot[:, :, None] * D + o_d[None, None, :]
-    tl.store(p_out, b_x, mask=m_out & m_d[None, None, :])
+    slot = tl.reshape(slot, [BLOCK_V * BLOCK_W])[:, None]
+    p_out = out + tile * KEPT * D + slot * D + o_d[None, :]
+    tl.store(p_out, b_x, mask=(slot >= 0) & m_d)
 
     WINDOWS: tl.constexpr = (TILE_T // SIZE_T) * (TILE_H // SIZE_H) * (TILE_W // SIZE_W)
     RAGGED: tl.constexpr = VIDEO_T % TILE_T + VIDEO_H % TILE_H + VIDEO_W % TILE_W
@@ -95,13 +109,12 @@ def _prune_forward(
         tl.store(index + tile * KEPT + o_s, tl.full([BLOCK_S], -1, tl.int32), mask=hole)
         zeros = tl.zeros([BLOCK_S, BLOCK_D], dtype=out.dtype.element_ty)
         p_hole = out + tile * KEPT * D + o_s[:, None] * D + o_d[None, :]
-        tl.store(p_hole, zeros, mask=hole[:, None] & m_d[None, :])
+        tl.store(p_hole, zeros, mask=hole[:, None] & m_d)
     else:
         count = KEPT
 
-    b_kept = tl.where(m_out, b_x, 0.0).to(pooled.dtype.element_ty)
-    total = tl.sum(tl.reshape(b_kept, [BLOCK_W * BLOCK_V, BLOCK_D]), 0)
-    tl.store(pooled + tile * D + o_d, total / count, mask=m_d)
+    b_kept = tl.where(slot >= 0, b_x, 0.0).to(pooled.dtype.element_ty)
+    tl.store(pooled + tile * D + o_d, tl.sum(b_kept, 0) / count, mask=o_d < D)
 
 
 @triton.jit
@@ -183,14 +196,3 @@ def _backward(ctx: Any, dout: Tensor, *_: Any) -> tuple:
 
 
 prune_queries.register_autograd(_backward, setup_context=_save)
-
-
-def blocks_of(**sizes: int) -> dict[str, int]:
-    """BLOCK_X for each X: the power of two that holds it."""
-    return {f"BLOCK_{name}": triton.next_power_of_2(n) for name, n in sizes.items()}
-
-
-def warps_of(*sizes: int) -> int:
-    """Warps whose threads hold 64 numbers each of a block of such sizes."""
-    block = math.prod(triton.next_power_of_2(n) for n in sizes)
-    return min(max(block // (64 * 32), 1), 16)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from flexsparse.kernels.geometry import center_rows, grid_of, window_boxes, window_rows
-from flexsparse.kernels.prune_queries import blocks_of, warps_of
+from flexsparse.kernels.launch import blocks_of, warps_of
 
 
 @triton.jit

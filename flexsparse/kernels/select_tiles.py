@@ -153,7 +153,7 @@ def _select(
             score = tl.load(p_row, mask=valid & (o_r < BLOCK_M)[:, None], other=0.0)
             key = tl.where(valid, _sort_key(score), -0x80000000)
             if RULE == "top":
-                want = tl.zeros([BLOCK_R], dtype=tl.int32) + amount.to(tl.int32)
+                want = tl.zeros([BLOCK_R], dtype=tl.int32) + tl.ceil(amount).to(tl.int32)
             elif RULE == "threshold":
                 want = _want_threshold(score, valid, n, amount)
             else:
@@ -180,7 +180,7 @@ def select_tiles(
     ``[B, H, ceil(n / query_tiles), ceil(n / 32)]``. No gradient.
     """
     B, H, n, D = q.shape
-    q, k = q.float().contiguous(), k.float().contiguous()
+    q, k = q.float().contiguous(), k.float().expand(B, -1, -1, -1).contiguous()
     blocks, words = -(-n // query_tiles), -(-n // 32)
     bits = torch.empty((B, H, blocks, words), dtype=torch.int32, device=q.device)
     tasks = B * H * -(-blocks // _BLOCK_M)
@@ -202,7 +202,7 @@ def select_tiles(
 
 
 def _programs(device: torch.device) -> int:
-    """As many as run at a time: two to a multiprocessor."""
+    """As many as run at a time: one fills a multiprocessor's registers."""
     if device.type == "cpu":  # in Triton's interpreter
         return 2
-    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
+    return torch.cuda.get_device_properties(device).multi_processor_count

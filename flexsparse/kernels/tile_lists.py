@@ -6,9 +6,11 @@
 Ranks are sums over the bits before, so that lists ascend and no order of execution shows in them.
 Where some tiles have padding and others none, a query block has two lists of one layout, of key
 tiles with padding (partial) and without (full); a key tile is one or the other, and has one list
-under two counts. Entries past a count are not written, but for the first, which kernels read
-before they look at the count.
+under two counts. FIRST is the first kind that there is. Entries past a count are not written, but
+for the first, which kernels read before they look at the count.
 """
+
+import math
 
 import triton
 import triton.language as tl
@@ -32,7 +34,7 @@ def _kind(chosen, full, kind: tl.constexpr, KINDS: tl.constexpr):
 @triton.jit
 def _by_query(
     bits, num, lists, i_bh, heads, full, o_r, o_s, n, blocks, words, width,
-    KINDS: tl.constexpr, BLOCK_R: tl.constexpr,
+    KINDS: tl.constexpr, FIRST: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     m_r, row = o_r < blocks, i_bh * blocks + o_r
     p_word = bits + row[:, None] * words + (o_s // 32)[None, :]
@@ -41,18 +43,19 @@ def _by_query(
     for kind in tl.static_range(KINDS):  # pyright: ignore[reportGeneralTypeIssues]
         listed = _kind(chosen, full[None, :], kind, KINDS)
         rank, count = tl.cumsum(listed, 1), tl.minimum(tl.sum(listed, 1), width)
-        place = kind * heads * blocks + row
-        p_list = lists + place[:, None] * width
+        p_list = lists + (kind * heads * blocks + row)[:, None] * width
         m_list = (listed > 0) & (rank <= width)  # nothing lands in another's list
         tl.store(p_list + rank - 1, tl.zeros_like(rank) + o_s[None, :], mask=m_list)
         tl.store(p_list, tl.zeros([BLOCK_R, 1], tl.int32), mask=(m_r & (count == 0))[:, None])
-        tl.store(num + place, count, mask=m_r)
+        tl.store(num + (FIRST + kind) * heads * blocks + row, count, mask=m_r)
+    if KINDS == 1:
+        tl.store(num + (1 - FIRST) * heads * blocks + row, tl.zeros([BLOCK_R], tl.int32), mask=m_r)
 
 
 @triton.jit
 def _by_key(
     bits, num, lists, i_bh, heads, full, i_w, o_s, n, blocks, words,
-    KINDS: tl.constexpr, BLOCK_C: tl.constexpr,
+    KINDS: tl.constexpr, FIRST: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     tile, o_c = i_w * 32 + o_s, tl.arange(0, BLOCK_C)
     m_t, row = tile < n, i_bh * n + tile
@@ -67,7 +70,10 @@ def _by_key(
         total += tl.sum(chosen, 1)
     tl.store(p_list, tl.zeros([32, 1], tl.int32), mask=(m_t & (total == 0))[:, None])
     for kind in tl.static_range(KINDS):  # pyright: ignore[reportGeneralTypeIssues]
-        tl.store(num + kind * heads * n + row, _kind(total, full, kind, KINDS), mask=m_t)
+        count = _kind(total, full, kind, KINDS)
+        tl.store(num + (FIRST + kind) * heads * n + row, count, mask=m_t)
+    if KINDS == 1:
+        tl.store(num + (1 - FIRST) * heads * n + row, tl.zeros([32], tl.int32), mask=m_t)
 
 
 @triton.jit
@@ -75,7 +81,8 @@ def _lists(
     bits, q_num, q_list, k_num, k_list, n, blocks, words, width, q_programs,
     VIDEO_T: tl.constexpr, VIDEO_H: tl.constexpr, VIDEO_W: tl.constexpr,
     TILE_T: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, ROWS: tl.constexpr,
-    KINDS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+    KINDS: tl.constexpr, FIRST: tl.constexpr, BY_KEY: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     i_p, i_bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
     heads = tl.num_programs(1).to(tl.int64)
@@ -84,41 +91,43 @@ def _lists(
         full = tile_tokens(o_s, VIDEO_T, VIDEO_H, VIDEO_W, TILE_T, TILE_H, TILE_W) == ROWS
         _by_query(
             bits, q_num, q_list, i_bh, heads, full, o_r, o_s, n, blocks, words, width,
-            KINDS, BLOCK_R,
+            KINDS, FIRST, BLOCK_R,
         )  # fmt: skip
-    else:
+    elif BY_KEY:  # without, nothing is stored through what stands in for its outputs
         i_w, o_t = i_p - q_programs, tl.arange(0, 32)
         tile = i_w * 32 + o_t
         own = tile_tokens(tile, VIDEO_T, VIDEO_H, VIDEO_W, TILE_T, TILE_H, TILE_W) == ROWS
         _by_key(
-            bits, k_num, k_list, i_bh, heads, own, i_w, o_t, n, blocks, words, KINDS, BLOCK_C
+            bits, k_num, k_list, i_bh, heads, own, i_w, o_t, n, blocks, words,
+            KINDS, FIRST, BLOCK_C,
         )  # fmt: skip
 
 
 @triton_op("flexsparse::tile_lists", mutates_args={})
 def tile_lists(
-    bits: Tensor, video: list[int], tile: list[int], rows: int, width: int, kinds: int, by_key: bool
+    bits: Tensor, video: list[int], tile: list[int], rows: int, width: int, by_key: bool
 ) -> list[Tensor]:
     """Counts and indices of the chosen tiles, int32, ascending.
 
     bits int32 ``[B, H, blocks, ceil(n / 32)]`` of n tiles, at most ``width`` of a row set. Returns
-    counts ``[kinds, B, H, blocks]`` and lists ``[kinds, B, H, blocks, width]`` of each query block:
-    with ``kinds=2`` of partial, then of full tiles, with 1 of all; and with ``by_key`` those of
-    each key tile, counts ``[kinds, B, H, n]`` and lists ``[B, H, n, blocks]``.
+    counts ``[2, B, H, blocks]``, of partial and of full tiles, and lists ``[kinds, B, H, blocks,
+    width]`` of each query block: partial and full where there are both, else those that there are;
+    and with ``by_key`` counts ``[2, B, H, n]`` and lists ``[B, H, n, blocks]`` of each key tile.
     """
     B, H, blocks, words = bits.shape
-    n = 1
-    for side, part in zip(video, tile):
-        n *= -(-side // part)
+    n = math.prod(-(-side // part) for side, part in zip(video, tile))
+    some_full = math.prod(tile) == rows
+    some_partial = not some_full or any(side % part for side, part in zip(video, tile))
+    kinds = some_full + some_partial
     block_s = max(32, triton.next_power_of_2(n))
     block_r = max(1, _VALUES // block_s)
-    outs = [bits.new_empty((kinds, B, H, blocks)), bits.new_empty((kinds, B, H, blocks, width))]
+    outs = [bits.new_empty((2, B, H, blocks)), bits.new_empty((kinds, B, H, blocks, width))]
     if by_key:
-        outs += [bits.new_empty((kinds, B, H, n)), bits.new_empty((B, H, n, blocks))]
+        outs += [bits.new_empty((2, B, H, n)), bits.new_empty((B, H, n, blocks))]
     q_programs = triton.cdiv(blocks, block_r)
     wrap_triton(_lists)[(q_programs + (words if by_key else 0), B * H)](
         bits, *outs[:2], *outs[-2:], n, blocks, words, width, q_programs,
-        ROWS=rows, KINDS=kinds, BLOCK_R=block_r, BLOCK_S=block_s, BLOCK_C=_BLOCK_C, num_warps=8,
-        **grid_of(video, tile),
+        ROWS=rows, KINDS=kinds, FIRST=0 if some_partial else 1, BY_KEY=by_key,
+        BLOCK_R=block_r, BLOCK_S=block_s, BLOCK_C=_BLOCK_C, num_warps=8, **grid_of(video, tile),
     )  # fmt: skip
     return outs

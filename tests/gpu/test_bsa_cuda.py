@@ -70,10 +70,29 @@ def test_the_kernels_equal_their_twins(video, tile, window, dtype):
     twin = choose_queries(q.detach(), windows)
     assert (twin == kept.index).double().mean() > 0.99, "but for near ties"
     assert torch.equal(gather_rows(q, kept.index, tiling.rows, holes=True), kept.q)
+    of_tiles, stays = kept.q.detach().float().unflatten(2, kept.index.shape[2:]), kept.index >= 0
+    plain, exact = (x.sum(3) / stays.sum(-1)[..., None] for x in (of_tiles, of_tiles.double()))
+    assert_accurate([kept.pooled], [[plain]], [exact], [of_tiles])
+    again = prune_queries(q, tiling, keep=0.5, window=window)
+    assert torch.equal(again.index, kept.index) and torch.equal(again.pooled, kept.pooled)
     for fill in ("nearest", "center"):
         slots = fill_slots(kept.index, windows, fill)
         due = gather_rows(kept.q, slots, windows.kept_rows, holes=True)
         assert torch.equal(restore_queries(kept.q, kept, tiling, fill=fill), due)
+
+
+@pytest.mark.parametrize("keep", [0.07, 0.1, 1 / 3, 0.6, 0.99])
+def test_every_window_keeps_its_quota(keep):
+    for tiling, window in (
+        (VideoTiling((7, 9, 10)), (2, 2, 2)),
+        (VideoTiling((7, 9, 10), (4, 5, 5)), (4, 5, 5)),  # 0.07 * 100 is above 7 in fp64
+    ):
+        windows = Windows(tiling, keep, window)
+        q = tiling.to_tiles(draw(tiling, 1, 64, torch.bfloat16)[0])
+        index = prune_queries(q, tiling, keep=keep, window=window).index
+        slots = index[..., : windows.num_windows * windows.per_window]
+        found = (slots.unflatten(-1, (-1, windows.per_window)) >= 0).sum(-1)
+        assert torch.equal(found, windows.tables(q.device).quota.expand_as(found))
 
 
 def test_nothing_is_read_back_from_the_device():
