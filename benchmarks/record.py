@@ -13,6 +13,13 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+Row = dict[str, Any]
+
+
+def read(name: str, results: Path = RESULTS) -> list[Row]:
+    """The rows of ``results/<name>.jsonl``; none where there is no such file."""
+    path = results / f"{name}.jsonl"
+    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
 
 
 def device_name(device: str) -> str:
@@ -36,7 +43,7 @@ def commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def write_row(file: str, device: str, *, results: Path = RESULTS, **row: Any) -> dict[str, Any]:
+def write_row(file: str, device: str, *, results: Path = RESULTS, **row: Any) -> Row:
     """Append ``row``, with device, versions, date and commit, to ``results/<file>.jsonl``."""
     row = {
         **row,

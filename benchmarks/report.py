@@ -9,19 +9,17 @@ the page to it. Pictures of GPU rows go to docs/images/.
 
 from __future__ import annotations
 
-import json
-import math
 import re
-import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.gpu import tables
 from benchmarks.gpu.plots import draw
-from benchmarks.record import RESULTS
+from benchmarks.record import RESULTS, Row, read
+from benchmarks.report_coarse import coarse, lists, traffic
+from benchmarks.report_precision import score_precision
 from flexsparse.kernel_configs import (
     BACKWARD,
     BACKWARD_FP32,
@@ -36,13 +34,6 @@ from flexsparse.kernel_configs import (
 
 ROOT = Path(__file__).parent.parent
 PAGE, IMAGES = ROOT / "docs" / "performance.md", ROOT / "docs" / "images"
-Row = dict[str, Any]
-
-
-def read(name: str, results: Path = RESULTS) -> list[Row]:
-    """The rows of ``results/<name>.jsonl``; none where there is no such file."""
-    path = results / f"{name}.jsonl"
-    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
 
 
 def gpu(results: Path) -> str:
@@ -177,74 +168,11 @@ def columns(results: Path) -> str:
     return tables.markdown(head, lines)
 
 
-def score_precision(results: Path) -> str:
-    """What scores in lower precision choose otherwise: means over layers, and largest regrets."""
-    inputs: dict[str, dict[str, list[Row]]] = {}
-    for row in read("score_precision", results):
-        if row["source"].endswith("q x 64"):  # chooses as q itself does
-            continue
-        kind = "trained" if row["source"].startswith("trained") else row["source"]
-        rules = inputs.setdefault(f"{kind}, {row['tiles']} tiles", {})
-        rules.setdefault(row["rule"], []).append(row)
-    gaps, lines = [], []
-    for name, rules in inputs.items():
-        top = rules["TopK"]
-        mean = _mean(row["offset"] for row in top)
-        gap = [_short(_mean(row["gap"][x] for row in top)) for x in ("median", "p1")]
-        count = sum(row["heads"] * row["tiles"] for row in top)
-        gaps.append([name, f"{count:,}", f"{mean:.1f}", *gap])
-        for precision in top[0]["precisions"]:
-            by_top, by_line = (
-                [row["precisions"][precision] for row in rules[r]] for r in ("TopK", "Threshold")
-            )
-            mass = _mean(x["mass"] for x in by_top), max(x["worst_mass"] for x in by_top)
-            lines.append(
-                [
-                    name,
-                    precision,
-                    _short(_mean(x["error"] for x in by_top)),
-                    *_differences(by_top),
-                    ", ".join(map(_short, mass)),
-                    _percent(_mean(x["ties"] for x in by_top)),
-                    _shift(by_top),
-                    *_differences(by_line),
-                ]
-            )
-    head = ["queries and keys", "rows", "mean of scores, of either sign", "gap, median", "1 %"]
-    found = ["queries and keys", "scores in", "error", "TopK: rows", "tiles", "regret"]
-    found += ["mass lost: mean, worst row", "ties", "shift", "Threshold: rows", "tiles", "regret"]
-    return f"{tables.markdown(head, gaps)}\n\n{tables.markdown(found, lines)}"
-
-
-def _differences(found: list[Row]) -> list[str]:
-    rows, tiles = (_percent(_mean(x[name] for x in found)) for name in ("rows", "tiles"))
-    return [rows, tiles, _short(max(x["regret"] for x in found))]
-
-
-def _shift(found: list[Row]) -> str:
-    """Mean and standard error over layers; - where chance alone could make it large."""
-    known = [x for x in found if x["shift"] is not None]
-    error = math.hypot(*(x["shift_error"] for x in known)) / max(1, len(known))
-    if not known or error > 0.05:
-        return tables.NONE
-    return f"{_mean(x['shift'] for x in known):.3f} ± {error:.3f}"
-
-
-def _mean(figures: Iterable[float]) -> float:
-    return statistics.fmean(figures)
-
-
-def _percent(share: float) -> str:
-    return f"{_short(100 * share)} %" if share else "0"
-
-
-def _short(figure: float) -> str:
-    """Two digits: 0.0015, 2.1e-7."""
-    return f"{figure:.2g}".replace("e-0", "e-") if figure else "0"
-
-
 SECTIONS: dict[str, Callable[[Path], str]] = {
     "gpu": gpu,
+    "coarse": coarse,
+    "traffic": traffic,
+    "list_memory": lists,
     "configs": configs,
     "lowering": lowering,
     "columns": columns,

@@ -37,7 +37,7 @@ def block_lists(
             any of them may choose a tile.
     """
     if bits.is_cuda:
-        shape = tiling.video, tiling.tile, tiling.rows
+        shape = list(tiling.video), list(tiling.tile), tiling.rows
         num, indices, *rest = kernels.tile_lists(bits, *shape, most, by_key)
     else:
         num, indices, *rest = tile_lists_twin(bits, tiling, most, by_key)

@@ -38,7 +38,8 @@ def pool_each(xs: Sequence[Tensor], tiling: VideoTiling) -> Sequence[Tensor]:
     if any(x.shape != xs[0].shape for x in xs):
         return [pool_tiles(x, tiling) for x in xs]
     if xs[0].is_cuda:
-        return kernels.pool_tiles(xs, tiling.video, tiling.tile, tiling.rows).unbind()
+        shape = list(tiling.video), list(tiling.tile), tiling.rows
+        return kernels.pool_tiles(list(xs), *shape).unbind()
     return [pool_tiles_twin(x, tiling) for x in xs]
 
 

@@ -154,7 +154,7 @@ def _choose(
         check_alike(q=q, k=k, v=k)
         pooled = pool_each([q.detach(), k.detach()], tiling)
     counts = _counts(tiling, query_tiles, q.device)
-    return choose_tiles(*pooled[:2], rule, counts=counts, query_tiles=query_tiles)
+    return choose_tiles(pooled[0], pooled[1], rule, counts=counts, query_tiles=query_tiles)
 
 
 def _counts(tiling: VideoTiling, query_tiles: int, device: torch.device) -> Tensor | None:

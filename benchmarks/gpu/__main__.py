@@ -1,4 +1,4 @@
-"""Take a GPU's measure: correctness, then times, then kernel options, in at most 9 minutes.
+"""Take a GPU's measure: correctness, times, kernel options, in at most 9 minutes.
 
     python -m benchmarks.gpu [--only NAME] [--minutes 9] [--resume]
 
@@ -6,8 +6,9 @@ Needs torch >= 2.11, triton and einops, no network. First every backend of the l
 method at every size is checked against fp64; only what is right is timed. Each result is a line of
 ``benchmarks/results/gpu.jsonl`` the moment it is there, so that an interrupted run keeps what it
 measured, and ``--resume`` goes on from what this commit found on this device. ``--only`` runs a
-part (machine, check, time, sweep) or what has NAME in the name of its setting or method, such as
-61k-12x128 or vsa. ``python -m benchmarks.report`` then writes docs/performance.md and its plots.
+part (machine, check, coarse, time, sweep) or what has NAME in the name of its setting or method,
+such as 61k-12x128 or vsa. ``python -m benchmarks.report`` then writes docs/performance.md and its
+plots.
 
 Exit status: 0 all checks right; 1 some wrong; 2 no GPU.
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.gpu.coarse_tables import coarse_tables
 from benchmarks.gpu.parts import everything
 from benchmarks.gpu.run import Run
 from benchmarks.gpu.tables import tables
@@ -62,9 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         everything(run)
     finally:
         rows = run.rows()
-        print(f"\n{tables(rows)}\n\nrows: {results / 'gpu.jsonl'}")
-    checks = [row for row in rows[before:] if row["part"] in ("check", "selfcheck")]
-    return 1 if any(row["ok"] is False for row in checks) else 0
+        print(f"\n{tables(rows)}\n\n{coarse_tables(rows)}\n\nrows: {results / 'gpu.jsonl'}")
+    return 1 if any(row.get("ok") is False for row in rows[before:]) else 0
 
 
 if __name__ == "__main__":

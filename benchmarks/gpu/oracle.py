@@ -17,6 +17,7 @@ from benchmarks.gpu.layers import KEEP, Layer, rule_of, window_of
 from flexsparse import VideoTiling, bsa, prune_queries, reference, vsa
 from flexsparse.accuracy import error_ratios, recomputed_attention
 from flexsparse.bsa import bsa_tile_map
+from flexsparse.kv_rules import Rule
 from flexsparse.queries import fill_slots
 from flexsparse.vsa import vsa_tile_map
 
@@ -94,14 +95,20 @@ def settled(method: Method, setting: Setting, tensors: list[Tensor]) -> Tensor |
         scores = bsa.block_scores(kept, tensors[1], tiling, size)
     else:
         return None
-    rule, slack = rule_of(method, setting), 1e-5 * scores.abs().amax()
+    same = settled_rows(rule_of(method, setting), scores)
+    return same.repeat_interleave(size, -1)[..., : tiling.num_tiles]
+
+
+def settled_rows(rule: Rule, scores: Tensor) -> Tensor:
+    """Which rows of fp32 scores ``[..., n]`` a rule treats the same however they are rounded."""
+    slack = 1e-5 * scores.abs().amax()
     generator = torch.Generator(scores.device).manual_seed(3)
     chosen = rule(scores)
     same = torch.ones_like(chosen[..., 0])
     for _ in range(8):  # what a hundredth of this slack flips, each draw flips about half of
         noise = torch.rand(scores.shape, device=scores.device, generator=generator)
         same &= (rule(scores + slack * (2 * noise - 1)) == chosen).all(-1)
-    return same.repeat_interleave(size, -1)[..., : tiling.num_tiles]
+    return same
 
 
 def _is_tiled(x: Tensor, tiling: VideoTiling) -> bool:

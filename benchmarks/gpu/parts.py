@@ -1,4 +1,4 @@
-"""What a run does: measure the machine, check, time, sweep."""
+"""What a run does: measure the machine, check, take the coarse stage apart, time, sweep."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from benchmarks.gpu import sweep
 from benchmarks.gpu.cases import Method, Setting, is_baseline, methods, settings
 from benchmarks.gpu.checks import check_all
+from benchmarks.gpu.coarse import coarse_all
 from benchmarks.gpu.drawn import DRAWN, forget
 from benchmarks.gpu.layers import Layer, Unavailable
 from benchmarks.gpu.methods import build, fine
@@ -23,6 +24,7 @@ def everything(run: Run) -> None:
     """All parts, in order, while time is left."""
     measure_machine(run)
     check_all(run)
+    coarse_all(run)
     time_all(run)
     sweep_all(run)
     if run.left <= 0:
@@ -30,8 +32,8 @@ def everything(run: Run) -> None:
 
 
 def measure_machine(run: Run) -> None:
-    """The ceilings that every plot shows."""
-    if run.wants("machine") and not run.has("machine"):
+    """The ceilings that every plot shows, and kernels that move memory are held to."""
+    if (run.wants("machine") or run.wants("coarse")) and not run.has("machine"):
         row = run.write("machine", **machine(torch.device(run.device)))
         forget()
         print(f"{row['matmul_tflops']} TFLOP/s in products, {row['copy_gbps']} GB/s in copies")

@@ -1,9 +1,8 @@
-"""The parts of a run: every method checked, then timed, then kernel options swept; each row is
-written the moment it is there."""
+"""The parts of a run: every method checked, the coarse stage taken apart, every method timed, then
+kernel options swept; each row is written the moment it is there."""
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.cases import Method, Setting
-from benchmarks.record import RESULTS, commit, device_name, write_row
+from benchmarks.record import RESULTS, Row, commit, device_name, read, write_row
 
-Row = dict[str, Any]
-PARTS = ("machine", "check", "time", "sweep")
+PARTS = ("machine", "check", "coarse", "time", "sweep")
 DTYPE = torch.bfloat16
 
 
@@ -85,8 +83,7 @@ class Run:
 
 def read_rows(results: Path = RESULTS) -> list[Row]:
     """All rows of ``gpu.jsonl``."""
-    path = results / "gpu.jsonl"
-    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
+    return read("gpu", results)
 
 
 def setting_of(setting: Setting) -> Row:

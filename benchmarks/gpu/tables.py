@@ -36,7 +36,8 @@ def latest(rows: list[Row], part: str) -> list[Row]:
 
 def checks(rows: list[Row]) -> str:
     """How many were right, and each that was not."""
-    found = latest(rows, "selfcheck") + latest(rows, "check")
+    found = [row for part in ("selfcheck", "check", "coarse") for row in latest(rows, part)]
+    found = [row for row in found if "ok" in row]
     if not found:
         return ""
     right = sum(row["ok"] is True for row in found)

@@ -55,8 +55,8 @@ def _peak(step: Callable[[], object]) -> int:
 
 
 def _times(step: Callable[[], object], device: torch.device, count: int) -> list[float]:
-    """Milliseconds of ``count`` steps, on a GPU queued behind two that let the CPU run ahead: what
-    is timed is the GPU, not Python on the way to it."""
+    """Milliseconds of ``count`` steps, on a GPU queued behind a pause in which the CPU starts them
+    all: what is timed is the GPU, not Python on the way to it."""
     if device.type != "cuda":
         ends = [time.perf_counter()]
         for _ in range(count):
@@ -64,8 +64,11 @@ def _times(step: Callable[[], object], device: torch.device, count: int) -> list
             ends.append(time.perf_counter())
         return [1e3 * (b - a) for a, b in zip(ends, ends[1:])]
     events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    begin = time.perf_counter()
     for _ in range(2):
         step()
+    to_start = (time.perf_counter() - begin) / 2
+    torch.cuda._sleep(int(2e9 * min(1.0, to_start * count)))  # cycles: 2e9 are about a second
     events[0].record()
     for event in events[1:]:
         step()

@@ -14,11 +14,17 @@ there are. The want-th best score is found by bisection on integers that sort as
 most 32 counts of a row; sums that decide are of integers or in fp64, so no order of adding shows.
 """
 
+# Triton types its reductions as tuples.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
+# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
+
+from flexsparse.kernels.bisection import between, kth_largest, sort_key
 
 _BLOCK_M = 16  # rows of a program, the least that tensor cores take
 _BLOCK_N = 64
@@ -27,20 +33,6 @@ _VALUES = {
     "threshold": 4096,
     "mass": 4096,
 }  # scores in registers: with more they spill
-
-
-@triton.jit
-def _between(low, high):
-    """The mean of two int32, rounded up, without overflow."""
-    return (low | high) - ((low ^ high) >> 1)
-
-
-@triton.jit
-def _sort_key(score):
-    """int32 that sorts as the score does; -0.0 is 0.0, NaN the largest."""
-    bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)
-    bits = tl.where(score == score, bits, 0x7FFFFFFF)
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 @triton.jit
@@ -64,7 +56,7 @@ def _want_mass(score, key, valid, amount):
     low = tl.min(tl.where(valid, key, 0x7FFFFFFF), 1)
     high = tl.max(key, 1)
     while tl.max((low < high).to(tl.int32), 0) > 0:
-        middle = _between(low, high)
+        middle = between(low, high)
         reached = tl.sum(tl.where(key >= middle[:, None], weight, 0), 1) >= goal
         low = tl.where(reached, middle, low)
         high = tl.where(reached, high, middle - 1)
@@ -76,25 +68,14 @@ def _want_mass(score, key, valid, amount):
 
 
 @triton.jit
-def _kth(key, low, high, want):
-    """The largest number, from low to high, that at least ``want`` keys of the row reach."""
-    while tl.max((low < high).to(tl.int32), 0) > 0:
-        middle = _between(low, high)
-        count = tl.sum((key >= middle[:, None]).to(tl.int32), 1)
-        low = tl.where(count >= want, middle, low)
-        high = tl.where(count > want, high, tl.where(count == want, middle, middle - 1))
-    return low
-
-
-@triton.jit
 def _choose(key, valid, want, i_s, n):
     """The ``want`` largest keys of each row, of equal ones the first: int32, 0 or 1."""
     low = tl.min(tl.where(valid, key, 0x7FFFFFFF), 1)
-    low = _kth(key, low, tl.max(key, 1), want)[:, None]
+    low = kth_largest(key, low, tl.max(key, 1), want)[:, None]
     # Once more where too many equal the lowest: among these the first has the largest key.
     key = tl.where(key > low, 0x7FFFFFFF, tl.where(key == low, n - i_s, 0))
     ties = tl.sum((key > 0).to(tl.int32), 1) > want
-    return (key >= _kth(key, want * 0 + 1, tl.where(ties, n, 1), want)[:, None]).to(tl.int32)
+    return (key >= kth_largest(key, want * 0 + 1, tl.where(ties, n, 1), want)[:, None]).to(tl.int32)
 
 
 @triton.jit
@@ -121,9 +102,9 @@ def _select(
         i_bh, first = (task // each).to(tl.int64), task % each * BLOCK_M
         p_k = k + (i_bh // H * (H // GROUP) + i_bh % H // GROUP) * n * D
         total = tl.zeros([BLOCK_M], dtype=tl.float32)
-        for d in tl.static_range(0, BLOCK_D, BLOCK_K):  # pyright: ignore[reportGeneralTypeIssues]
+        for d in tl.static_range(0, BLOCK_D, BLOCK_K):
             b_q = tl.zeros([BLOCK_M, BLOCK_K], dtype=tl.float32)
-            for j in tl.static_range(QUERY_TILES):  # pyright: ignore[reportGeneralTypeIssues]
+            for j in tl.static_range(QUERY_TILES):
                 i_q = (first + o_m) * QUERY_TILES + j
                 p_q = q + (i_bh * n + i_q)[:, None] * D + (d + o_k)[None, :]
                 m_q = (i_q < n)[:, None] & (d + o_k < D)[None, :]
@@ -138,7 +119,7 @@ def _select(
         for start in range(0, n, BLOCK_N):
             i_k = start + o_n
             b_s = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
-            for d in tl.static_range(0, BLOCK_D, BLOCK_K):  # pyright: ignore
+            for d in tl.static_range(0, BLOCK_D, BLOCK_K):
                 b_q = tl.load(p_mean + o_m[:, None] * BLOCK_D + d + o_k[None, :])
                 p_block = p_k + i_k[None, :] * D + (d + o_k)[:, None]
                 m_k = (i_k < n)[None, :] & (d + o_k < D)[:, None]
@@ -151,7 +132,7 @@ def _select(
         for row in range(0, BLOCK_M, BLOCK_R):
             p_row = p_scratch + (row + o_r)[:, None] * width + o_s[None, :]
             score = tl.load(p_row, mask=valid & (o_r < BLOCK_M)[:, None], other=0.0)
-            key = tl.where(valid, _sort_key(score), -0x80000000)
+            key = tl.where(valid, sort_key(score), -0x80000000)
             if RULE == "top":
                 want = tl.zeros([BLOCK_R], dtype=tl.int32) + tl.ceil(amount).to(tl.int32)
             elif RULE == "threshold":

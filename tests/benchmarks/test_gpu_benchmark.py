@@ -12,12 +12,12 @@ import torch
 from gpu_settings import SMALL
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import checks, parts, sweep, tables
+from benchmarks.gpu import checks, coarse, parts, sweep, tables
 from benchmarks.gpu.cases import Method, methods, settings
 from benchmarks.gpu.drawn import forget
 from benchmarks.gpu.methods import KINDS
 from benchmarks.gpu.processes import in_processes, in_turn
-from benchmarks.gpu.run import Run, read_rows
+from benchmarks.gpu.run import PARTS, Run, read_rows
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -41,7 +41,7 @@ def test_a_rehearsal_ends_with_every_method_checked_timed_and_swept(rehearsed):
     assert rehearsed.done.returncode == 0, rehearsed.done.stderr
     assert "checks right" in rehearsed.done.stdout and "x dense" in rehearsed.done.stdout
     rows = rehearsed.rows
-    assert {row["part"] for row in rows} == {"machine", "selfcheck", "check", "time", "sweep"}
+    assert {row["part"] for row in rows} == {"selfcheck", *PARTS}
     keys = {setting.key for setting in settings(True)}
     checked = [m.name for m in methods(True) if not m.kind.startswith("dense")]
     found = {(r["case"], r["method"]): r["ok"] for r in rows if r["part"] == "check"}
@@ -62,6 +62,29 @@ def test_a_rehearsal_ends_with_every_method_checked_timed_and_swept(rehearsed):
             assert row["ratio"] == round(dense[row["case"], row["step"]] / row["ms"], 3)
     swept = {(row["method"], row["step"]) for row in rows if row["part"] == "sweep"}
     assert len(swept) == 2 * len(sweep.targets(True))
+
+
+def test_a_rehearsal_takes_the_coarse_stage_apart(rehearsed):
+    rows = [row for row in rehearsed.rows if row["part"] == "coarse"]
+    (case,) = {row["case"] for row in rows}
+    setting = next(setting for setting in settings(True) if setting.key == case)
+    found = {(row["method"], row["step"]) for row in rows if row["step"] != "check"}
+    names = (*coarse.STAGES, *coarse.MASKS, *coarse.LAYERS)
+    assert found == {(name, step) for name in names for step in coarse.steps_of(setting, name)}
+    checked = {row["method"]: row["ok"] for row in rows if row["step"] == "check"}
+    assert checked == dict.fromkeys(coarse.STAGES, True)
+    for row in rows:
+        if row["step"] == "check":
+            continue
+        assert row["ms"] > 0 and row["peak_bytes"] is None and row["dtype"] == "bfloat16"
+        if row["method"] in coarse.STAGES:
+            rate = (row["read_bytes"] + row["written_bytes"]) / row["ms"] / 1e6
+            assert row["gbps"] == pytest.approx(rate, abs=0.06) and row["copy_share"] >= 0
+        elif row["method"] in coarse.MASKS:
+            assert row["list_bytes"] > 0 and row["launches"] is None
+        else:
+            assert row["synchronises"] is None
+    assert "mask building and coarse output" in rehearsed.done.stdout
 
 
 def test_it_goes_on_from_what_it_has(rehearsed, capsys):
@@ -86,7 +109,7 @@ def test_it_ends_when_its_time_is_up(tmp_path, capsys):
 
 def test_it_needs_torch_and_the_library_alone():
     files = set((ROOT / "benchmarks" / "gpu").glob("*.py")) | {ROOT / "benchmarks/video_like.py"}
-    files |= {ROOT / "benchmarks/record.py"}
+    files |= {ROOT / f"benchmarks/{name}.py" for name in ("record", "traffic", "list_memory")}
     due = {"torch", "flexsparse", "benchmarks", *sys.stdlib_module_names}
     for path in files - {ROOT / "benchmarks/gpu/plots.py"}:  # the report's, not the command's
         nodes = ast.walk(ast.parse(path.read_text()))

@@ -1,5 +1,6 @@
 """The page says what the results say, and the results are of today's tables."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def rows_of_a_gpu(device="NVIDIA H200"):
 
 def test_a_gpus_rows_become_tables_and_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "IMAGES", tmp_path)
-    lines = "\n".join(map(report.json.dumps, rows_of_a_gpu()))
+    lines = "\n".join(map(json.dumps, rows_of_a_gpu()))
     (tmp_path / "gpu.jsonl").write_text(lines)
     text = report.gpu(tmp_path)
     assert "#### NVIDIA H200" in text and "400 TFLOP/s, 67% of dense" in text
@@ -94,7 +95,7 @@ def test_the_roofline_is_the_larger_of_products_and_bytes():
 
 def test_a_rehearsal_is_not_shown_as_a_gpu(tmp_path):
     rows = [row | dict(cuda=None) for row in rows_of_a_gpu("a CPU")]
-    (tmp_path / "gpu.jsonl").write_text("\n".join(map(report.json.dumps, rows)))
+    (tmp_path / "gpu.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert report.gpu(tmp_path) == report.gpu(Path("nowhere"))
     assert "No GPU has run this yet" in report.gpu(tmp_path)
 
