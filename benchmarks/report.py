@@ -18,7 +18,7 @@ import torch
 from benchmarks.gpu import tables
 from benchmarks.gpu.plots import draw
 from benchmarks.record import RESULTS, Row, read
-from benchmarks.report_coarse import coarse, lists, traffic
+from benchmarks.report_coarse import coarse, kernels, lists, traffic
 from benchmarks.report_precision import score_precision
 from flexsparse.kernel_configs import (
     BACKWARD,
@@ -175,6 +175,7 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     "list_memory": lists,
     "configs": configs,
     "lowering": lowering,
+    "kernels": kernels,
     "columns": columns,
     "score_precision": score_precision,
 }
