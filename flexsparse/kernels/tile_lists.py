@@ -93,7 +93,7 @@ def _lists(
             bits, q_num, q_list, i_bh, heads, full, o_r, o_s, n, blocks, words, width,
             KINDS, FIRST, BLOCK_R,
         )  # fmt: skip
-    elif BY_KEY:  # without, nothing is stored through what stands in for its outputs
+    elif BY_KEY:  # without, its outputs are None
         i_w, o_t = i_p - q_programs, tl.arange(0, 32)
         tile = i_w * 32 + o_t
         own = tile_tokens(tile, VIDEO_T, VIDEO_H, VIDEO_W, TILE_T, TILE_H, TILE_W) == ROWS
@@ -124,9 +124,10 @@ def tile_lists(
     outs = [bits.new_empty((2, B, H, blocks)), bits.new_empty((kinds, B, H, blocks, width))]
     if by_key:
         outs += [bits.new_empty((2, B, H, n)), bits.new_empty((B, H, n, blocks))]
+    by_key_outs = outs[2:] if by_key else (None, None)  # a tensor given twice would be cloned
     q_programs = triton.cdiv(blocks, block_r)
     wrap_triton(_lists)[(q_programs + (words if by_key else 0), B * H)](
-        bits, *outs[:2], *outs[-2:], n, blocks, words, width, q_programs,
+        bits, *outs[:2], *by_key_outs, n, blocks, words, width, q_programs,
         ROWS=rows, KINDS=kinds, FIRST=0 if some_partial else 1, BY_KEY=by_key,
         BLOCK_R=block_r, BLOCK_S=block_s, BLOCK_C=_BLOCK_C, num_warps=8, **grid_of(video, tile),
     )  # fmt: skip
