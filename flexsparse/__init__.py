@@ -11,12 +11,14 @@ from flexsparse.bsa import bsa_attention, bsa_mask
 from flexsparse.flex import flex_attention
 from flexsparse.kv_rules import Mass, Threshold, TopK
 from flexsparse.queries import KeptQueries, prune_queries, restore_queries
+from flexsparse.scaled import Scaled
 from flexsparse.tiling import VideoTiling
 from flexsparse.vsa import vsa_attention, vsa_mask
 
 __all__ = [
     "KeptQueries",
     "Mass",
+    "Scaled",
     "Threshold",
     "TopK",
     "VideoTiling",

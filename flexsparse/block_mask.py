@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
-from flexsparse.lists import block_lists
+from flexsparse.lists import block_lists, has_partial_tiles
 from flexsparse.selection import pack_bits, tile_map
 from flexsparse.tiling import VideoTiling
 
@@ -23,6 +23,7 @@ class TileBlockMask(BlockMask):
     mask_mod holds tensors."""
 
     tiling: VideoTiling | None = None
+    text_lengths: Tensor | None = None
     all_queries: bool = True
     """Whether queries are laid out as keys are, padding included."""
 
@@ -45,18 +46,24 @@ class TileBlockMask(BlockMask):
         tiling = self.tiling
         assert tiling is not None, "only a mask made by tile_block_mask has tiles"
         rows, volume = tiling.rows, math.prod(tiling.tile)
-        counts = tiling.counts(self.kv_num_blocks.device) if tiling.is_ragged else None
+        counts = None
+        if tiling.is_ragged or tiling.text:
+            counts = tiling.counts(self.kv_num_blocks.device, self.text_lengths)
+        of_each = self.text_lengths is not None
 
         def in_tile(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-            return kv % rows < (volume if counts is None else counts[kv // rows])
+            if counts is None:
+                return kv % rows < volume
+            return kv % rows < (counts[b, kv // rows] if of_each else counts[kv // rows])
 
         names = "kv_num_blocks", "kv_indices", "q_num_blocks", "q_indices"
         lists: Any = {name: getattr(self, name) for name in names}
         full: Any = {f"full_{name}": getattr(self, f"full_{name}") for name in names}
-        if not tiling.has_padding:
+        some_partial = has_partial_tiles(tiling)
+        if not some_partial:
             lists = {name: full[f"full_{name}"] for name in names}
             full = dict.fromkeys(full)
-        mask_mod = in_tile if tiling.has_padding else noop_mask
+        mask_mod = in_tile if some_partial else noop_mask
         given: Any = dict(BLOCK_SIZE=self.BLOCK_SIZE, mask_mod=mask_mod)
         return BlockMask(self.seq_lengths, **lists, **full, **given)
 
@@ -88,7 +95,7 @@ def tile_block_mask(
 
     Args:
         tile_map: who attends to whom, bool ``[B, H, ceil(n / query_tiles), n]``.
-        tiling: the shape; ``n = tiling.num_tiles``.
+        tiling: the shape, without text; ``n = tiling.num_tiles``.
         most: the width of the forward lists, at least as many tiles as a row has; default n.
         q_rows: rows of queries for a tile, where queries are not laid out as keys are.
         query_tiles: adjacent tiles whose queries make a block; the last block may have fewer.
@@ -109,28 +116,35 @@ def mask_of_bits(
     most: int | None = None,
     q_rows: int | None = None,
     query_tiles: int = 1,
+    text_lengths: Tensor | None = None,
+    queries: Literal["all", "video", "text"] = "all",
 ) -> TileBlockMask:
     """:func:`tile_block_mask` of a tile map that has a bit for each entry, as
-    :func:`flexsparse.selection.choose_tiles` returns it."""
-    n, rows = tiling.num_tiles, tiling.rows
+    :func:`flexsparse.selection.choose_tiles` returns it; with text, as `flexsparse.text` adds it.
+
+    Args:
+        queries: whose rows of queries there are, of a tiling with text.
+    """
+    n, rows = tiling.key_tiles, tiling.rows
     per_tile = rows if q_rows is None else q_rows
     q_block = query_tiles * per_tile
-    valid = tiling.counts(bits.device)
+    valid = tiling.counts(bits.device, text_lengths)
+    of_each = text_lengths is not None
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
         tile = kv // rows
         chosen = (bits[b, h, q // q_block, tile // 32] >> (tile % 32)) & 1
-        return (chosen != 0) & (kv % rows < valid[tile])
+        return (chosen != 0) & (kv % rows < (valid[b, tile] if of_each else valid[tile]))
 
     by_query, by_key = block_lists(bits, tiling, most=most or n, by_key=torch.is_grad_enabled())
     lists: Any = (*by_query, *(by_key or (None,) * 4))
+    of_video, of_text = tiling.num_tiles * per_tile, tiling.text_tiles * rows
+    q_len = {"all": of_video + of_text, "video": of_video, "text": of_text}[queries]
     mask = TileBlockMask(
-        (n * per_tile, tiling.padded_tokens),
-        *lists,
-        BLOCK_SIZE=(q_block, rows),
-        mask_mod=mask_mod,
+        (q_len, tiling.padded_tokens), *lists, BLOCK_SIZE=(q_block, rows), mask_mod=mask_mod
     )
-    mask.tiling, mask.all_queries = tiling, q_rows is None
+    mask.tiling, mask.text_lengths = tiling, text_lengths
+    mask.all_queries = q_rows is None and q_len == tiling.padded_tokens
     return mask
 
 

@@ -6,18 +6,39 @@ from typing import Any
 
 from torch import Tensor
 
-from flexsparse.block_mask import TileBlockMask, mask_of_bits
-from flexsparse.checks import check_alike, check_query_tiles
+from flexsparse.block_mask import TileBlockMask
+from flexsparse.checks import check_alike, check_query_tiles, check_text_lengths
 from flexsparse.flex import attend_zeroed
-from flexsparse.kv_rules import Rule, as_rule
+from flexsparse.kv_rules import Rule
 from flexsparse.pooling import pool_rows, pool_tiles
-from flexsparse.queries import Fill, KeptQueries, prune_queries, restore_queries
+from flexsparse.queries import (
+    Fill,
+    KeptQueries,
+    prune_queries,
+    restore_queries,
+    video_queries,
+)
+from flexsparse.scaled import Scaled, as_rule
 from flexsparse.selection import choose_tiles, coarse_scores, of_tiles, pool_scores, unpack_bits
+from flexsparse.text import (
+    join,
+    mask_of_choice,
+    split,
+    text_attention,
+    video_rows,
+    zero_text_padding,
+)
 from flexsparse.tiling import VideoTiling
 
 
 def bsa_mask(
-    kept: KeptQueries, k: Tensor, tiling: VideoTiling, *, kv: Rule | int, query_tiles: int = 1
+    kept: KeptQueries,
+    k: Tensor,
+    tiling: VideoTiling,
+    *,
+    kv: Rule | Scaled | int,
+    query_tiles: int = 1,
+    text_lengths: Tensor | None = None,
 ) -> TileBlockMask:
     """The BlockMask in which each tile's kept queries see the key tiles that ``kv`` admits.
 
@@ -33,9 +54,11 @@ def bsa_mask(
         kv: which key tiles a query tile attends to; an int means TopK.
         query_tiles: so many query tiles, adjacent in memory, choose together, by the mean of their
             scores, weighted by kept queries (ours, as in :func:`flexsparse.vsa_mask`).
+        text_lengths: where texts of the batch differ in length, int ``[B]``. Text takes no part in
+            the choice: every query block has all of it, and its own see all tiles.
 
     Returns:
-        A BlockMask, ``[B, H, num_tiles * kept_rows, padded_tokens]``.
+        A BlockMask, ``[B, H, rows of kept.q, padded_tokens]``.
 
     Raises:
         ValueError: ``kept`` of another tiling, k not tile-major, or more tiles than there are.
@@ -45,17 +68,20 @@ def bsa_mask(
     >>> bsa_mask(prune_queries(q, tiling), k, tiling, kv=TopK(2)).shape
     (1, 2, 256, 512)
     """
-    rule = as_rule(kv, tiling.num_tiles, "kv")
-    bits = _choose(kept, k, tiling, rule, query_tiles)
-    q_rows = None if kept.windows.keeps_all else kept.q_rows
-    most = rule.bounds(tiling.num_tiles)[1]
-    return mask_of_bits(bits, tiling, most=most, q_rows=q_rows, query_tiles=query_tiles)
+    check_text_lengths(text_lengths, tiling, k)
+    return _mask(kept, k, tiling, kv, query_tiles, text_lengths=text_lengths)
 
 
 def bsa_tile_map(
-    kept: KeptQueries, k: Tensor, tiling: VideoTiling, *, kv: Rule | int, query_tiles: int = 1
+    kept: KeptQueries,
+    k: Tensor,
+    tiling: VideoTiling,
+    *,
+    kv: Rule | Scaled | int,
+    query_tiles: int = 1,
 ) -> Tensor:
-    """Who attends to whom in :func:`bsa_mask`: bool ``[B, H, n, n]``, query tiles by key tiles."""
+    """Who attends to whom in :func:`bsa_mask`: bool ``[B, H, n, n]``, query tiles by key tiles, of
+    the video."""
     rule = as_rule(kv, tiling.num_tiles, "kv")
     bits = _choose(kept, k, tiling, rule, query_tiles)
     return of_tiles(unpack_bits(bits, tiling.num_tiles), query_tiles)
@@ -67,12 +93,13 @@ def bsa_attention(
     v: Tensor,
     tiling: VideoTiling,
     *,
-    kv: Rule | int,
+    kv: Rule | Scaled | int,
     keep: float = 0.5,
     window: tuple[int, int, int] | None = None,
     fill: Fill = "nearest",
     enable_gqa: bool = False,
     query_tiles: int = 1,
+    text_lengths: Tensor | None = None,
     kernel_options: dict[str, Any] | None = None,
 ) -> Tensor:
     """BSA: prune queries, attend with those that stay over the admitted tiles, restore the rest.
@@ -87,6 +114,8 @@ def bsa_attention(
         keep, window: how queries are pruned, see :func:`prune_queries`.
         fill: where the output of a pruned query comes from, see :func:`restore_queries`.
         query_tiles: adjacent query tiles that choose together, see :func:`bsa_mask`.
+        text_lengths: where texts of the batch differ in length, int ``[B]``. No query of the text
+            is pruned.
         kernel_options: of attention on CUDA, see :func:`flexsparse.flex_attention`.
 
     Returns:
@@ -104,18 +133,26 @@ def bsa_attention(
     for name, x in (("q", q), ("k", k), ("v", v)):
         tiling.check_tiled(x, name)
     check_alike(q=q, k=k, v=v)
-    k, v = tiling.zero_padding(k), tiling.zero_padding(v)  # once, for all that reads them
+    check_text_lengths(text_lengths, tiling, q)
+    k, v = (tiling.zero_padding(x, text_lengths) for x in (k, v))  # once, for all that reads them
     if keep == 1:
-        q = tiling.zero_padding(q)
-    kept = prune_queries(q, tiling, keep=keep, window=window)
-    mask = bsa_mask(kept, k, tiling, kv=kv, query_tiles=query_tiles)
+        q = tiling.zero_padding(q, text_lengths)
+    video = tiling.of_video
+    kept = prune_queries(video_rows(q, tiling), video, keep=keep, window=window)
+    mask = _mask(kept, k, tiling, kv, query_tiles, text_lengths=text_lengths, of_video=True)
     options: Any = dict(enable_gqa=enable_gqa, kernel_options=kernel_options)
-    return restore_queries(attend_zeroed(kept.q, k, v, mask, **options), kept, tiling, fill=fill)
+    out = restore_queries(attend_zeroed(kept.q, k, v, mask, **options), kept, video, fill=fill)
+    if not tiling.text:
+        return out
+    words = zero_text_padding(split(q, tiling)[1], tiling, text_lengths)
+    words = text_attention(words, k, v, tiling, text_lengths, **options)
+    return join(out, zero_text_padding(words, tiling, text_lengths))
 
 
 def block_scores(kept: KeptQueries, k: Tensor, tiling: VideoTiling, query_tiles: int) -> Tensor:
     """What query blocks choose by, in plain PyTorch: ``[B, H, ceil(n / query_tiles), n]``."""
-    scores = coarse_scores(_pooled(kept, tiling), pool_tiles(k.detach(), tiling))
+    k_pooled = pool_tiles(video_rows(k.detach(), tiling), tiling.of_video)
+    scores = coarse_scores(_pooled(kept), k_pooled)
     return pool_scores(scores, _counts(kept, query_tiles), query_tiles)
 
 
@@ -123,25 +160,43 @@ def _choose(
     kept: KeptQueries, k: Tensor, tiling: VideoTiling, rule: Rule, query_tiles: int
 ) -> Tensor:
     """The bits of the chosen tiles."""
-    kept.check_tiling(tiling)
+    if kept.windows.tiling != tiling.of_video:
+        kept.check_tiling(tiling)
     check_query_tiles(query_tiles, tiling)
     tiling.check_tiled(k, "k")
     if k.shape[1] == 0 or kept.q.shape[1] % k.shape[1]:
         raise ValueError(
             f"the queries have {kept.q.shape[1]} heads, k {k.shape[1]}: give it a divisor of them"
         )
-    pooled = _pooled(kept, tiling), pool_tiles(k.detach(), tiling)
+    pooled = _pooled(kept), pool_tiles(video_rows(k.detach(), tiling), tiling.of_video)
     counts = _counts(kept, query_tiles)
     return choose_tiles(*pooled, rule, counts=counts, query_tiles=query_tiles)
 
 
-def _pooled(kept: KeptQueries, tiling: VideoTiling) -> Tensor:
+def _mask(
+    kept: KeptQueries,
+    k: Tensor,
+    tiling: VideoTiling,
+    kv: Rule | Scaled | int,
+    query_tiles: int,
+    **options: Any,
+) -> TileBlockMask:
+    rule = as_rule(kv, tiling.num_tiles, "kv")
+    bits = _choose(kept, k, tiling, rule, query_tiles)
+    q_rows = None if kept.windows.keeps_all else kept.q_rows
+    most = rule.bounds(tiling.num_tiles)[1]
+    options |= dict(q_rows=q_rows, query_tiles=query_tiles)
+    return mask_of_choice(bits, tiling, most, **options)
+
+
+def _pooled(kept: KeptQueries) -> Tensor:
     """The mean of each tile's kept queries, in fp32."""
     if kept.pooled is not None:
         return kept.pooled
-    q = kept.q.detach()
+    tiling = kept.windows.tiling
+    q = video_queries(kept).q.detach()
     if kept.windows.keeps_all:
-        return pool_tiles(q, tiling)
+        return pool_tiles(q, tiling.of_video)
     return pool_rows(q, kept.q_rows) * (kept.q_rows / _kept_count(kept))[:, None]
 
 
@@ -151,7 +206,7 @@ def _kept_count(kept: KeptQueries) -> Tensor:
 
 def _counts(kept: KeptQueries, query_tiles: int) -> Tensor | None:
     """How many queries stay of each tile, where tiles that choose together may differ in it."""
-    tiling = kept.windows.tiling
+    tiling = kept.windows.tiling.of_video
     if query_tiles == 1 or not tiling.is_ragged:
         return None
     return tiling.counts(kept.q.device) if kept.windows.keeps_all else _kept_count(kept).int()

@@ -44,3 +44,27 @@ def check_query_tiles(query_tiles: int, tiling: VideoTiling) -> None:
     n = tiling.num_tiles
     if type(query_tiles) is not int or not 1 <= query_tiles <= n:
         raise ValueError(f"query_tiles={query_tiles!r} must be an int in 1..{n}, the tiles")
+
+
+def check_text_lengths(text_lengths: Tensor | None, tiling: VideoTiling, q: Tensor) -> None:
+    """Raise ValueError unless these can be the lengths of the texts in the batch of ``q``."""
+    if text_lengths is None:
+        return
+    if not tiling.text:
+        raise ValueError(
+            "text_lengths are given, but the tiling has no text: make it VideoTiling(..., text=N)"
+        )
+    if text_lengths.shape != q.shape[:1] or text_lengths.is_floating_point():
+        raise ValueError(
+            f"text_lengths is {text_lengths.dtype} {list(text_lengths.shape)}: give an int for "
+            f"each sequence of the batch, [{q.shape[0]}]"
+        )
+    if text_lengths.device != q.device:
+        raise ValueError(f"text_lengths is on {text_lengths.device}, q on {q.device}: move it")
+    if can_be_read(text_lengths):
+        least, most = int(text_lengths.min()), int(text_lengths.max())
+        if least < 0 or most > tiling.text:
+            raise ValueError(
+                f"text_lengths are {least} to {most}, but the tiling has text={tiling.text}: "
+                f"give lengths of 0 to {tiling.text}"
+            )

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flexsparse.checks import check_text_lengths
 from flexsparse.tiling import VideoTiling
 
 
 def dense_attention(
-    q: Tensor, k: Tensor, v: Tensor, tiling: VideoTiling, *, enable_gqa: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tiling: VideoTiling,
+    *,
+    enable_gqa: bool = False,
+    text_lengths: Tensor | None = None,
 ) -> Tensor:
-    """Every token of the video attends to every other, by ``scaled_dot_product_attention``.
+    """Every token, of video and text, attends to every other, by ``scaled_dot_product_attention``.
 
     Attention does not care about the order of its tokens: only padding has to be taken out.
 
@@ -19,6 +27,7 @@ def dense_attention(
         q: tile-major ``[B, H, padded_tokens, D]``; what stands in padding has no effect.
         k, v: tile-major ``[B, Hkv, padded_tokens, D]``, with fewer heads only if ``enable_gqa``.
         tiling: the shape.
+        text_lengths: where texts of the batch differ in length, int ``[B]``.
 
     Returns:
         ``[B, H, padded_tokens, D]``, zeros in padding.
@@ -33,7 +42,14 @@ def dense_attention(
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         tiling.check_tiled(x, name)
+    check_text_lengths(text_lengths, tiling, q)
+    keys = None
+    if text_lengths is not None:
+        q, k, v = (tiling.zero_padding(x, text_lengths) for x in (q, k, v))
+        token = torch.arange(tiling.tokens, device=q.device)
+        keys = (token < tiling.of_video.tokens + text_lengths[:, None])[:, None, None]
     if tiling.has_padding:
         q, k, v = (tiling.from_tiles(x) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, enable_gqa=enable_gqa)
-    return tiling.to_tiles(out) if tiling.has_padding else out
+    out = F.scaled_dot_product_attention(q, k, v, keys, enable_gqa=enable_gqa)
+    out = tiling.to_tiles(out) if tiling.has_padding else out
+    return out if text_lengths is None else tiling.zero_padding(out, text_lengths)

@@ -15,6 +15,7 @@ from flexsparse import kernel_options as configs
 from flexsparse.block_mask import TileBlockMask
 from flexsparse.checks import check_alike
 from flexsparse.cpu import block_sparse_attention
+from flexsparse.lists import has_partial_tiles
 
 if torch.version.cuda:
     configs.install()
@@ -63,19 +64,19 @@ def flex_attention(
     if return_lse and return_aux is not None:
         raise ValueError("give return_lse or return_aux, not both")
     aux = AuxRequest(lse=True) if return_lse else return_aux
-    tiling = q_tiling = None
+    tiling = q_tiling = lengths = None
     if isinstance(block_mask, TileBlockMask):
-        tiling = block_mask.tiling
+        tiling, lengths = block_mask.tiling, block_mask.text_lengths
         q_tiling = tiling if block_mask.all_queries else None
     _check(query, key, value, block_mask, enable_gqa)
     if tiling is not None:
-        key, value = tiling.zero_padding(key), tiling.zero_padding(value)
+        key, value = (tiling.zero_padding(x, lengths) for x in (key, value))
     if q_tiling is not None:
-        query = q_tiling.zero_padding(query)
+        query = q_tiling.zero_padding(query, lengths)
     given = score_mod, block_mask, scale, enable_gqa, kernel_options, aux
     out, extra = _attention(query, key, value, *given)
     if q_tiling is not None:
-        out = q_tiling.zero_padding(out)
+        out = q_tiling.zero_padding(out, lengths)
     if return_lse:
         return out, extra.lse
     return out if return_aux is None else (out, extra)
@@ -219,7 +220,7 @@ def _cpu_attention(
         q_block, kv_block = mask.BLOCK_SIZE
         full = mask.full_kv_num_blocks, mask.full_kv_indices
         tiling = getattr(mask, "tiling", None)
-        if tiling is not None and not tiling.has_padding:
+        if tiling is not None and not has_partial_tiles(tiling):
             lists = *full, None, None, None
         else:
             partial = mask.kv_num_blocks, mask.kv_indices
@@ -235,8 +236,9 @@ def _partial_mask(mask: BlockMask, q: Tensor, k: Tensor) -> Tensor:
     at ``Lq * Lk`` bytes for each of its own batches and heads.
     """
     (q_block, kv_block), tiling = mask.BLOCK_SIZE, getattr(mask, "tiling", None)
-    if tiling is not None:
-        return tiling.valid(q.device).view(1, 1, 1, tiling.num_tiles, 1, tiling.rows)
+    if isinstance(mask, TileBlockMask) and tiling is not None:
+        valid = tiling.valid(q.device, mask.text_lengths)
+        return valid.view(-1, 1, 1, tiling.key_tiles, 1, tiling.rows)
     q_len, kv_len = q.shape[-2], k.shape[-2]
     batch, heads = mask.kv_num_blocks.shape[:2]
     dense = create_mask(mask.mask_mod, batch, heads, q_len, kv_len, "cpu")

@@ -19,10 +19,10 @@ def attention_flops(
 
     Dense, forward: ``4 L^2 D`` per head (``Q K^T`` and ``P V``). VSA: the fine stage multiplies
     every row with the rows of ``top_k`` tiles, padding included, ``4 L (top_k rows) D``, and the
-    coarse stage costs ``4 n^2 D``, with ``L = padded_tokens``. BSA multiplies ``n q_rows`` rows in
-    place of L, and its scores cost ``2 n^2 D``, without a backward; pruning and restoring, which
-    read each query once, are not counted. The backward costs 2.5 times the
-    forward (five products for two).
+    coarse stage costs ``4 n^2 D``, with ``L = n rows``. BSA multiplies ``n q_rows`` rows in place
+    of L, and its scores cost ``2 n^2 D``, without a backward; pruning and restoring, which read
+    each query once, are not counted. Rows of text, if there are any, are multiplied with all rows,
+    and all rows with them. The backward costs 2.5 times the forward (five products for two).
 
     Args:
         tokens: ``L`` of dense attention; ignored when ``tiling`` is given.
@@ -42,9 +42,10 @@ def attention_flops(
     per_pair = heads * head_dim
     if tiling is None or top_k is None:
         return 4 * tokens * tokens * per_pair * (7 if backward else 2) // 2
-    n, rows = tiling.num_tiles, tiling.rows
+    n, rows, words = tiling.num_tiles, tiling.rows, tiling.text_tiles * tiling.rows
+    of_text = words * tiling.padded_tokens
     if q_rows is None:
-        forward = 4 * (round(n * rows * top_k * rows) + n**2) * per_pair
+        forward = 4 * (round(n * rows * (top_k * rows + words)) + of_text + n**2) * per_pair
         return forward * 7 // 2 if backward else forward
-    fine = 4 * round(n * q_rows * top_k * rows) * per_pair
+    fine = 4 * (round(n * q_rows * (top_k * rows + words)) + of_text) * per_pair
     return fine * (7 if backward else 2) // 2 + 2 * n**2 * per_pair

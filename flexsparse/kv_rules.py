@@ -235,20 +235,3 @@ class Mass(Rule):
         if type(self) is not Mass:
             return None
         return Fused("top", float(n)) if self.m >= 1 else Fused("mass", _constant(self._text))
-
-
-def as_rule(rule: int | Rule, n: int, name: str = "top_k") -> Rule:
-    """``rule`` itself, or ``TopK(rule)`` for an int of 1 to n.
-
-    Raises:
-        ValueError: an int out of range, or a rule with more ``min_tiles`` (TopK: ``k``) than tiles.
-    """
-    if not isinstance(rule, Rule):
-        if type(rule) is not int or not 1 <= rule <= n:
-            raise ValueError(f"{name}={rule!r} must be an int in 1..{n}, the tiles, or a rule")
-        return TopK(rule)
-    asked = rule.k if isinstance(rule, TopK) and isinstance(rule.k, int) else 1
-    least = max(rule.min_tiles, asked)
-    if least > n:
-        raise ValueError(f"{name}={rule} asks for {least} tiles of {n}: ask for fewer")
-    return rule

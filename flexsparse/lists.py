@@ -25,25 +25,26 @@ def block_lists(
     """The key tiles of every query block, and ``by_key`` the query blocks of every key tile.
 
     Ascending int32 indices; what stands past a count is arbitrary, but is an index. Key tiles with
-    padding are partial blocks, the others full ones. FlexAttention's CUDA kernels find a row of
-    either by the strides of the partial list, so that the two have one layout.
+    padding, and those of text, whose lengths may vary, are partial blocks, the others full ones.
+    FlexAttention's CUDA kernels find a row of either by the strides of the partial list, so that
+    the two have one layout.
 
     Args:
         bits: int32 ``[B, H, blocks, ceil(n / 32)]``, see :func:`flexsparse.selection.pack_bits`.
-        tiling: the shape; ``n = tiling.num_tiles``.
+        tiling: the shape; ``n = tiling.key_tiles``.
         most: the width of the lists of query blocks, at least as many tiles as a row has: a GPU,
             which is not asked, cuts lists that are longer.
         by_key: whether to make those of key tiles, which are as wide as the number of query blocks:
             any of them may choose a tile.
     """
     if bits.is_cuda:
-        shape = list(tiling.video), list(tiling.tile), tiling.rows
+        shape = list(tiling.video), list(tiling.tile), tiling.rows, tiling.text_tiles
         num, indices, *rest = kernels.tile_lists(bits, *shape, most, by_key)
     else:
         num, indices, *rest = tile_lists_twin(bits, tiling, most, by_key)
     forward = _partial_and_full(num, indices, tiling)
     if bits.device.type == "cpu":  # where torch's compiled kernel refuses narrow partial lists
-        wide = F.pad(forward[1], (0, tiling.num_tiles - most))
+        wide = F.pad(forward[1], (0, tiling.key_tiles - most))
         forward = forward[0], wide, *forward[2:]
     if not by_key:
         return forward, None
@@ -51,17 +52,24 @@ def block_lists(
     return forward, _partial_and_full(num, indices.unsqueeze(0), tiling)
 
 
+def has_partial_tiles(tiling: VideoTiling) -> bool:
+    """Whether some blocks of keys are partial ones."""
+    return tiling.full_tiles < tiling.key_tiles
+
+
 def tile_lists_twin(bits: Tensor, tiling: VideoTiling, most: int, by_key: bool) -> list[Tensor]:
     """``kernels/tile_lists.py`` in plain PyTorch; past a count there are zeros."""
-    chosen = unpack_bits(bits, tiling.num_tiles)
+    n = tiling.key_tiles
+    chosen = unpack_bits(bits, n)
     if can_be_read(bits):
         longest = int(chosen.sum(-1).max())
         if longest > most:
             raise ValueError(f"a row has {longest} tiles, more than most={most}: make that larger")
-    is_full = tiling.counts(bits.device) == tiling.rows
+    of_video = torch.arange(n, device=bits.device) < tiling.num_tiles
+    is_full = of_video & (tiling.counts(bits.device) == tiling.rows)
     of_kind = [chosen & ~is_full, chosen & is_full]
     lists = [_counted(x, most) for x in of_kind]
-    there_is = [tiling.has_padding, tiling.full_tiles > 0]
+    there_is = [has_partial_tiles(tiling), tiling.full_tiles > 0]
     indices = [x for (_, x), there in zip(lists, there_is) if there]
     outs = [torch.stack([num for num, _ in lists]), torch.stack(indices)]
     if by_key:

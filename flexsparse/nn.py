@@ -12,8 +12,10 @@ from flexsparse.bsa import bsa_attention, bsa_tile_map
 from flexsparse.dense import dense_attention
 from flexsparse.kv_rules import Rule
 from flexsparse.queries import Fill, prune_queries
+from flexsparse.scaled import Scaled
 from flexsparse.tiling import VideoTiling
 from flexsparse.vsa import vsa_attention, vsa_tile_map
+from flexsparse.windows import fit_window
 
 
 class Choice(NamedTuple):
@@ -61,7 +63,7 @@ class VSA(nn.Module):
         self,
         dim: int,
         num_heads: int,
-        top_k: int | Rule | None,
+        top_k: int | Rule | Scaled | None,
         *,
         adapt: bool = False,
         head_dim: int | None = None,
@@ -89,18 +91,27 @@ class VSA(nn.Module):
             nn.init.normal_(self.gate_fine.weight, std=0.02)
             nn.init.ones_(self.gate_fine.bias)
 
-    def forward(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, tiling: VideoTiling) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        tiling: VideoTiling,
+        text_lengths: Tensor | None = None,
+    ) -> Tensor:
         """Attend; everything tile-major.
 
         Args:
             x: ``[B, padded_tokens, dim]``, the block's (normed) input, from which gates are made.
             q, k, v: ``[B, num_heads, padded_tokens, head_dim]``.
             tiling: the shape.
+            text_lengths: where texts of the batch differ in length, int ``[B]``.
 
         Returns:
             ``[B, num_heads, padded_tokens, head_dim]``.
         """
-        x = tiling.zero_padding(x)  # the gates' weights have gradients, too
+        x = tiling.zero_padding(x, text_lengths)  # the gates' weights have gradients, too
         fine = None if self.gate_fine is None else self._heads(self.gate_fine(x)).to(v.dtype)
         return vsa_attention(
             q,
@@ -111,6 +122,7 @@ class VSA(nn.Module):
             gate_coarse=self._heads(self.gate_coarse(x)).to(v.dtype),
             gate_fine=fine,
             query_tiles=self.query_tiles,
+            text_lengths=text_lengths,
             kernel_options=self.kernel_options,
         )
 
@@ -137,7 +149,8 @@ class BSA(nn.Module):
         kv: which key tiles a query tile attends to; an int means TopK, None dense attention, in
             which no query is pruned. Assign the attribute
             ``kv_rule`` to change it.
-        keep, window, fill, query_tiles, kernel_options: as in :func:`flexsparse.bsa_attention`.
+        keep, window, fill, query_tiles, kernel_options: as in :func:`flexsparse.bsa_attention`, the
+            window by :func:`flexsparse.windows.fit_window`.
 
     >>> tiling = VideoTiling((2, 4, 4), tile=(2, 2, 2))
     >>> x, q = torch.randn(1, tiling.padded_tokens, 32), torch.randn(1, 2, tiling.padded_tokens, 16)
@@ -147,7 +160,7 @@ class BSA(nn.Module):
 
     def __init__(
         self,
-        kv: Rule | int | None,
+        kv: Rule | Scaled | int | None,
         *,
         keep: float = 0.5,
         window: tuple[int, int, int] | None = None,
@@ -164,7 +177,15 @@ class BSA(nn.Module):
     def reset_parameters(self) -> None:
         """There are none."""
 
-    def forward(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, tiling: VideoTiling) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        tiling: VideoTiling,
+        text_lengths: Tensor | None = None,
+    ) -> Tensor:
         """Attend; everything tile-major.
 
         Args:
@@ -172,13 +193,14 @@ class BSA(nn.Module):
             q: ``[B, num_heads, padded_tokens, head_dim]``.
             k, v: likewise, with a divisor of the heads.
             tiling: the shape.
+            text_lengths: where texts of the batch differ in length, int ``[B]``.
 
         Returns:
             ``[B, num_heads, padded_tokens, head_dim]``.
         """
         gqa = q.shape[1] != k.shape[1]
         if self.kv_rule is None:
-            return dense_attention(q, k, v, tiling, enable_gqa=gqa)
+            return dense_attention(q, k, v, tiling, enable_gqa=gqa, text_lengths=text_lengths)
         return bsa_attention(
             q,
             k,
@@ -186,10 +208,11 @@ class BSA(nn.Module):
             tiling,
             kv=self.kv_rule,
             keep=self.keep,
-            window=self.window,
+            window=fit_window(self.window, tiling),
             fill=self.fill,
             enable_gqa=gqa,
             query_tiles=self.query_tiles,
+            text_lengths=text_lengths,
             kernel_options=self.kernel_options,
         )
 
@@ -198,7 +221,7 @@ class BSA(nn.Module):
         """What :meth:`forward` chooses for the same q and k; None where it is dense."""
         if self.kv_rule is None:
             return None
-        kept = prune_queries(q, tiling, keep=self.keep, window=self.window)
+        kept = prune_queries(q, tiling, keep=self.keep, window=fit_window(self.window, tiling))
         tile_map = bsa_tile_map(kept, k, tiling, kv=self.kv_rule, query_tiles=self.query_tiles)
         return Choice(tile_map, kept.mask, kept.q_rows)
 
@@ -207,8 +230,8 @@ class BSA(nn.Module):
         return f"{shown}, query_tiles={self.query_tiles}"
 
 
-def _check_rule(name: str, rule: Rule | int | None) -> None:
-    if not (rule is None or isinstance(rule, Rule) or type(rule) is int and rule > 0):
+def _check_rule(name: str, rule: Rule | Scaled | int | None) -> None:
+    if not (rule is None or isinstance(rule, Rule | Scaled) or type(rule) is int and rule > 0):
         raise ValueError(
             f"{name}={rule!r} must be an int of at least 1, tiles per query tile, or a rule, or "
             "None for dense attention"

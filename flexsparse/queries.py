@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flexsparse.checks import check_text_lengths
 from flexsparse.selection import sort_keys
+from flexsparse.text import join, split, zero_text_padding
 from flexsparse.tiling import VideoTiling
 from flexsparse.windows import Windows
 
@@ -26,19 +28,22 @@ class KeptQueries:
     """The queries that stay, tile by tile.
 
     Attributes:
-        q: ``[B, H, num_tiles * windows.kept_rows, D]``, zeros in holes.
+        q: ``[B, H, num_tiles * windows.kept_rows, D]``, zeros in holes; then the rows of the text,
+            of which none is pruned.
         index: the row of its tile that each came from, -1 in holes: int32
             ``[B, H, num_tiles, windows.kept_rows]``.
         windows: what they were pruned by.
         pooled: ``[B, H, num_tiles, D]``, the mean of each tile's kept queries in fp32 (fp64 for
             fp64), where the kernel that chose them made it; None: not made yet. No gradient flows
             through it.
+        text_lengths: those of the batch, where they differ.
     """
 
     q: Tensor
     index: Tensor
     windows: Windows
     pooled: Tensor | None = None
+    text_lengths: Tensor | None = None
 
     @property
     def q_rows(self) -> int:
@@ -47,11 +52,16 @@ class KeptQueries:
 
     @property
     def mask(self) -> Tensor:
-        """Which rows of the video they came from: bool ``[B, H, padded_tokens]``."""
-        rows = self.windows.tiling.rows
+        """Which rows they came from: bool ``[B, H, padded_tokens]``."""
+        tiling, rows = self.windows.tiling, self.windows.tiling.rows
         stays = self.index.new_zeros(*self.index.shape[:3], rows + 1, dtype=torch.bool)
         stays.scatter_(-1, self.index.long() % (rows + 1), True)  # holes write past the end
-        return stays[..., :rows].flatten(-2)
+        stays = stays[..., :rows].flatten(-2)
+        if not tiling.text:
+            return stays
+        words = tiling.valid(stays.device, self.text_lengths)[..., tiling.video_rows :]
+        words = words.view(-1, 1, words.shape[-1]).expand(*stays.shape[:2], -1)
+        return torch.cat((stays, words), -1)
 
     def check_tiling(self, tiling: VideoTiling) -> None:
         """Raise ValueError if they were pruned in another tiling."""
@@ -69,6 +79,7 @@ def prune_queries(
     *,
     keep: float = 0.5,
     window: tuple[int, int, int] | None = None,
+    text_lengths: Tensor | None = None,
 ) -> KeptQueries:
     """Keep the queries least similar to their window's center, and the center (BSA, 2509.01085).
 
@@ -81,6 +92,7 @@ def prune_queries(
         tiling: the shape.
         keep: fraction of each window's queries that stays, in (0, 1].
         window: a divisor of the tile; None is the whole tile.
+        text_lengths: where texts of the batch differ in length, int ``[B]``.
 
     Returns:
         KeptQueries; ``.q`` is differentiable in q, the choice has no gradient.
@@ -97,6 +109,12 @@ def prune_queries(
     if q.dim() != 4:
         raise ValueError(f"q must be [batch, heads, tokens, dim], not {tuple(q.shape)}")
     windows = Windows(tiling, keep, window)
+    check_text_lengths(text_lengths, tiling, q)
+    if tiling.text:
+        video, words = split(q, tiling)
+        kept = prune_queries(video, tiling.of_video, keep=keep, window=window)
+        rows = torch.cat((kept.q, zero_text_padding(words, tiling, text_lengths)), -2)
+        return replace(kept, q=rows, windows=windows, text_lengths=text_lengths)
     if windows.keeps_all:
         row = torch.arange(tiling.rows, dtype=torch.int32, device=q.device)
         index = torch.where(row < tiling.counts(q.device)[:, None], row, -1)
@@ -121,7 +139,7 @@ def restore_queries(
     dropped for being similar to it). Its gradient flows to the row that it took.
 
     Args:
-        out: ``[B, H, num_tiles * kept_rows, Dv]``, attention of ``kept.q``.
+        out: ``[B, H, rows of kept.q, Dv]``, attention of ``kept.q``.
         kept: from :func:`prune_queries`.
         tiling: the shape that they were pruned in.
         fill: where dropped rows come from.
@@ -140,6 +158,11 @@ def restore_queries(
         raise ValueError(
             f"out is {tuple(out.shape)}; attention of the kept queries is {(*due, 'Dv')}"
         )
+    if tiling.text:
+        own = video_queries(kept)
+        video, words = out[..., : own.q.shape[2], :], out[..., own.q.shape[2] :, :]
+        video = restore_queries(video, own, tiling.of_video, fill=fill)
+        return join(video, zero_text_padding(words, tiling, kept.text_lengths))
     if windows.keeps_all:
         return tiling.zero_padding(out)
     if out.is_cuda:
@@ -149,6 +172,13 @@ def restore_queries(
     wide = out.to(torch.promote_types(out.dtype, torch.float32))  # its gradients are added up
     rows = gather_rows(wide, slots, windows.kept_rows, holes=tiling.has_padding)
     return rows.to(out.dtype)
+
+
+def video_queries(kept: KeptQueries) -> KeptQueries:
+    """Those of the video alone."""
+    windows = replace(kept.windows, tiling=kept.windows.tiling.of_video)
+    rows = kept.q[..., : windows.tiling.num_tiles * kept.q_rows, :]
+    return replace(kept, q=rows, windows=windows, text_lengths=None)
 
 
 def _shape(windows: Windows) -> tuple[list[int], list[int], int, list[int]]:

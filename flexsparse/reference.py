@@ -74,6 +74,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return s.softmax(-1) @ v
 
 
+def with_text(mask: Tensor, text: int, text_lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Who sees whom among the video's tokens, ``[B, H, V, V]``, and the text's, which see and are
+    seen by all: ``[B, H, V + text, V + text]``. And which tokens there are, ``[B, 1, V + text,
+    1]``."""
+    video = mask.shape[-1]
+    mask = torch.nn.functional.pad(mask, (0, text, 0, text), value=True)
+    token = torch.arange(video + text, device=mask.device)
+    ends = torch.tensor([text], device=mask.device) if text_lengths is None else text_lengths
+    there = (token < video + ends[:, None])[:, None]
+    return mask & there[..., None, :], there[..., None]
+
+
 def vsa(
     q: Tensor,
     k: Tensor,
@@ -86,17 +98,20 @@ def vsa(
     gate_fine: Tensor | None = None,
     tile_map: Tensor | None = None,
     query_tiles: int = 1,
+    text_lengths: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """What :func:`flexsparse.vsa_attention` must compute, in raster order and fp64.
 
     Args:
-        q, k, v, gate_coarse, gate_fine: raster ``[B, H, tokens, D]``.
+        q, k, v, gate_coarse, gate_fine: raster ``[B, H, tokens, D]``; what comes after the video's
+            tokens is text.
         video, tile: ``(T, H, W)`` in tokens.
         top_k: key tiles per query tile.
         tile_map: bool ``[B, H, n, n]``, a choice to use in place of the oracle's own, since a
             choice between nearly equal scores depends on rounding.
         query_tiles: consecutive query tiles that choose together.
+        text_lengths: int ``[B]``, the tokens of text that there are of each.
         dtype: what to compute in. In a lower one this is plain PyTorch, whose error to fp64 is
             the measure of ours.
 
@@ -105,17 +120,21 @@ def vsa(
     """
     q, k, v = (x.to(dtype) for x in (q, k, v))
     of_token = tile_of_token(video, tile).to(q.device)
-    coarse_scores = scores(q, k, video, tile)
+    tokens = len(of_token)
+    coarse_scores = scores(q[..., :tokens, :], k[..., :tokens, :], video, tile)
     if tile_map is None:
         chosen_by = pooled_over_blocks(coarse_scores.detach(), video, tile, query_tiles)
         tile_map = top_k_map(chosen_by, top_k)
-    out = attention(q, k, v, tile_map[..., of_token, :][..., of_token])
+    mask = tile_map[..., of_token, :][..., of_token]
+    mask, there = with_text(mask, q.shape[-2] - tokens, text_lengths)
+    out = attention(q, k, v, mask)
     if gate_fine is not None:
         out = out * gate_fine.to(dtype)
     if gate_coarse is not None:
-        coarse = coarse_scores.softmax(-1) @ pool(v, video, tile)
-        out = out + coarse[..., of_token, :] * gate_coarse.to(dtype)
-    return out
+        coarse = coarse_scores.softmax(-1) @ pool(v[..., :tokens, :], video, tile)
+        gated = coarse[..., of_token, :] * gate_coarse[..., :tokens, :].to(dtype)
+        out = torch.cat((out[..., :tokens, :] + gated, out[..., tokens:, :]), -2)
+    return out.where(there, 0)
 
 
 def windows_of_tokens(video: Grid, tile: Grid, window: Grid) -> tuple[Tensor, Tensor]:
@@ -176,24 +195,32 @@ def bsa(
     tile_map: Tensor,
     kept: Tensor | None = None,
     fill: str = "nearest",
+    text_lengths: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """What :func:`flexsparse.bsa_attention` must compute, in raster order and fp64.
 
     Args:
-        q, k, v: raster ``[B, H, tokens, D]``.
+        q, k, v: raster ``[B, H, tokens, D]``; what comes after the video's tokens is text.
         video, tile, window: ``(T, H, W)`` in tokens.
         keep: fraction of each window's queries.
         tile_map: bool ``[B, H, n, n]``, the key tiles of every query tile.
-        kept: bool ``[B, H, tokens]``, a choice to use in place of the oracle's own.
+        kept: bool ``[B, H, tokens of the video]``, a choice to use in place of the oracle's own.
+        text_lengths: int ``[B]``, the tokens of text that there are of each.
         fill, dtype: as there, and as in :func:`vsa`.
 
     Returns:
         ``[B, H, tokens, D]`` of ``dtype``, differentiable.
     """
     q, k, v = (x.to(dtype) for x in (q, k, v))
-    kept = kept_queries(q.detach(), video, tile, window, keep) if kept is None else kept
     of_token = tile_of_token(video, tile).to(q.device)
-    out = attention(q, k, v, tile_map[..., of_token, :][..., of_token])
-    source = sources(kept, video, tile, window, fill)
-    return out.gather(-2, source.unsqueeze(-1).expand_as(out))
+    tokens = len(of_token)
+    if kept is None:
+        kept = kept_queries(q[..., :tokens, :].detach(), video, tile, window, keep)
+    mask = tile_map[..., of_token, :][..., of_token]
+    mask, there = with_text(mask, q.shape[-2] - tokens, text_lengths)
+    out = attention(q, k, v, mask)
+    source = sources(kept, video, tile, window, fill).unsqueeze(-1)
+    of_video = out[..., :tokens, :]
+    of_video = of_video.gather(-2, source.expand_as(of_video))
+    return torch.cat((of_video, out[..., tokens:, :]), -2).where(there, 0)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from flexsparse.permute import Permute
 
 # Under 64 rows a tile takes the next power of two (the smallest tensor-core block is 16 rows);
 # above, the next multiple of 64, so that compute blocks of 64 rows always divide a tile.
@@ -33,9 +35,14 @@ def _triple(name: str, value: Any) -> tuple[int, int, int]:
 class VideoTiling:
     """A video of tokens cut into cuboid tiles, each stored in the same number of rows.
 
-    Raster order is ``(t h w)`` with w fastest. Tile-major order stores the tiles one after another,
-    ``rows`` rows each: first the valid tokens of the tile in raster order, then padding. Tiles at
-    the far edges may hold fewer tokens (ragged). Every size here follows from :meth:`layout`.
+    Raster order is ``(t h w)`` with w fastest, then the text, if there is some. Tile-major order
+    stores the tiles one after another, ``rows`` rows each: first the valid tokens of the tile in
+    raster order, then padding. Tiles at the far edges may hold fewer tokens (ragged). Text follows
+    in tiles of its own, ``rows`` tokens each; every token attends to all of it, and it to every
+    token. Every size here follows from :meth:`layout`.
+
+    Where texts of a batch differ in length, what takes ``text_lengths``, int ``[B]`` of 0 to
+    ``text``, treats the text tokens of each sequence from its length on as padding.
 
     Args:
         video: tokens along time, height and width (after patchify), ``(T, H, W)``.
@@ -43,6 +50,7 @@ class VideoTiling:
         rows: rows of a tile in memory, a multiple of 16 and at least the tile's volume. Default:
             16, 32 or 64, whichever is the first to hold the tile, else the next multiple of 64:
             the kernels work in blocks of 16 to 64 rows that must divide a tile.
+        text: tokens of text that attend, and are attended to, together with the video's.
 
     Raises:
         ValueError: sizes that are not positive ints, or rows that cannot hold a tile.
@@ -50,11 +58,15 @@ class VideoTiling:
     >>> tiling = VideoTiling(video=(21, 30, 52), tile=(3, 5, 4))
     >>> tiling.rows, tiling.num_tiles, tiling.tokens, tiling.padded_tokens
     (64, 546, 32760, 34944)
+    >>> tiling = VideoTiling(video=(21, 30, 52), tile=(3, 5, 4), text=226)
+    >>> tiling.num_tiles, tiling.text_tiles, tiling.tokens, tiling.padded_tokens
+    (546, 4, 32986, 35200)
     """
 
     video: tuple[int, int, int]
     tile: tuple[int, int, int] = (4, 4, 4)
     rows: int = None  # pyright: ignore[reportAssignmentType]  # an int once constructed
+    text: int = 0
 
     def __post_init__(self) -> None:
         video, tile = _triple("video", self.video), _triple("tile", self.tile)
@@ -66,6 +78,8 @@ class VideoTiling:
                 f"rows={rows!r} cannot hold a tile of {volume} tokens: give a multiple of 16 of at "
                 f"least {volume}, or leave it out for {_default_rows(volume)}"
             )
+        if type(self.text) is not int or self.text < 0:
+            raise ValueError(f"text={self.text!r} must be an int of at least 0, tokens of text")
         for name, value in (("video", video), ("tile", tile), ("rows", rows)):
             object.__setattr__(self, name, value)
 
@@ -77,36 +91,58 @@ class VideoTiling:
 
     @property
     def num_tiles(self) -> int:
+        """Tiles of the video."""
         return math.prod(self.grid)
 
     @property
+    def text_tiles(self) -> int:
+        """Tiles of the text."""
+        return -(-self.text // self.rows)
+
+    @property
+    def key_tiles(self) -> int:
+        """Tiles in all, those of the text last."""
+        return self.num_tiles + self.text_tiles
+
+    @property
     def tokens(self) -> int:
-        """Tokens of the video, the length of raster tensors."""
-        return math.prod(self.video)
+        """Tokens of the video and of the text, the length of raster tensors."""
+        return math.prod(self.video) + self.text
+
+    @property
+    def video_rows(self) -> int:
+        """Rows in memory of the video's tiles; those of the text follow."""
+        return self.num_tiles * self.rows
 
     @property
     def padded_tokens(self) -> int:
         """Rows in memory, the length of tile-major tensors."""
-        return self.num_tiles * self.rows
+        return self.key_tiles * self.rows
 
     @property
     def full_tiles(self) -> int:
-        """Tiles without a single padding row."""
+        """Tiles of the video without a single padding row."""
         if math.prod(self.tile) < self.rows:
             return 0
         return math.prod([v // t for v, t in zip(self.video, self.tile)])
 
     @property
     def has_padding(self) -> bool:
-        return self.full_tiles < self.num_tiles
+        """Whether some rows hold no token, of texts that are as long as ``text`` says."""
+        return self.full_tiles < self.num_tiles or self.text % self.rows > 0
+
+    @property
+    def of_video(self) -> VideoTiling:
+        """The same without text."""
+        return replace(self, text=0) if self.text else self
 
     @property
     def is_ragged(self) -> bool:
-        """Whether some tiles hold fewer tokens than others."""
+        """Whether some tiles of the video hold fewer tokens than others."""
         return any(v % t for v, t in zip(self.video, self.tile))
 
     @classmethod
-    def fit(cls, video: tuple[int, int, int], rows: int = 64) -> VideoTiling:
+    def fit(cls, video: tuple[int, int, int], rows: int = 64, *, text: int = 0) -> VideoTiling:
         """The tiling of least padding whose tiles take ``rows`` rows and are not too long.
 
         A tile's longest side is at most twice its shortest (a side that spans the whole video may
@@ -128,39 +164,62 @@ class VideoTiling:
                     rank = (tiling.padded_tokens, aspect, -t * h * w, tiling.tile)
                     best = min(best, (rank, tiling), key=lambda b: b[0]) if best else (rank, tiling)
         assert best is not None, "a tile of one token always fits"
-        return best[1]
+        return replace(best[1], text=text)
 
     def layout(self, device: torch.device | str | None = None) -> Tensor:
-        """The raster index of every row's token, -1 in padding: int64 ``[num_tiles, rows]``."""
+        """The raster index of every row's token, -1 in padding: int64 ``[key_tiles, rows]``."""
         _, video_h, video_w = self.video
-        (start_t, start_h, start_w), (size_t, size_h, size_w) = (
-            [x[:, None] for x in sides] for sides in self.boxes(device)
-        )
+        tile = torch.arange(self.key_tiles, device=device)[:, None]
+        (start_t, start_h, start_w), (size_t, size_h, size_w) = self._boxes(tile)
         row = torch.arange(self.rows, device=device)
         t = start_t + row // (size_h * size_w)
         h = start_h + row // size_w % size_h
         w = start_w + row % size_w
         index = (t * video_h + h) * video_w + w
-        valid = row < size_t * size_h * size_w
-        return torch.where(valid, index, -1)
+        index = torch.where(row < size_t * size_h * size_w, index, -1)
+        if not self.text:
+            return index
+        token = (tile - self.num_tiles) * self.rows + row
+        word = torch.where(token < self.text, math.prod(self.video) + token, -1)
+        return torch.where(tile < self.num_tiles, index, word)
 
     def boxes(self, device: torch.device | str | None = None) -> tuple[list[Tensor], list[Tensor]]:
-        """First token and size of every tile, each along T, H and W: int64 ``[num_tiles]``."""
+        """First token and size of the video's tiles, along T, H and W: int64 ``[num_tiles]``."""
+        return self._boxes(torch.arange(self.num_tiles, device=device))
+
+    def _boxes(self, tile: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The same of any tiles; past the last no meaning, but sizes of at least 1."""
         _, grid_h, grid_w = self.grid
-        tile = torch.arange(self.num_tiles, device=device)
         places = (tile // (grid_h * grid_w), tile // grid_w % grid_h, tile % grid_w)
         start = [place * size for place, size in zip(places, self.tile)]
-        sizes = [(v - a).clamp(max=t) for v, a, t in zip(self.video, start, self.tile)]
+        least = 1 if self.text else None
+        sizes = [(v - a).clamp(least, t) for v, a, t in zip(self.video, start, self.tile)]
         return start, sizes
 
-    def counts(self, device: torch.device | str | None = None) -> Tensor:
-        """Valid tokens of every tile, in its first rows: int32 ``[num_tiles]``."""
-        t, h, w = self.boxes(device)[1]
-        return (t * h * w).int()
+    def counts(
+        self, device: torch.device | str | None = None, text_lengths: Tensor | None = None
+    ) -> Tensor:
+        """Valid tokens of every tile, in its first rows: int32 ``[key_tiles]``, with
+        ``text_lengths`` ``[B, key_tiles]``."""
+        tile = torch.arange(self.key_tiles, device=device)
+        t, h, w = self._boxes(tile)[1]
+        counts = t * h * w
+        if self.text:  # no cat: FlexAttention cannot capture what Inductor makes of one
+            ends = self.text if text_lengths is None else text_lengths[:, None]
+            words = (ends - (tile - self.num_tiles) * self.rows).clamp(0, self.rows)
+            counts = torch.where(tile < self.num_tiles, counts, words)
+        return counts.int()
 
-    def valid(self, device: torch.device | str | None = None) -> Tensor:
-        """Which rows in memory hold a token: bool ``[padded_tokens]``."""
-        return (self.layout(device) >= 0).flatten()
+    def valid(
+        self, device: torch.device | str | None = None, text_lengths: Tensor | None = None
+    ) -> Tensor:
+        """Which rows in memory hold a token: bool ``[padded_tokens]``, with ``text_lengths``
+        ``[B, padded_tokens]``."""
+        index = self.layout(device).flatten()
+        if text_lengths is None:
+            return index >= 0
+        end = math.prod(self.video) + text_lengths.long()
+        return (index >= 0) & (index < end[:, None])
 
     def to_tiles(self, x: Tensor) -> Tensor:
         """Raster ``[..., tokens, C]`` to tile-major ``[..., padded_tokens, C]``, zeros in padding.
@@ -172,7 +231,7 @@ class VideoTiling:
         """
         self.check_raster(x)
         layout = self.layout(x.device).flatten()
-        return _Permute.apply(x, layout, self._inverse(layout))
+        return Permute.apply(x, layout, self._inverse(layout))
 
     def from_tiles(self, x: Tensor) -> Tensor:
         """Tile-major ``[..., padded_tokens, C]`` to raster ``[..., tokens, C]``: undoes to_tiles.
@@ -182,21 +241,25 @@ class VideoTiling:
         """
         self.check_tiled(x)
         layout = self.layout(x.device).flatten()
-        return _Permute.apply(x, self._inverse(layout), layout)
+        return Permute.apply(x, self._inverse(layout), layout)
 
-    def zero_padding(self, x: Tensor) -> Tensor:
+    def zero_padding(self, x: Tensor, text_lengths: Tensor | None = None) -> Tensor:
         """Tile-major ``x`` with zeros in padding, whatever stood there (NaN, too).
 
-        The gradient is zero in padding as well. Without padding this is ``x`` itself.
+        The gradient is zero in padding as well. Without padding this is ``x`` itself. With
+        ``text_lengths`` the first dimension of x is the batch.
         """
-        return torch.where(self.valid(x.device)[:, None], x, 0) if self.has_padding else x
+        if text_lengths is None:
+            return torch.where(self.valid(x.device)[:, None], x, 0) if self.has_padding else x
+        valid = self.valid(x.device, text_lengths)
+        return torch.where(valid.view(len(valid), *(1,) * (x.dim() - 3), -1, 1), x, 0)
 
     def spread(self, x: Tensor) -> Tensor:
-        """A row for each tile, ``[..., num_tiles, C]``, to all of its tokens: tile-major ``[...,
+        """A row for each tile, ``[..., key_tiles, C]``, to all of its tokens: tile-major ``[...,
         padded_tokens, C]``, zeros in padding."""
         rows = x.unsqueeze(-2)
         if self.has_padding:
-            rows = torch.where(self.valid(x.device).view(self.num_tiles, self.rows, 1), rows, 0)
+            rows = torch.where(self.valid(x.device).view(self.key_tiles, self.rows, 1), rows, 0)
         else:
             rows = rows.expand(*x.shape[:-1], self.rows, -1)
         return rows.flatten(-3, -2)
@@ -220,9 +283,10 @@ class VideoTiling:
                 if x.shape[-2] == other
                 else "make the tiling for the video that it holds"
             )
+            text = f", text={self.text}" if self.text else ""
             raise ValueError(
-                f"{name} has {x.shape[-2]} rows; VideoTiling(video={self.video}, tile={self.tile}) "
-                f"has {due} in {order} order: {fix}"
+                f"{name} has {x.shape[-2]} rows; VideoTiling(video={self.video}, tile={self.tile}"
+                f"{text}) has {due} in {order} order: {fix}"
             )
 
     def _inverse(self, layout: Tensor) -> Tensor:
@@ -230,23 +294,3 @@ class VideoTiling:
         rows = torch.arange(self.padded_tokens, device=layout.device)
         slot = torch.where(layout >= 0, layout, self.tokens)  # padding writes past the end
         return rows.new_zeros(self.tokens + 1).scatter_(0, slot, rows)[: self.tokens]
-
-
-def _gather_rows(x: Tensor, index: Tensor) -> Tensor:
-    rows = x.index_select(-2, index.clamp(min=0))
-    return torch.where((index >= 0)[:, None], rows, 0)
-
-
-class _Permute(torch.autograd.Function):
-    """Rows of x by ``index`` (-1 gives zeros). ``inverse`` undoes it, so the gradient is a gather,
-    not the scatter-add that index_select would run."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return _gather_rows(x, index)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return _gather_rows(grads[0], inverse), None, None

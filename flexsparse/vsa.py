@@ -8,20 +8,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexsparse.block_mask import TileBlockMask, mask_of_bits
-from flexsparse.checks import check_alike, check_query_tiles
+from flexsparse.block_mask import TileBlockMask
+from flexsparse.checks import check_alike, check_query_tiles, check_text_lengths
 from flexsparse.coarse import coarse_attention
 from flexsparse.dense import dense_attention
 from flexsparse.flex import attend_zeroed
 from flexsparse.gates import combine
-from flexsparse.kv_rules import Rule, as_rule
+from flexsparse.kv_rules import Rule
 from flexsparse.pooling import pool_each, pool_tiles
+from flexsparse.scaled import Scaled, as_rule
 from flexsparse.selection import choose_tiles, coarse_scores, of_tiles, pool_scores, unpack_bits
+from flexsparse.text import (
+    join,
+    mask_of_choice,
+    split,
+    text_attention,
+    video_rows,
+    zero_text_padding,
+)
 from flexsparse.tiling import VideoTiling
 
 
 def vsa_mask(
-    q: Tensor, k: Tensor, tiling: VideoTiling, *, top_k: int | Rule, query_tiles: int = 1
+    q: Tensor,
+    k: Tensor,
+    tiling: VideoTiling,
+    *,
+    top_k: int | Rule | Scaled,
+    query_tiles: int = 1,
+    text_lengths: Tensor | None = None,
 ) -> TileBlockMask:
     """The BlockMask of VSA's fine stage: each query tile sees the ``top_k`` tiles of best score.
 
@@ -38,6 +53,8 @@ def vsa_mask(
             scores, weighted by tokens, and make one query block (ours: each key tile that a GPU
             reads then serves as many more rows). The last block has fewer where the number of tiles
             is not a multiple.
+        text_lengths: where texts of the batch differ in length, int ``[B]``. Text takes no part in
+            the choice: every query block has all of it, and its own see all tiles.
 
     Returns:
         A BlockMask of tiles, ``[B, H, padded_tokens, padded_tokens]``.
@@ -52,15 +69,18 @@ def vsa_mask(
     75.0
     """
     rule = as_rule(top_k, tiling.num_tiles)
+    check_text_lengths(text_lengths, tiling, q)
     bits = _choose(q, k, tiling, rule, query_tiles)
     most = rule.bounds(tiling.num_tiles)[1]
-    return mask_of_bits(bits, tiling, most=most, query_tiles=query_tiles)
+    options: Any = dict(query_tiles=query_tiles, text_lengths=text_lengths)
+    return mask_of_choice(bits, tiling, most, **options)
 
 
 def vsa_tile_map(
-    q: Tensor, k: Tensor, tiling: VideoTiling, *, top_k: int | Rule, query_tiles: int = 1
+    q: Tensor, k: Tensor, tiling: VideoTiling, *, top_k: int | Rule | Scaled, query_tiles: int = 1
 ) -> Tensor:
-    """Who attends to whom in :func:`vsa_mask`: bool ``[B, H, n, n]``, query tiles by key tiles."""
+    """Who attends to whom in :func:`vsa_mask`: bool ``[B, H, n, n]``, query tiles by key tiles, of
+    the video."""
     rule = as_rule(top_k, tiling.num_tiles)
     bits = _choose(q, k, tiling, rule, query_tiles)
     return of_tiles(unpack_bits(bits, tiling.num_tiles), query_tiles)
@@ -72,17 +92,19 @@ def vsa_attention(
     v: Tensor,
     tiling: VideoTiling,
     *,
-    top_k: int | Rule | None,
+    top_k: int | Rule | Scaled | None,
     gate_coarse: Tensor | None = None,
     gate_fine: Tensor | None = None,
     query_tiles: int = 1,
+    text_lengths: Tensor | None = None,
     kernel_options: dict[str, Any] | None = None,
 ) -> Tensor:
     """VSA: ``O = softmax(Qc Kc^T / sqrt(D)) Vc * gate_coarse + fine * gate_fine``.
 
     ``Qc, Kc, Vc`` are means over tiles, and the coarse output of a tile is spread to all of its
     tokens. The fine stage is token attention over the ``top_k`` tiles of best coarse score. With
-    ``top_k = tiling.num_tiles`` and no gates this is dense attention.
+    ``top_k = tiling.num_tiles`` and no gates this is dense attention. Text has no part in the
+    coarse stage: its rows are ``fine * gate_fine``.
 
     Args:
         q, k, v: tile-major ``[B, H, padded_tokens, D]``; what stands in padding has no effect.
@@ -92,6 +114,7 @@ def vsa_attention(
         gate_coarse: ``[B, H, padded_tokens, D]``; None leaves the coarse branch out.
         gate_fine: ``[B, H, padded_tokens, D]``; None means 1.
         query_tiles: adjacent query tiles that choose together, see :func:`vsa_mask`.
+        text_lengths: where texts of the batch differ in length, int ``[B]``.
         kernel_options: of the fine stage on CUDA, see :func:`flexsparse.flex_attention`.
 
     Returns:
@@ -114,17 +137,43 @@ def vsa_attention(
         if gate is not None:
             _check_gate(name, gate, v, tiling)
     check_query_tiles(query_tiles, tiling)
+    check_text_lengths(text_lengths, tiling, q)
     rule = None if top_k is None else as_rule(top_k, tiling.num_tiles)
     if rule is not None:  # once, for all that reads them
-        q, k, v = (tiling.zero_padding(x) for x in (q, k, v))
-    pooled = None if gate_coarse is None else pool_each([q, k, v], tiling)
+        q, k, v = (tiling.zero_padding(x, text_lengths) for x in (q, k, v))
+    of_video = [video_rows(x, tiling) for x in (q, k, v)]
+    pooled = None if gate_coarse is None else pool_each(of_video, tiling.of_video)
+    words = None
     if rule is None:
-        fine = dense_attention(q, k, v, tiling)
+        fine = dense_attention(q, k, v, tiling, text_lengths=text_lengths)
+        if tiling.text:
+            fine, words = split(fine, tiling)
     else:
         bits = _choose(q, k, tiling, rule, query_tiles, pooled)
         most = rule.bounds(tiling.num_tiles)[1]
-        mask = mask_of_bits(bits, tiling, most=most, query_tiles=query_tiles)
-        fine = attend_zeroed(q, k, v, mask, kernel_options=kernel_options)
+        options: Any = dict(query_tiles=query_tiles, text_lengths=text_lengths, of_video=True)
+        mask = mask_of_choice(bits, tiling, most, **options)
+        options = dict(kernel_options=kernel_options)
+        fine = attend_zeroed(of_video[0], k, v, mask, **options)
+        if tiling.text:
+            words = text_attention(split(q, tiling)[1], k, v, tiling, text_lengths, **options)
+    gates = gate_coarse, gate_fine
+    of_video_gates = [gate if gate is None else video_rows(gate, tiling) for gate in gates]
+    out = _gated(fine, pooled, of_video_gates[0], of_video_gates[1], tiling.of_video)
+    if words is None:
+        return out
+    if gate_fine is not None:
+        words = words * zero_text_padding(split(gate_fine, tiling)[1], tiling, text_lengths)
+    return join(out, zero_text_padding(words, tiling, text_lengths))
+
+
+def _gated(
+    fine: Tensor,
+    pooled: Sequence[Tensor] | None,
+    gate_coarse: Tensor | None,
+    gate_fine: Tensor | None,
+    tiling: VideoTiling,
+) -> Tensor:
     if pooled is not None and gate_coarse is not None:
         return combine(fine, coarse_attention(*pooled), gate_coarse, gate_fine, tiling)
     if gate_fine is not None:
@@ -134,8 +183,10 @@ def vsa_attention(
 
 def block_scores(q: Tensor, k: Tensor, tiling: VideoTiling, query_tiles: int) -> Tensor:
     """What query blocks choose by, in plain PyTorch: ``[B, H, ceil(n / query_tiles), n]``."""
-    scores = coarse_scores(pool_tiles(q, tiling), pool_tiles(k, tiling))
-    return pool_scores(scores, _counts(tiling, query_tiles, q.device), query_tiles)
+    video = tiling.of_video
+    q_pooled, k_pooled = (pool_tiles(video_rows(x, tiling), video) for x in (q, k))
+    scores = coarse_scores(q_pooled, k_pooled)
+    return pool_scores(scores, _counts(video, query_tiles, q.device), query_tiles)
 
 
 def _choose(
@@ -152,8 +203,8 @@ def _choose(
         for name, x in (("q", q), ("k", k)):
             tiling.check_tiled(x, name)
         check_alike(q=q, k=k, v=k)
-        pooled = pool_each([q.detach(), k.detach()], tiling)
-    counts = _counts(tiling, query_tiles, q.device)
+        pooled = pool_each([video_rows(x.detach(), tiling) for x in (q, k)], tiling.of_video)
+    counts = _counts(tiling.of_video, query_tiles, q.device)
     return choose_tiles(pooled[0], pooled[1], rule, counts=counts, query_tiles=query_tiles)
 
 

@@ -129,6 +129,24 @@ class Windows:
         return torch.where(valid, window * self.volume + token, -1)
 
 
+def fit_window(
+    window: tuple[int, int, int] | None, tiling: VideoTiling
+) -> tuple[int, int, int] | None:
+    """The window for videos of any size: along an axis where one tile spans the video, and the
+    window does not divide it, the whole of it.
+
+    >>> fit_window((2, 2, 2), VideoTiling((1, 7, 8)))
+    (1, 2, 2)
+    """
+    if window is None or len(window) != 3:
+        return window  # Windows says what is wrong with it
+    t, h, w = (
+        size if size == side and size % part else part
+        for size, side, part in zip(tiling.tile, tiling.video, window, strict=True)
+    )
+    return t, h, w
+
+
 def _split(index: Tensor, sides: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
     return index // (sides[1] * sides[2]), index // sides[2] % sides[1], index % sides[2]
 

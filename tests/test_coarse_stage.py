@@ -9,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import assert_accurate, poison, problems, tensors, with_fused
+from test_text import check
+from test_text import problems as text_problems
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from flexsparse import Mass, Threshold, TopK, VideoTiling, lists, reference, vsa, vsa_attention
@@ -41,7 +43,9 @@ def with_kernels(patch):
     patch.setattr(vsa, "pool_each", lambda xs, t: pool_tiles.pool_tiles(xs, *shape(t)).unbind())
     patch.setattr(vsa, "choose_tiles", choose)
     patch.setattr(
-        lists, "tile_lists_twin", lambda bits, t, *a: tile_lists.tile_lists(bits, *shape(t), *a)
+        lists,
+        "tile_lists_twin",
+        lambda bits, t, *a: tile_lists.tile_lists(bits, *shape(t), t.text_tiles, *a),
     )
     attend = coarse_kernels.coarse_attention
     patch.setattr(vsa, "coarse_attention", lambda q, k, v: attend(q, k, v, q.shape[-1] ** -0.5)[0])
@@ -83,6 +87,29 @@ def test_outputs_and_gradients_equal_the_oracle(problem, gates, scale):
     assert all(torch.equal(a, b) for a, b in zip(found, again))
     plain = [run(oracle, torch.float32), with_fused(run, oracle, torch.float32)]
     assert_accurate(found, plain, run(oracle, torch.float64), inputs)
+
+
+@without_gpu
+@settings(max_examples=3)
+@given(text_problems(), st.integers(1, 2))
+def test_with_text_they_equal_the_oracle(problem, gates):
+    tiling, lengths = problem["tiling"], problem["text_lengths"]
+    choice = dict(top_k=problem["rule"], query_tiles=problem["query_tiles"])
+    names = ("gate_coarse", "gate_fine")[:gates]
+
+    def ours(q, k, v, *given):
+        given = dict(zip(names, given))
+        return vsa_attention(q, k, v, tiling, text_lengths=lengths, **choice, **given)
+
+    def oracle(dtype, q, k, v, *given):
+        options = dict(zip(names, given)) | dict(dtype=dtype, tile_map=chosen, text_lengths=lengths)
+        return reference.vsa(q, k, v, tiling.video, tiling.tile, top_k=0, **options)
+
+    inputs = tensors(3 + gates, problem)
+    with pytest.MonkeyPatch.context() as patch:
+        with_kernels(patch)
+        chosen = vsa_tile_map(*map(tiling.to_tiles, inputs[:2]), tiling, **choice)
+        check(problem, ours, oracle, inputs)
 
 
 @pytest.fixture

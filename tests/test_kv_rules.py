@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import seeds
 
-from flexsparse import Mass, Threshold, TopK
-from flexsparse.kv_rules import Rule, as_rule
+from flexsparse import Mass, Scaled, Threshold, TopK
+from flexsparse.kv_rules import Rule
+from flexsparse.scaled import as_rule
 from flexsparse.selection import select_admitted
 
 ties = st.sampled_from([0.5, 1e-3])  # the coarser the grid of values, the more scores are equal
@@ -147,6 +148,10 @@ def test_the_choice_alone_is_made_of_topk(monkeypatch):
         (lambda: as_rule(9, 8), r"top_k=9 must be an int in 1..8"),
         (lambda: as_rule(TopK(9), 8, "kv"), r"kv=TopK.* asks for 9 tiles of 8"),
         (lambda: as_rule(Mass(0.5, min_tiles=9), 8), "asks for 9 tiles of 8"),
+        (lambda: Scaled(), "either a sparsity or a top_k"),
+        (lambda: Scaled(0.5, 8), "either a sparsity or a top_k"),
+        (lambda: Scaled(1.0), r"sparsity=1.0 must be in \[0, 1\)"),
+        (lambda: Scaled(top_k=0), "top_k=0 must be an int of at least 1"),
     ],
 )
 def test_bad_rules_are_named(make, words):
@@ -197,3 +202,16 @@ def test_a_tensor_of_many_numbers_is_refused():
     for kind in (TopK, Threshold):
         with pytest.raises(ValueError, match=r"shape \(2,\): give one number"):
             kind(torch.tensor([1, 2]))
+
+
+@given(
+    st.integers(1, 4096),
+    st.integers(1, 4096),
+    st.floats(0, 0.999),
+    st.sampled_from([TopK, Threshold]),
+)
+def test_a_scaled_rule_asks_for_as_much_of_every_video(n, k, sparsity, kind):
+    share = as_rule(Scaled(sparsity, rule=kind), n)
+    assert isinstance(share, kind) and 1 <= share.k <= n
+    assert share.k == 1 or abs(share.k - n * (1 - sparsity)) <= 0.5
+    assert as_rule(Scaled(top_k=k, rule=kind), n).k == min(k, n)

@@ -19,7 +19,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="triton is for Lin
 def kernel(bits, tiling, most, by_key):
     from flexsparse.kernels.tile_lists import tile_lists
 
-    shape = tiling.video, tiling.tile, tiling.rows
+    shape = tiling.video, tiling.tile, tiling.rows, tiling.text_tiles
     return [x.cpu() for x in tile_lists(bits.to(device), *shape, most, by_key)]
 
 
@@ -28,6 +28,7 @@ implementations = pytest.mark.parametrize(
     [pytest.param(kernel, id="triton", marks=on_linux), pytest.param(tile_lists_twin, id="twin")],
 )
 MIXED = VideoTiling((7, 9, 8), (4, 4, 4))  # some tiles without padding, some with
+WITH_TEXT = VideoTiling((8, 8, 20), (4, 4, 4), text=130)  # text tiles are partial, padded or not
 
 
 def rows_of(num, indices, n):
@@ -44,20 +45,21 @@ def expected(chosen):
 
 @implementations
 @settings(max_examples=20)
-@given(st.one_of(tilings(), st.just(MIXED)), st.data(), seeds)
+@given(st.one_of(tilings(), st.just(MIXED), st.just(WITH_TEXT)), st.data(), seeds)
 def test_lists_are_the_chosen_tiles_in_ascending_order(make, tiling, data, seed):
-    n, generator = tiling.num_tiles, torch.Generator().manual_seed(seed)
+    n, generator = tiling.key_tiles, torch.Generator().manual_seed(seed)
     blocks = -(-n // data.draw(st.integers(1, min(n, 3))))
     share = data.draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
     chosen = torch.rand(2, 2, blocks, n, generator=generator) < share
     most = max(1, int(chosen.sum(-1).amax()))
-    kinds = 2 if tiling.has_padding and tiling.full_tiles else 1
+    some_partial = tiling.full_tiles < n
+    kinds = 2 if some_partial and tiling.full_tiles else 1
     for by_key in (True, False):
         num, indices, *rest = make(pack_bits(chosen), tiling, most, by_key)
         assert indices.shape == (kinds, 2, 2, blocks, most) and len(rest) == 2 * by_key
-        full = tiling.counts() == tiling.rows
+        full = (tiling.counts() == tiling.rows) & (torch.arange(n) < tiling.num_tiles)
         for kind, own in enumerate((chosen & ~full, chosen & full)):  # partial, full
-            there_is = (tiling.has_padding, tiling.full_tiles > 0)[kind]
+            there_is = (some_partial, tiling.full_tiles > 0)[kind]
             listed = indices[kind % kinds] if there_is else torch.zeros(2, 2, blocks, 1).int()
             assert rows_of(num[kind], listed, n) == expected(own)
             if by_key:
@@ -115,5 +117,5 @@ def test_the_kernel_is_a_well_formed_operator():
     checks = ["test_schema", "test_autograd_registration"]
     if device == "cuda":  # Triton's interpreter cannot run on fake tensors
         checks += ["test_faketensor"]
-    arguments = bits, MIXED.video, MIXED.tile, MIXED.rows, 2, True
+    arguments = bits, MIXED.video, MIXED.tile, MIXED.rows, 0, 2, True
     torch.library.opcheck(tile_lists, arguments, test_utils=checks)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flexsparse import Threshold, TopK
 from flexsparse.kv_rules import Rule
+from flexsparse.scaled import as_rule
 from train.schedules import Constant, Schedule
 
 
@@ -53,17 +54,18 @@ class Annealing:
         self._schedule, self._device = schedule, next(model.parameters()).device
         m: Any = model
         self.target: float | None = getattr(m, "top_k", None) if self._layers else None
-        self.n, self._plan = 0, []
+        self.n, self._plan, self._at_n = 0, [], []
         if self.target is not None:
             self.n = m.tiling.num_tiles
-            most = max(_cap(rule, self.n) for rule in self._rules)
+            self._at_n = [as_rule(rule, self.n) for rule in self._rules]
+            most = max(_cap(rule, self.n) for rule in self._at_n)
             plan = (schedule.tiles(step, self.n, self.target) for step in range(steps))
             self._plan = [tiles if tiles is None else min(tiles, most) for tiles in plan]
         elif not isinstance(schedule, Constant):
             why = "the model has no top_k" if self._layers else "attention is dense"
             raise ValueError(f"sparsity.schedule is {schedule}, but {why}")
         if any(schedule.tiles(step, self.n, 1) not in (None, 1) for step in range(len(self._plan))):
-            for rule in self._rules:
+            for rule in self._at_n:
                 annealed(rule, torch.zeros(()), self.n)  # ValueError where there is nothing to vary
         self.break_even = 0.0
 
@@ -77,7 +79,7 @@ class Annealing:
         between = [int(x) for x in map(self._sparse, self._plan) if x and x != self.target]
         self._tiles = torch.zeros((), dtype=torch.int32, device=self._device)
         width = max(between, default=0)
-        self._moving = [annealed(rule, self._tiles, width) for rule in self._rules if width]
+        self._moving = [annealed(rule, self._tiles, width) for rule in self._at_n if width]
 
     @property
     def needs_break_even(self) -> bool:
@@ -153,9 +155,8 @@ class Annealing:
         return "the schedule does not reach it"
 
 
-def annealed(rule: Rule | int, tiles: Tensor, width: int) -> Rule:
+def annealed(rule: Rule, tiles: Tensor, width: int) -> Rule:
     """The rule with `tiles`, a tensor of one number, in place of its own, and at most `width`."""
-    rule = TopK(rule) if isinstance(rule, int) else rule
     if isinstance(rule, TopK):
         most = width if rule.max_tiles is None else min(width, rule.max_tiles)
         return replace(rule, k=tiles, max_tiles=most)
@@ -167,6 +168,6 @@ def annealed(rule: Rule | int, tiles: Tensor, width: int) -> Rule:
     )
 
 
-def _cap(rule: Rule | int, n: int) -> int:
+def _cap(rule: Rule, n: int) -> int:
     """The most tiles of `n` that the rule admits, whatever its own number of them."""
-    return n if isinstance(rule, int) or rule.max_tiles is None else min(n, rule.max_tiles)
+    return n if rule.max_tiles is None else min(n, rule.max_tiles)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from flexsparse.scaled import as_rule
 from train.annealing import annealed
 from train.log import logger
 
@@ -70,7 +71,7 @@ def measure_break_even(
     c, tiling = model.config, model.tiling
     device = next(model.parameters()).device
     layer: Any = c.attention.build(c.dim, c.heads, tiling).to(device, dtype)
-    n, rule = tiling.num_tiles, layer.kv_rule
+    n, rule = tiling.num_tiles, as_rule(layer.kv_rule, tiling.num_tiles)
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(*shape: int) -> Tensor:

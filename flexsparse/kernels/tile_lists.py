@@ -4,10 +4,10 @@
     by key tile      num[j] = #(i that chose j)    list[j][rank of i among them] = i
 
 Ranks are sums over the bits before, so that lists ascend and no order of execution shows in them.
-Where some tiles have padding and others none, a query block has two lists of one layout, of key
-tiles with padding (partial) and without (full); a key tile is one or the other, and has one list
-under two counts. FIRST is the first kind that there is. Entries past a count are not written, but
-for the first, which kernels read before they look at the count.
+Tiles with padding, and those of text, are partial blocks of keys, the others full ones. Where there
+are both, a query block has two lists of one layout; a key tile is one or the other, and has one
+list under two counts. FIRST is the first kind that there is. Entries past a count are not written,
+but for the first, which kernels read before they look at the count.
 """
 
 import math
@@ -78,7 +78,7 @@ def _by_key(
 
 @triton.jit
 def _lists(
-    bits, q_num, q_list, k_num, k_list, n, blocks, words, width, q_programs,
+    bits, q_num, q_list, k_num, k_list, n, video_tiles, blocks, words, width, q_programs,
     VIDEO_T: tl.constexpr, VIDEO_H: tl.constexpr, VIDEO_W: tl.constexpr,
     TILE_T: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, ROWS: tl.constexpr,
     KINDS: tl.constexpr, FIRST: tl.constexpr, BY_KEY: tl.constexpr,
@@ -89,6 +89,7 @@ def _lists(
     if i_p < q_programs:
         o_r, o_s = i_p * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_S)
         full = tile_tokens(o_s, VIDEO_T, VIDEO_H, VIDEO_W, TILE_T, TILE_H, TILE_W) == ROWS
+        full = full & (o_s < video_tiles)
         _by_query(
             bits, q_num, q_list, i_bh, heads, full, o_r, o_s, n, blocks, words, width,
             KINDS, FIRST, BLOCK_R,
@@ -97,6 +98,7 @@ def _lists(
         i_w, o_t = i_p - q_programs, tl.arange(0, 32)
         tile = i_w * 32 + o_t
         own = tile_tokens(tile, VIDEO_T, VIDEO_H, VIDEO_W, TILE_T, TILE_H, TILE_W) == ROWS
+        own = own & (tile < video_tiles)
         _by_key(
             bits, k_num, k_list, i_bh, heads, own, i_w, o_t, n, blocks, words,
             KINDS, FIRST, BLOCK_C,
@@ -105,19 +107,28 @@ def _lists(
 
 @triton_op("flexsparse::tile_lists", mutates_args={})
 def tile_lists(
-    bits: Tensor, video: list[int], tile: list[int], rows: int, width: int, by_key: bool
+    bits: Tensor,
+    video: list[int],
+    tile: list[int],
+    rows: int,
+    text_tiles: int,
+    width: int,
+    by_key: bool,
 ) -> list[Tensor]:
     """Counts and indices of the chosen tiles, int32, ascending.
 
-    bits int32 ``[B, H, blocks, ceil(n / 32)]`` of n tiles, at most ``width`` of a row set. Returns
-    counts ``[2, B, H, blocks]``, of partial and of full tiles, and lists ``[kinds, B, H, blocks,
-    width]`` of each query block: partial and full where there are both, else those that there are;
-    and with ``by_key`` counts ``[2, B, H, n]`` and lists ``[B, H, n, blocks]`` of each key tile.
+    bits int32 ``[B, H, blocks, ceil(n / 32)]`` of n tiles, the last ``text_tiles`` of them text, at
+    most ``width`` of a row set. Returns counts ``[2, B, H, blocks]``, of partial and of full tiles,
+    and lists ``[kinds, B, H, blocks, width]`` of each query block: partial and full where there are
+    both, else those that there are; and with ``by_key`` counts ``[2, B, H, n]`` and lists ``[B, H,
+    n, blocks]`` of each key tile.
     """
     B, H, blocks, words = bits.shape
-    n = math.prod(-(-side // part) for side, part in zip(video, tile))
+    video_tiles = math.prod(-(-side // part) for side, part in zip(video, tile))
+    n = video_tiles + text_tiles
     some_full = math.prod(tile) == rows
-    some_partial = not some_full or any(side % part for side, part in zip(video, tile))
+    ragged = any(side % part for side, part in zip(video, tile))
+    some_partial = not some_full or ragged or text_tiles > 0
     kinds = some_full + some_partial
     block_s = max(32, triton.next_power_of_2(n))
     block_r = max(1, _VALUES // block_s)
@@ -127,7 +138,7 @@ def tile_lists(
     by_key_outs = outs[2:] if by_key else (None, None)  # a tensor given twice would be cloned
     q_programs = triton.cdiv(blocks, block_r)
     wrap_triton(_lists)[(q_programs + (words if by_key else 0), B * H)](
-        bits, *outs[:2], *by_key_outs, n, blocks, words, width, q_programs,
+        bits, *outs[:2], *by_key_outs, n, video_tiles, blocks, words, width, q_programs,
         ROWS=rows, KINDS=kinds, FIRST=0 if some_partial else 1, BY_KEY=by_key,
         BLOCK_R=block_r, BLOCK_S=block_s, BLOCK_C=_BLOCK_C, num_warps=8, **grid_of(video, tile),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import seeds
@@ -10,6 +11,7 @@ from small_dit import assert_equals_dense, small_model
 
 from flexsparse import Mass, Threshold, TopK, VideoTiling
 from flexsparse.flops import attention_flops
+from flexsparse.windows import fit_window
 from models.attention import BSA, Dense
 from train.metrics import attention_cost
 
@@ -47,7 +49,10 @@ def test_sparsity_becomes_a_threshold_and_costs_follow():
 
 def test_a_short_video_takes_its_whole_side_as_window():
     slot = BSA(tile=(4, 4, 4), window=(2, 2, 2))
-    assert slot.window_for(slot.tiling((3, 9, 2))) == (3, 2, 2)
+    assert fit_window(slot.window, slot.tiling((3, 9, 2))) == (3, 2, 2)
+    q = torch.randn(1, 2, slot.tiling((3, 9, 2)).padded_tokens, 16)
+    layer = slot.build(32, 2, slot.tiling((3, 9, 2)))
+    assert layer(None, q, q, q, slot.tiling((3, 9, 2))).shape == q.shape
 
 
 def test_what_cannot_be_is_refused_before_any_work():

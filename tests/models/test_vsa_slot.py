@@ -111,3 +111,17 @@ def test_no_output_and_no_gradient_depends_on_padding(video, tile, seed, adapt):
             for (name, gradient), same in zip(wanted.items(), gradients(model, dirty).values()):
                 assert torch.equal(gradient, same), name
         soil.remove()
+
+
+@given(videos, seeds, st.sampled_from([VSA(0.5), VSA(top_k=3), BSA(0.5), BSA(kv=2)]))
+@settings(max_examples=10)
+def test_a_layer_for_any_video_is_the_layer_for_each(video, seed, slot):
+    tiling = slot.tiling(video)
+    if getattr(slot, "top_k", 0) or getattr(slot, "kv", 0):
+        assume(tiling.num_tiles >= 3)
+    layers = [slot.build(32, 2, given) for given in (tiling, None)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    torch.manual_seed(seed)
+    q, k, v = torch.randn(3, 1, 2, tiling.padded_tokens, 16).unbind()
+    x = torch.randn(1, tiling.padded_tokens, 32)
+    assert torch.equal(*(layer(x, q, k, v, tiling) for layer in layers))

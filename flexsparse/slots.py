@@ -1,0 +1,195 @@
+"""The attention slot: a frozen value that says which self-attention a model uses.
+
+`models/` and `flexsparse.diffusers` know attention by it alone.
+
+It is asked: how tokens are ordered in memory for it (`tiling`), how many tiles each query tile
+selects (`top_k_for`) and how many rows of queries stand for a tile where they are pruned
+(`q_rows_for`), and a layer's module (`build`; with no tiling, one for videos of any size). All
+modules have one signature,
+
+    forward(x, q, k, v, tiling) -> [B, H, L, D]
+
+with x [B, L, dim] the layer's input and q, k, v [B, H, L, D], and `reset_parameters()`. L is
+`tokens`, in raster order, when `tiling` is None, else `tiling.padded_tokens`, in tile-major order:
+a model reorders its tokens once, at its door.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import flexsparse.nn
+from flexsparse import Scaled, Threshold, VideoTiling
+from flexsparse.checks import check_query_tiles
+from flexsparse.kv_rules import Rule
+from flexsparse.queries import Fill
+from flexsparse.scaled import as_rule
+from flexsparse.windows import Windows, fit_window
+
+
+class Slot(Protocol):
+    """What a model asks of its attention. `Dense`, `VSA` and `BSA` are some; yours may be more."""
+
+    def tiling(self, grid: tuple[int, int, int], text: int = 0) -> VideoTiling | None: ...
+
+    def top_k_for(self, tiling: VideoTiling | None) -> int | None: ...
+
+    def q_rows_for(self, tiling: VideoTiling | None) -> int | None: ...
+
+    def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module: ...
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Every token attends to every token, in raster order, by `scaled_dot_product_attention`."""
+
+    def tiling(self, grid: tuple[int, int, int], text: int = 0) -> None:
+        return None
+
+    def top_k_for(self, tiling: VideoTiling | None) -> None:
+        return None
+
+    def q_rows_for(self, tiling: VideoTiling | None) -> None:
+        return None
+
+    def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module:
+        return DenseAttention()
+
+
+@dataclass(frozen=True)
+class VSA:
+    """Video Sparse Attention (arXiv 2505.13389): each query tile attends to its `top_k` best tiles.
+
+    Args:
+        sparsity: 1 - top_k / n wanted, in [0, 1). The nearest whole `top_k` is taken, at least 1.
+        top_k: tiles per query tile, in place of `sparsity`.
+        tile: tokens of a tile along (T, H, W); None lets `VideoTiling.fit` choose.
+        adapt: go on from a dense checkpoint: no fine gate, and a coarse gate that starts at zero.
+        query_tiles: adjacent query tiles that choose together, for fuller query blocks on a GPU.
+
+    >>> VSA(sparsity=0.875).top_k_for(VideoTiling(video=(16, 32, 32)))
+    32
+    """
+
+    sparsity: float = 0.875
+    top_k: int | None = None
+    tile: tuple[int, int, int] | None = (4, 4, 4)
+    adapt: bool = False
+    query_tiles: int = 1
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
+            raise ValueError(f"top_k is {self.top_k!r}; give an int of at least 1, or a sparsity")
+        if self.top_k is None and not 0 <= self.sparsity < 1:
+            raise ValueError(
+                f"sparsity is {self.sparsity}; give 0 <= sparsity < 1: 0.875 keeps 1 tile in 8"
+            )
+
+    def tiling(self, grid: tuple[int, int, int], text: int = 0) -> VideoTiling:
+        tiling = tiled(grid, self.tile, text)
+        check_query_tiles(self.query_tiles, tiling)
+        return tiling
+
+    def top_k_for(self, tiling: VideoTiling) -> int:
+        n = tiling.num_tiles
+        top_k = max(1, round(n * (1 - self.sparsity))) if self.top_k is None else self.top_k
+        if not 1 <= top_k <= n:
+            raise ValueError(
+                f"top_k is {top_k}, but {tiling} has {n} tiles: give 1 <= top_k <= {n}"
+            )
+        return top_k
+
+    def q_rows_for(self, tiling: VideoTiling) -> None:
+        return None
+
+    def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module:
+        rule = Scaled(None if self.top_k else self.sparsity, self.top_k)
+        options: Any = dict(adapt=self.adapt, query_tiles=self.query_tiles)
+        top_k = rule if tiling is None else self.top_k_for(tiling)
+        return flexsparse.nn.VSA(dim, num_heads, top_k, **options)
+
+
+@dataclass(frozen=True)
+class BSA:
+    """Bidirectional Sparse Attention (arXiv 2509.01085): queries pruned, key tiles by a threshold.
+
+    It has no parameters: a checkpoint of a dense model fits as it is, for training and without.
+
+    Args:
+        sparsity: of the keys, 1 - k/n wanted, in [0, 1): `Threshold(k)`, about k of n tiles.
+        kv: another rule, in place of `sparsity`; an int means TopK.
+        keep: fraction of the queries of each window that stays.
+        window: tokens of a window along (T, H, W), a divisor of the tile's; None: the whole tile.
+            Along an axis where one tile spans the video, the whole of it if need be.
+        fill: where the output of a pruned query comes from, "nearest" or "center".
+        tile: tokens of a tile along (T, H, W); None lets `VideoTiling.fit` choose.
+        query_tiles: adjacent query tiles that choose together, for fuller query blocks on a GPU.
+
+    >>> BSA(sparsity=0.875).top_k_for(VideoTiling(video=(16, 32, 32)))
+    32
+    """
+
+    sparsity: float = 0.875
+    kv: Rule | Scaled | int | None = None
+    keep: float = 0.5
+    window: tuple[int, int, int] | None = (2, 2, 2)
+    fill: Fill = "nearest"
+    tile: tuple[int, int, int] | None = (4, 4, 4)
+    query_tiles: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kv is None and not 0 <= self.sparsity < 1:
+            raise ValueError(
+                f"sparsity is {self.sparsity}; give 0 <= sparsity < 1: 0.875 keeps 1 tile in 8"
+            )
+
+    def tiling(self, grid: tuple[int, int, int], text: int = 0) -> VideoTiling:
+        tiling = tiled(grid, self.tile, text)
+        self.q_rows_for(tiling)  # a window that does not fit is named before any work
+        check_query_tiles(self.query_tiles, tiling)
+        return tiling
+
+    def rule_for(self, tiling: VideoTiling) -> Rule:
+        rule = self._rule_for_any() if self.kv is None else self.kv
+        return as_rule(rule, tiling.num_tiles, "kv")
+
+    def _rule_for_any(self) -> Rule | Scaled:
+        if self.kv is None:
+            return Scaled(self.sparsity, rule=Threshold)
+        return self.kv if isinstance(self.kv, Rule | Scaled) else Scaled(top_k=self.kv)
+
+    def top_k_for(self, tiling: VideoTiling) -> int:
+        """Tiles that a query tile admits: for Threshold about so many, for Mass at most."""
+        rule = self.rule_for(tiling)
+        least, most = rule.bounds(tiling.num_tiles)
+        return min(most, max(least, round(getattr(rule, "k", most))))
+
+    def q_rows_for(self, tiling: VideoTiling) -> int:
+        windows = Windows(tiling, self.keep, fit_window(self.window, tiling))
+        return tiling.rows if windows.keeps_all else windows.kept_rows
+
+    def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module:
+        return flexsparse.nn.BSA(
+            self._rule_for_any() if tiling is None else self.rule_for(tiling),
+            keep=self.keep,
+            window=self.window,
+            fill=self.fill,
+            query_tiles=self.query_tiles,
+        )
+
+
+def tiled(
+    grid: tuple[int, int, int], tile: tuple[int, int, int] | None, text: int = 0
+) -> VideoTiling:
+    """The tiling of a grid by `tile`, or by the one that fits it best."""
+    return VideoTiling.fit(grid, text=text) if tile is None else VideoTiling(grid, tile, text=text)
+
+
+class DenseAttention(nn.Module):
+    def reset_parameters(self) -> None:
+        """There are none."""
+
+    def forward(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, tiling: None) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v)
