@@ -19,8 +19,9 @@ from flexsparse.flops import attention_flops
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "flexsparse": {"flexsparse", "torch", "einops", "triton"},
-    "models": {"flexsparse", "models", "torch", "einops"},
+    "models": {"flexsparse", "models", "torch", "einops", "safetensors"},
 }
+EXTRAS = {"flexsparse/diffusers": {"diffusers", "safetensors"}}
 
 
 def imported(path: Path) -> set[str]:
@@ -39,7 +40,8 @@ def test_imports_point_one_way(package):
     files = list((ROOT / package).rglob("*.py"))
     assert files
     for path in files:
-        alien = imported(path) - MAY_IMPORT[package] - set(sys.stdlib_module_names)
+        extra = EXTRAS.get(str(path.parent.relative_to(ROOT)), set())
+        alien = imported(path) - MAY_IMPORT[package] - extra - set(sys.stdlib_module_names)
         assert not alien, f"{path} imports {alien}"
 
 
@@ -104,6 +106,11 @@ def test_importing_the_library_does_not_load_the_compiler():
 def test_the_wheel_holds_the_library_alone():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages = find_packages(ROOT, include=settings["packages"]["find"]["include"])
-    assert sorted(packages) == ["flexsparse", "flexsparse.kernels", "flexsparse.selfcheck"]
+    assert sorted(packages) == [
+        "flexsparse",
+        "flexsparse.diffusers",
+        "flexsparse.kernels",
+        "flexsparse.selfcheck",
+    ]
     assert settings["package-data"] == {"flexsparse": ["py.typed"]}
     assert (ROOT / "flexsparse" / "py.typed").is_file()

@@ -1,0 +1,15 @@
+"""Sparse attention for the video models of diffusers, in one line.
+
+    from flexsparse.diffusers import BSA, VSA, restore, sparsify
+
+    sparsify(pipe.transformer, VSA(top_k=64))           # or VSA(sparsity=0.9), BSA(keep=0.5)
+    restore(pipe.transformer)                           # as it was, bit for bit
+
+Read convert.py, call.py, one of the models' files. This package alone imports diffusers.
+"""
+
+from flexsparse.diffusers.convert import load_gates, restore, sparsify
+from flexsparse.diffusers.families import Family, register
+from flexsparse.slots import BSA, VSA
+
+__all__ = ["BSA", "VSA", "Family", "load_gates", "register", "restore", "sparsify"]

@@ -1,0 +1,102 @@
+"""What the layers of a model know of the call that they are in: the video's grid of tokens."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flexsparse.slots import BSA, VSA
+from flexsparse.tiling import VideoTiling
+
+Grid = tuple[int, int, int]
+
+
+class Call:
+    """The grid of the model's current call, and the tiling that follows from it.
+
+    Attributes:
+        method: the slot that all layers have.
+        grid: tokens along (T, H, W), set at the model's door by :meth:`enter`.
+    """
+
+    def __init__(self, method: VSA | BSA, grid_of: Any) -> None:
+        self.method, self._grid_of = method, grid_of
+        self.grid: Grid | None = None
+
+    def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward pre-hook of the model."""
+        # torch.compile makes symbols of ints that change, but none of a range: tiles have static
+        # sizes, so that each size of the video is a program of its own
+        t, h, w = (len(range(size)) for size in self._grid_of(model, *args, **kwargs))
+        self.grid = t, h, w
+
+    def tiling(self, tokens: int, text: int = 0) -> VideoTiling:
+        """The tiling of a layer that has so many tokens of video, and of text beside them.
+
+        Raises:
+            ValueError: the model was not called as a whole, or with tokens that are no grid.
+        """
+        if self.grid is None:
+            raise ValueError(
+                "a layer of a sparsified model ran by itself, and the video's grid is not known: "
+                "call the model, or restore(model) first"
+            )
+        if math.prod(self.grid) != tokens:
+            raise ValueError(
+                f"a layer has {tokens} tokens of video, but the call's grid {self.grid} has "
+                f"{math.prod(self.grid)}: tokens beside the grid, or shards of it, cannot be tiled"
+            )
+        text = len(range(text))
+        t, h, w, rows = map(int, self._tile_and_rows(self.grid, text).split())
+        return VideoTiling(self.grid, (t, h, w), rows, text)
+
+    @torch.compiler.assume_constant_result
+    def _tile_and_rows(self, grid: Grid, text: int) -> str:
+        """As text, since of a constant's numbers torch.compile would want to guard each."""
+        tiling = self.method.tiling(grid, text)
+        return " ".join(map(str, (*tiling.tile, tiling.rows)))
+
+
+class Processor:
+    """What the processors of all models share: attention through the layer's slot.
+
+    It is an attention processor in diffusers' sense; a subclass knows how its model projects and
+    rotates, and is called as that model's own processor is.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    def attend(
+        self,
+        attn: Any,
+        x: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        tiling: VideoTiling,
+        text_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Tile-major rows to raster ones: x ``[B, padded_tokens, dim]``, q, k, v ``[B, H,
+        padded_tokens, D]`` to ``[B, tokens, H * D]``."""
+        out = attn.slot(x, q, k, v, tiling, text_lengths)
+        return tiling.from_tiles(out.transpose(1, 2).flatten(2, 3)).to(q.dtype)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """``[B, L, H * D]`` to ``[B, H, L, D]``."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def tile_rotary(rotary: tuple[Tensor, Tensor], tiling: VideoTiling) -> Any:
+    """Cosines and sines ``[..., tokens of the video, C]`` in tile-major order, a tuple of two; text
+    is not turned."""
+    cos, sin = (
+        tiling.to_tiles(F.pad(x, (0, 0, 0, tiling.text), value=of_text))
+        for x, of_text in zip(rotary, (1, 0))
+    )
+    return cos, sin

@@ -1,0 +1,52 @@
+"""CogVideoX: text joins the video, before it, always as long as the model's text encoder pads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from torch import Tensor
+
+from flexsparse.diffusers.call import Grid, Processor, split_heads, tile_rotary
+from flexsparse.diffusers.families import Family, layers_of, register
+
+rotate: Any = apply_rotary_emb  # whose annotations are those of another mode
+
+
+class CogVideoXProcessor(Processor):
+    """In place of diffusers' CogVideoXAttnProcessor2_0."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if attention_mask is not None:
+            raise ValueError("CogVideoX attends to all of its text: there is no mask to sparsify")
+        video, text = hidden_states.shape[1], encoder_hidden_states.shape[1]
+        tiling = self.call.tiling(video, text)
+        x = tiling.to_tiles(torch.cat((hidden_states, encoder_hidden_states), 1))
+        q, k, v = (split_heads(f(x), attn.heads) for f in (attn.to_q, attn.to_k, attn.to_v))
+        q = q if attn.norm_q is None else attn.norm_q(q)
+        k = k if attn.norm_k is None else attn.norm_k(k)
+        if image_rotary_emb is not None:
+            rotary = tile_rotary(image_rotary_emb, tiling)
+            q, k = (rotate(y, rotary) for y in (q, k))
+        out = self.attend(attn, x, q, k, v, tiling)
+        out = attn.to_out[1](attn.to_out[0](out))
+        return out[:, :video], out[:, video:]
+
+
+def cogvideox_grid(model: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Grid:
+    """The latent is ``[B, T, C, H, W]``."""
+    t, _, h, w = hidden_states.shape[1:]
+    p, p_t = model.config.patch_size, model.config.patch_size_t or 1
+    return t // p_t, h // p, w // p
+
+
+_layers = layers_of("transformer_blocks", attention="attn1")
+register(Family("CogVideoXTransformer3DModel", cogvideox_grid, _layers, CogVideoXProcessor))

@@ -1,0 +1,62 @@
+"""Which models are known, and how: each file beside this one registers its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from flexsparse.diffusers.call import Grid, Processor
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to make the self-attention of a class of models sparse.
+
+    Args:
+        name: the model's class, ``type(model).__name__``.
+        grid: the tokens along (T, H, W) of a call: called as the model is, with the model first.
+        layers: its self-attention modules over the video, by name. Each has ``heads``, ``to_q``,
+            ``processor`` and ``set_processor``, as diffusers' own attention modules do.
+        processor: made from the shared Call; takes the place of each layer's processor.
+    """
+
+    name: str
+    grid: Callable[..., Grid]
+    layers: Callable[[nn.Module], Iterator[tuple[str, Any]]]
+    processor: type[Processor]
+
+
+_FAMILIES: dict[str, Family] = {}
+
+
+def register(family: Family) -> Family:
+    """Make a model known to :func:`flexsparse.diffusers.sparsify`."""
+    _FAMILIES[family.name] = family
+    return family
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of a model; ValueError where it is not known."""
+    name = type(model).__name__
+    if name not in _FAMILIES:
+        raise ValueError(
+            f"{name} is not a model that can be sparsified; known are "
+            f"{', '.join(sorted(_FAMILIES))}. To add it: flexsparse.diffusers.register(Family("
+            f"{name!r}, grid, layers, processor)), as flexsparse/diffusers/wan.py does for Wan"
+        )
+    return _FAMILIES[name]
+
+
+def layers_of(*lists: str, attention: str) -> Callable[[nn.Module], Iterator[tuple[str, Any]]]:
+    """The modules ``model.<list>.<i>.<attention>`` of these ModuleLists."""
+
+    def layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+        for name in lists:
+            for i, _ in enumerate(model.get_submodule(name).children()):
+                path = f"{name}.{i}.{attention}"
+                yield path, model.get_submodule(path)
+
+    return layers

@@ -1,0 +1,55 @@
+"""Wan 2.1 and 2.2 (WanTransformer3DModel)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexsparse.diffusers.call import Grid, Processor, split_heads, tile_rotary
+from flexsparse.diffusers.families import Family, layers_of, register
+
+
+class WanProcessor(Processor):
+    """In place of diffusers' WanAttnProcessor, in self-attention."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        tiling = self.call.tiling(hidden_states.shape[1])
+        x = tiling.to_tiles(hidden_states)
+        if attn.fused_projections:
+            q, k, v = attn.to_qkv(x).chunk(3, -1)
+        else:
+            q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
+        q, k, v = (split_heads(y, attn.heads) for y in (attn.norm_q(q), attn.norm_k(k), v))
+        if rotary_emb is not None:  # [1, tokens, 1, D], each angle twice
+            cos, sin = (y.transpose(1, 2) for y in rotary_emb)
+            rotary = tile_rotary((cos, sin), tiling)
+            q, k = rotate_pairs(q, *rotary), rotate_pairs(k, *rotary)
+        out = self.attend(attn, x, q, k, v, tiling)
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate channels (2i, 2i + 1) of x by angles that stand twice in cos and sin, computed in
+    theirs, returned in x's dtype."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((-odd, even), -1).flatten(-2)
+    return (x * cos + turned * sin).to(x.dtype)
+
+
+def wan_grid(model: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Grid:
+    """The latent is ``[B, C, T, H, W]``."""
+    t, h, w = (s // p for s, p in zip(hidden_states.shape[2:], model.config.patch_size))
+    return t, h, w
+
+
+_layers = layers_of("blocks", attention="attn1")
+register(Family("WanTransformer3DModel", wan_grid, _layers, WanProcessor))

@@ -1,0 +1,123 @@
+"""Small random models of diffusers, each with a batch of its own form."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import (
+    CogVideoXTransformer3DModel,
+    HunyuanVideoTransformer3DModel,
+    LTXVideoTransformer3DModel,
+    WanTransformer3DModel,
+)
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from torch import Tensor, nn
+
+HEADS = dict(num_attention_heads=2, attention_head_dim=16)
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Small:
+    """A model with every weight awake; `batch(grid, seed)` is what it is called with."""
+
+    build: Callable[[], nn.Module]
+    batch: Callable[[Grid, int], dict[str, Any]]
+    text: int  # tokens that attend together with the video
+
+    def model(self, seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
+        torch.manual_seed(seed)
+        model = self.build().eval()
+        with torch.no_grad():
+            for parameter in model.parameters():  # biases and zero-initialised ones, too
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        return model.to(dtype)
+
+
+def run(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    dtype = next(model.parameters()).dtype
+    return model(**{name: as_dtype(x, dtype) for name, x in batch.items()}).sample
+
+
+def as_dtype(x: Any, dtype: torch.dtype) -> Any:
+    return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def randn(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def wan() -> nn.Module:
+    sizes = dict(in_channels=4, out_channels=4, text_dim=8, ffn_dim=32, num_layers=2, freq_dim=16)
+    return WanTransformer3DModel(**HEADS, **sizes)
+
+
+def wan_batch(grid: Grid, seed: int) -> dict[str, Any]:
+    t, h, w = grid
+    return dict(
+        hidden_states=randn(seed, 2, 4, t, 2 * h, 2 * w),
+        timestep=torch.tensor([100, 700]),
+        encoder_hidden_states=randn(seed + 1, 2, 6, 8),
+    )
+
+
+def hunyuan_video() -> nn.Module:
+    sizes = dict(in_channels=4, out_channels=4, num_layers=1, num_single_layers=1)
+    text = dict(num_refiner_layers=1, text_embed_dim=8, pooled_projection_dim=8)
+    axes = dict(patch_size=2, patch_size_t=1, rope_axes_dim=(4, 6, 6))
+    return HunyuanVideoTransformer3DModel(**HEADS, **sizes, **text, **axes)
+
+
+def hunyuan_video_batch(grid: Grid, seed: int) -> dict[str, Any]:
+    lengths = torch.tensor([3, 9])
+    return wan_batch(grid, seed) | dict(
+        encoder_hidden_states=randn(seed + 1, 2, 9, 8),
+        encoder_attention_mask=(torch.arange(9) < lengths[:, None]).long(),
+        pooled_projections=randn(seed + 2, 2, 8),
+        guidance=torch.tensor([1.0, 2.0]),
+    )
+
+
+def cogvideox() -> nn.Module:
+    sizes = dict(in_channels=4, out_channels=4, time_embed_dim=8, num_layers=2, patch_size=2)
+    text = dict(text_embed_dim=8, max_text_seq_length=7)
+    return CogVideoXTransformer3DModel(
+        **HEADS, **sizes, **text, use_rotary_positional_embeddings=True
+    )
+
+
+def cogvideox_batch(grid: Grid, seed: int) -> dict[str, Any]:
+    t, h, w = grid
+    return dict(
+        hidden_states=randn(seed, 2, t, 4, 2 * h, 2 * w),
+        encoder_hidden_states=randn(seed + 1, 2, 7, 8),
+        timestep=torch.tensor([100, 700]),
+        image_rotary_emb=get_3d_rotary_pos_embed(16, ((0, 0), (h, w)), (h, w), t),
+    )
+
+
+def ltx() -> nn.Module:
+    sizes = dict(in_channels=8, out_channels=8, cross_attention_dim=32, num_layers=2)
+    return LTXVideoTransformer3DModel(**HEADS, **sizes, caption_channels=8)
+
+
+def ltx_batch(grid: Grid, seed: int) -> dict[str, Any]:
+    t, h, w = grid
+    return dict(
+        hidden_states=randn(seed, 2, t * h * w, 8),
+        encoder_hidden_states=randn(seed + 1, 2, 6, 8),
+        timestep=torch.tensor([100, 700]),
+        encoder_attention_mask=torch.ones(2, 6),
+        num_frames=t,
+        height=h,
+        width=w,
+    )
+
+
+SMALL = {
+    "wan": Small(wan, wan_batch, 0),
+    "hunyuan": Small(hunyuan_video, hunyuan_video_batch, 9),
+    "cogvideox": Small(cogvideox, cogvideox_batch, 7),
+    "ltx": Small(ltx, ltx_batch, 0),
+}

@@ -1,0 +1,223 @@
+"""diffusers' models made sparse: dense as the limit, the oracle in between, and back again."""
+
+import copy
+from contextlib import ExitStack
+from unittest import mock
+
+import diffusers
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import EPS, assert_accurate, seeds
+from small_models import SMALL, run
+from torch import nn
+
+from flexsparse import Mass, VideoTiling, reference
+from flexsparse.diffusers import BSA, VSA, Family, load_gates, register, restore, sparsify
+from flexsparse.vsa import vsa_tile_map
+
+grids = st.tuples(st.integers(1, 4), st.integers(2, 6), st.integers(2, 7))
+diffusers.utils.logging.set_verbosity_error()  # it says of every cast which modules it keeps
+families = pytest.mark.parametrize("name", SMALL)
+EVERYTHING = [VSA(sparsity=0.0), VSA(top_k=10**6, tile=(2, 3, 4)), BSA(keep=1.0, kv=Mass(1))]
+
+
+def with_gradients(model, batch):
+    """Output and the gradients of all parameters that dense attention has, too."""
+    model.zero_grad()
+    out = run(model, batch)
+    out.square().mean().backward()
+    own = [p for n, p in model.named_parameters() if ".slot." not in n and p.grad is not None]
+    return [out.detach(), *(p.grad.clone() for p in own)]
+
+
+@families
+@settings(max_examples=4)
+@given(grids, seeds, st.sampled_from(EVERYTHING), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_with_all_tiles_a_model_is_the_dense_one(name, grid, seed, method, dtype):
+    small, batch = SMALL[name], SMALL[name].batch(grid, seed)
+    model = small.model(seed, dtype)
+    dense = with_gradients(model, batch)
+    sparsify(model, method)
+    found = with_gradients(model, batch)
+    restore(model)
+    exact = with_gradients(model.double(), batch)
+    assert_accurate(found, [dense], exact)
+
+
+def oracle(method, grid):
+    """In place of the attention that diffusers' processors call with raster q, k and v."""
+
+    def attend(q, k, v, mask=None, text=0, text_first=False):
+        if text_first:
+            q, k, v = (torch.cat((x[..., text:, :], x[..., :text, :]), -2) for x in (q, k, v))
+        lengths = None if mask is None else mask[:, 0, 0].sum(-1) - (q.shape[-2] - text)
+        tiling = VideoTiling(grid, method.tile, text=text)
+        rule = method.build(32, 2, None).kv_rule
+        options = dict(top_k=rule, query_tiles=method.query_tiles)
+        chosen = vsa_tile_map(tiling.to_tiles(q), tiling.to_tiles(k), tiling, **options)
+        given = dict(top_k=0, tile_map=chosen, text_lengths=lengths, dtype=q.dtype)
+        out = reference.vsa(q, k, v, grid, tiling.tile, **given)
+        if text_first:
+            out = torch.cat((out[..., -text:, :], out[..., :-text, :]), -2)
+        return out
+
+    return attend
+
+
+def patched(name, attend, text, video):
+    """diffusers' own model with another self-attention over the video."""
+    stack = ExitStack()
+    dense = F.scaled_dot_product_attention
+
+    def dispatched(q, k, v, attn_mask=None, **_):
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        if q.shape == k.shape and q.shape[-2] == video + text:
+            return attend(q, k, v, attn_mask, text).transpose(1, 2)
+        return dense(q, k, v, attn_mask).transpose(1, 2)
+
+    if name == "cogvideox":
+        take = lambda q, k, v, **_: attend(q, k, v, None, text, True)  # noqa: E731
+        where = "diffusers.models.attention_processor.F.scaled_dot_product_attention"
+        stack.enter_context(mock.patch(where, take))
+    else:
+        file = dict(wan="wan", hunyuan="hunyuan_video", ltx="ltx")
+        where = f"diffusers.models.transformers.transformer_{file[name]}.dispatch_attention_fn"
+        stack.enter_context(mock.patch(where, dispatched))
+    return stack
+
+
+@families
+@settings(max_examples=4)
+@given(grids.filter(lambda g: g[1] * g[2] > 9), seeds, st.sampled_from([1, 2]))
+def test_a_sparse_model_is_diffusers_own_with_the_oracle_inside(name, grid, seed, query_tiles):
+    """In fp64, where both choose the same tiles."""
+    small, batch = SMALL[name], SMALL[name].batch(grid, seed)
+    model = small.model(seed, torch.float64)
+    tile = tuple(min(a, b) for a, b in zip((1, 2, 3), grid))
+    method = VSA(sparsity=0.6, tile=tile, query_tiles=query_tiles)
+    dense = run(model, batch)
+    video = grid[0] * grid[1] * grid[2]
+    with patched(name, oracle(method, grid), small.text, video):
+        wanted = run(model, batch)
+    sparsify(model, method)
+    found = run(model, batch)
+    scale = wanted.abs().max()
+    # diffusers rotates in fp32, whatever it is given; we rotate text with it, by nothing
+    assert (found - wanted).abs().max() <= EPS * scale
+    assert (dense - wanted).abs().max() > 1000 * EPS * scale
+
+
+@families
+def test_restore_leaves_the_model_as_it_was(name):
+    small, batch = SMALL[name], SMALL[name].batch((2, 4, 5), 0)
+    model = small.model(0)
+    before, weights = run(model, batch), {n: x.clone() for n, x in model.state_dict().items()}
+    processors = {n: m.processor for n, m in model.named_modules() if hasattr(m, "processor")}
+    for method in (VSA(sparsity=0.5), BSA(keep=0.5)):
+        sparsify(model, method)
+        assert not torch.equal(run(model, batch), before)
+    restore(model)
+    assert torch.equal(run(model, batch), before)
+    after = model.state_dict()
+    assert after.keys() == weights.keys()
+    assert all(torch.equal(after[n], x) for n, x in weights.items())
+    again = {n: m.processor for n, m in model.named_modules() if hasattr(m, "processor")}
+    assert all(again[n] is p for n, p in processors.items())
+    assert not model._forward_pre_hooks
+    with pytest.raises(ValueError, match="is not sparse: nothing to restore"):
+        restore(model)
+
+
+@families
+def test_gates_train_and_are_saved_and_read(name, tmp_path):
+    small, batch = SMALL[name], SMALL[name].batch((2, 4, 5), 0)
+    model = small.model(0)
+    sparsify(model, VSA(sparsity=0.5, tile=(2, 2, 2)))
+    gates = {n: p for n, p in model.named_parameters() if ".slot.gate_coarse." in n}
+    assert len(gates) == 4 and not any(p.any() for p in gates.values())
+    run(model, batch).square().mean().backward()
+    assert all(p.grad.any() for p in gates.values())
+    with torch.no_grad():
+        for p in gates.values():
+            p.add_(0.1)
+    model.save_pretrained(tmp_path / "sparse")
+    loaded = type(model).from_pretrained(tmp_path / "sparse")
+    sparsify(loaded, VSA(sparsity=0.5, tile=(2, 2, 2)))
+    load_gates(loaded, tmp_path / "sparse")
+    assert torch.equal(run(loaded.eval(), batch), run(model, batch))
+    sparsify(loaded, VSA(sparsity=0.75))  # another sparsity, the same gates
+    assert all(p.eq(0.1).all() for n, p in loaded.named_parameters() if ".slot." in n)
+
+    sparsify(loaded, BSA())
+    with pytest.raises(ValueError, match="has no gates: sparsify"):
+        load_gates(loaded, tmp_path / "sparse")
+    restore(model)
+    model.save_pretrained(tmp_path / "dense")
+    sparsify(loaded, VSA())
+    with pytest.raises(ValueError, match="has 0 gates, the model 4: missing .*gate_coarse"):
+        load_gates(loaded, tmp_path / "dense")
+    with pytest.raises(FileNotFoundError, match="has no"):
+        load_gates(loaded, tmp_path)
+
+
+def test_each_call_has_its_own_grid():
+    """As a model has that was sparsified for that grid alone."""
+    small = SMALL["wan"]
+    model = small.model(0)
+    sparsify(model, VSA(top_k=4, tile=(2, 2, 2)))
+    for grid in ((2, 4, 5), (3, 6, 4), (1, 2, 2)):  # the last has fewer than 4 tiles
+        fresh = small.model(0)
+        tiles = VideoTiling(grid, (2, 2, 2)).num_tiles
+        sparsify(fresh, VSA(top_k=min(4, tiles), tile=(2, 2, 2)))
+        assert torch.equal(run(model, small.batch(grid, 1)), run(fresh, small.batch(grid, 1)))
+
+
+def test_what_cannot_be_sparsified_is_named():
+    with pytest.raises(ValueError, match="Linear is not a model that can be sparsified; known are"):
+        sparsify(nn.Linear(2, 2), VSA())
+    small = SMALL["ltx"]
+    model = small.model(0)
+    sparsify(model, VSA(sparsity=0.5))
+    batch = small.batch((2, 4, 5), 0)
+    with pytest.raises(ValueError, match="num_frames, height and width"):
+        run(model, {n: x for n, x in batch.items() if n != "height"})
+    with pytest.raises(ValueError, match=r"40 tokens of video, but the call's grid \(2, 4, 6\)"):
+        run(model, batch | dict(width=6))
+    model = SMALL["wan"].model(0)
+    sparsify(model, VSA())
+    with pytest.raises(ValueError, match="ran by itself"):
+        model.blocks[0].attn1(torch.randn(1, 40, 32))
+
+
+def test_a_model_of_ones_own_is_added_by_registering_it():
+    from flexsparse.diffusers.families import _FAMILIES, layers_of
+    from flexsparse.diffusers.wan import WanProcessor, wan_grid
+
+    class MyVideoModel(type(SMALL["wan"].model(0))):
+        pass
+
+    model, batch = SMALL["wan"].model(0), SMALL["wan"].batch((2, 4, 5), 0)
+    sparsify(model, VSA(sparsity=0.5))
+    wanted = run(model, batch)
+    restore(model)
+    model.__class__ = MyVideoModel
+    layers = layers_of("blocks", attention="attn1")
+    register(Family("MyVideoModel", wan_grid, layers, WanProcessor))
+    sparsify(model, VSA(sparsity=0.5))
+    del _FAMILIES["MyVideoModel"]
+    assert torch.equal(run(model, batch), wanted)
+
+
+def test_it_compiles_as_a_whole_and_for_the_next_grid():
+    small = SMALL["wan"]
+    model = small.model(0)
+    sparsify(model, VSA(sparsity=0.5, tile=None))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for grid in ((2, 4, 5), (2, 6, 7)):
+            batch = small.batch(grid, 0)
+            exact = run(copy.deepcopy(model).double(), batch)
+            assert_accurate([run(compiled, batch)], [[run(model, batch)]], [exact])
