@@ -1,0 +1,84 @@
+"""What the command refuses before any work, and how clips are cut."""
+
+import sys
+
+import numpy as np
+import pytest
+from cached_run import said
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train.data.encode import check_clip_size, cut_clips
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"num_frames": 12},
+            "takes 4k + 1 frames and sides that are multiples of 8: try 13, 24 and",
+        ),
+        ({"height": 30}, "try 9, 32 and 40"),
+        ({"fps": -1}, "fps=-1.0 and stride=0 must not be negative"),
+        ({"videos_per_file": 0}, "videos_per_file=0 must be positive"),
+        ({"videos": "nowhere"}, "no folder of videos at nowhere"),
+        ({"prompt_embeds": "nowhere"}, "no prompt embeddings at nowhere"),
+        ({"vae": "nowhere"}, "nowhere has no config.json: give --vae the folder of a VAE"),
+    ],
+)
+def test_bad_settings_are_one_line_before_any_work(
+    tmp_path, run, encoded, caplog, changes, message
+):
+    assert run(**changes) == 1 and not encoded and not (tmp_path / "out").exists()
+    assert message in said(caplog)[-1] and "\n" not in said(caplog)[-1]
+
+
+def test_a_folder_that_holds_no_vae_is_refused(tmp_path, run, vae, caplog):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text((vae / "config.json").read_text())
+    assert run(vae=broken) == 1 and "diffusers cannot load" in said(caplog)[-1]
+    (broken / "config.json").write_text("{")
+    assert run(vae=broken) == 1 and "diffusers cannot load" in said(caplog)[-1]
+    from diffusers import AutoencoderTiny
+
+    small = {"num_encoder_blocks": (1,), "num_decoder_blocks": (1,)}
+    small |= {"encoder_block_out_channels": (4,), "decoder_block_out_channels": (4,)}
+    AutoencoderTiny(**small).save_pretrained(broken / "tiny")
+    assert run(vae=broken / "tiny") == 1
+    assert "is a AutoencoderTiny: give a VAE with the interface" in said(caplog)[-1]
+
+
+def test_without_diffusers_it_says_what_to_install(run, monkeypatch, caplog):
+    for name in [name for name in sys.modules if name.split(".")[0] == "diffusers"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert run() == 1 and "pip install diffusers" in said(caplog)[-1]
+
+
+@given(st.integers(0, 25), st.integers(1, 7), st.data())
+def test_clips_are_cut_where_they_begin(length, num_frames, data):
+    frames = [np.full((1, 2, 3), i, np.uint8) for i in range(length)]
+    possible = range(max(0, length - num_frames + 1))
+    starts = data.draw(st.sets(st.sampled_from(possible)) if possible else st.just(set()))
+    cut = dict(cut_clips(iter(frames), sorted(starts), num_frames))
+    assert list(cut) == sorted(starts)
+    for start, clip in cut.items():
+        assert clip.shape == (3, num_frames, 1, 2)
+        assert clip[0, :, 0, 0].tolist() == list(range(start, start + num_frames))
+
+
+@given(*[st.integers(-5, 100)] * 3)
+def test_the_size_that_is_proposed_is_taken(frames, height, width):
+    class Model:
+        class config:
+            scale_factor_temporal, scale_factor_spatial = 4, 8
+
+    fits = (
+        frames >= 1 and min(height, width) >= 8 and (frames % 4, height % 8, width % 8) == (1, 0, 0)
+    )
+    if fits:
+        return check_clip_size(Model, frames, height, width)
+    with pytest.raises(ValueError, match="try") as error:
+        check_clip_size(Model, frames, height, width)
+    proposed = str(error.value).split("try ")[1].replace(" and", ",").split(", ")
+    check_clip_size(Model, *map(int, proposed))

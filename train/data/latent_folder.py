@@ -1,0 +1,179 @@
+"""A folder of parquet files as a sequence of latents, held in memory a row group at a time."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from train.data.latent_records import TENSOR_COLUMNS, read_tensor
+from train.data.progress import WorkProgress
+from train.data.shots import Split
+
+logger = logging.getLogger(__name__)
+
+
+class Latent(TypedDict):
+    """A clip: video float [C, T, H, W], normalised, and context float [text_tokens, text_dim]."""
+
+    video: Tensor
+    context: Tensor
+
+
+class LatentFolder:
+    """The clips of one split of a folder of FastVideo's parquet records, at any depth.
+
+    A clip is `Latent`: (the latent - mean) / std for each channel (as stored where both are empty),
+    and the text embedding, padded with zeros to text_tokens; a record without text is all zeros.
+    Latents of other shapes than `latent` (C, T, H, W) are left out and counted in the log.
+
+    The split "validation" is the last `holdout` of the clips in the order of files and rows, at
+    least one if there are two; "train" is the rest. One video at most has clips in both.
+
+    Row groups are read one at a time and whole, so clips are quick to read in the order of
+    `shuffled`. Raises FileNotFoundError, and ValueError for a file that is none of these, for no
+    clip of the shape, and for text that does not fit.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        latent: tuple[int, int, int, int],
+        text_tokens: int,
+        text_dim: int,
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        split: Split = "train",
+        holdout: float = 0.1,
+    ) -> None:
+        if not 0 <= holdout < 1 or min(*latent, text_tokens, text_dim) < 1:
+            raise ValueError(
+                f"latent={latent}, text_tokens={text_tokens} and text_dim={text_dim} must be "
+                f"positive, and holdout={holdout} in [0, 1)"
+            )
+        if (len(mean), len(std)) not in ((latent[0],) * 2, (0, 0)) or not all(s > 0 for s in std):
+            raise ValueError(
+                f"{len(mean)} latents_mean and {len(std)} latents_std: give one of each, the std "
+                f"above 0, for each of the {latent[0]} channels, or none for latents as stored"
+            )
+        self.text_tokens, self.text_dim = text_tokens, text_dim
+        self.mean, self.std = (torch.tensor(x).view(-1, 1, 1, 1) for x in (mean, std))
+        self.files = sorted(Path(path).rglob("*.parquet"))
+        if not self.files:
+            raise FileNotFoundError(f"{path} holds no parquet file: set path to a folder of them")
+        self.groups: list[tuple[int, int]] = []
+        clips, others, texts = [], Counter(), Counter()
+        for group, row, shape, text in self._read_shapes():
+            if shape == latent:
+                clips.append((group, row))
+                texts[text] += 1
+            else:
+                others[shape] += 1
+        found = ", ".join(f"{n} of {list(shape)}" for shape, n in others.most_common(5))
+        total = len(clips) + others.total()
+        if not clips:
+            raise ValueError(
+                f"{path} has no latent of [C, T, H, W] = {list(latent)} among {total}: it has "
+                f"{found or 'none'}; set channels, num_frames, height and width to what there is"
+            )
+        self._check_texts(path, texts)
+        held = max(1, round(len(clips) * holdout)) if holdout and len(clips) > 1 else 0
+        border = len(clips) - held
+        self.clips = np.array(clips[:border] if split == "train" else clips[border:])
+        if not len(self.clips):
+            raise ValueError(
+                f"{path} has {len(clips)} clips, none of them for {split} with holdout={holdout}: "
+                "raise holdout, add clips, or do without validation"
+            )
+        if split == "train" and others:
+            logger.warning(
+                "%s: left out %d of %d latents, which are not of %s: %s",
+                *(path, others.total(), total, list(latent), found),
+            )
+        logger.info("%s: %d %s clips in %d files", path, len(self), split, len(self.files))
+        self._held: tuple[int, pa.Table] | None = None
+
+    def _read_shapes(self) -> Iterator[tuple[int, int, tuple, tuple]]:
+        """Each record's row group, row in it, and the shapes of its latent and its text."""
+        names = ["vae_latent_shape", "text_embedding_shape"]
+        with WorkProgress("reading the latents' shapes", len(self.files)) as progress:
+            for i, file in enumerate(self.files):
+                progress.show(i, file.name)
+                with _opened(file) as parquet:
+                    table = parquet.read(columns=names)
+                    latents, texts = (table[name].to_pylist() for name in names)
+                    first = 0
+                    for g in range(parquet.num_row_groups):
+                        rows = parquet.metadata.row_group(g).num_rows
+                        for row in range(rows):
+                            shape, text = latents[first + row] or (), texts[first + row] or ()
+                            yield len(self.groups), row, tuple(shape), tuple(text)
+                        self.groups.append((i, g))
+                        first += rows
+
+    def _check_texts(self, path: str | Path, texts: Counter[tuple]) -> None:
+        empty = sum(n for shape, n in texts.items() if 0 in shape or not shape)
+        for shape in texts:
+            if 0 in shape or not shape:
+                continue
+            *ones, tokens, dim = (1, *shape)
+            if tokens > self.text_tokens or dim != self.text_dim or set(ones) != {1}:
+                raise ValueError(
+                    f"{path}: {texts[shape]} text embeddings are {list(shape)}, "
+                    f"[text_tokens, text_dim] is [{self.text_tokens}, {self.text_dim}]: set "
+                    "text_dim to the last number, and text_tokens to the one before it or more"
+                )
+        if empty:
+            logger.warning("%s: %d clips have no text: their context is zeros", path, empty)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> Latent:
+        group, row = (int(x) for x in self.clips[index])
+        table = self._table(group)
+        try:
+            video = read_tensor(table, "vae_latent", row)
+            text = read_tensor(table, "text_embedding", row)
+        except ValueError as e:
+            file, number = self.groups[group]
+            raise ValueError(f"{self.files[file]}, row group {number}, {e}") from e
+        if self.mean.numel():
+            video = (video - self.mean) / self.std
+        tokens = text.numel() // self.text_dim
+        text = text.reshape(tokens, self.text_dim)
+        return {"video": video, "context": F.pad(text, (0, 0, 0, self.text_tokens - tokens))}
+
+    def shuffled(self, rng: np.random.Generator) -> np.ndarray:
+        """All indices, row groups in a random order and the clips of each in a random order."""
+        place = rng.permutation(len(self.groups))[self.clips[:, 0]]
+        return np.lexsort((rng.random(len(self)), place))
+
+    def _table(self, group: int) -> pa.Table:
+        if self._held is None or self._held[0] != group:
+            self._held = None  # before the next is read: there is room for one
+            file, number = self.groups[group]
+            with _opened(self.files[file]) as parquet:
+                self._held = group, parquet.read_row_group(number, columns=TENSOR_COLUMNS)
+        return self._held[1]
+
+
+def _opened(file: Path) -> pq.ParquetFile:
+    try:
+        parquet = pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as e:
+        said = " ".join(str(e).split())
+        raise ValueError(f"{file} is no Parquet file: {said}; remove it or write it again") from e
+    missing = [name for name in TENSOR_COLUMNS if name not in parquet.schema_arrow.names]
+    if missing:
+        parquet.close()
+        raise ValueError(f"{file} lacks the columns {', '.join(missing)}: give a folder of latents")
+    return parquet
