@@ -19,18 +19,21 @@ def check_alike(**tensors: Tensor) -> None:
     kinds = {f"{x.device}/{x.dtype}": None for x in tensors.values()}
     if len(kinds) > 1 or not q.is_floating_point():
         raise ValueError(f"{names} must share device and a floating dtype, not {', '.join(kinds)}")
-    shapes = ", ".join(str(tuple(x.shape)) for x in tensors.values())
     if any(x.dim() != 4 for x in tensors.values()):
-        raise ValueError(f"{names} must be [batch, heads, tokens, dim], not {shapes}")
+        raise ValueError(f"{names} must be [batch, heads, tokens, dim], not {_shapes(tensors)}")
     if k.shape[:3] != v.shape[:3] or q.shape[-1] != k.shape[-1]:
         raise ValueError(
             f"{k_name} and {v_name} must agree in batch, heads and tokens, {q_name} and {k_name} "
-            f"in dim: {names} are {shapes}"
+            f"in dim: {names} are {_shapes(tensors)}"
         )
     if k.shape[0] not in (1, q.shape[0]):
         raise ValueError(f"{k_name} has batch {k.shape[0]}, {q_name} {q.shape[0]}: make them equal")
     if not all(x.numel() for x in tensors.values()):
-        raise ValueError(f"{names} must not be empty: {shapes}")
+        raise ValueError(f"{names} must not be empty: {_shapes(tensors)}")
+
+
+def _shapes(tensors: dict[str, Tensor]) -> str:
+    return ", ".join(str(tuple(x.shape)) for x in tensors.values())
 
 
 def can_be_read(x: Tensor) -> bool:

@@ -50,7 +50,7 @@ class Scaled:
     def at(self, n: int) -> Rule:
         """The rule for n tiles."""
         k = int(_share(self._text, n)) if self.top_k is None else min(self.top_k, n)
-        return self.rule(k)
+        return TopK(k) if self.rule is TopK else Threshold(k)
 
 
 @torch.compiler.assume_constant_result

@@ -21,7 +21,10 @@ MAY_IMPORT = {
     "flexsparse": {"flexsparse", "torch", "einops", "triton"},
     "models": {"flexsparse", "models", "torch", "einops", "safetensors"},
 }
-EXTRAS = {"flexsparse/diffusers": {"diffusers", "safetensors"}}
+EXTRAS = {
+    "flexsparse/diffusers": {"diffusers", "safetensors"},
+    "models/wan/generate": {"av", "diffusers", "tqdm"},
+}
 
 
 def imported(path: Path) -> set[str]:

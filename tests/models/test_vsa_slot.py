@@ -125,3 +125,14 @@ def test_a_layer_for_any_video_is_the_layer_for_each(video, seed, slot):
     q, k, v = torch.randn(3, 1, 2, tiling.padded_tokens, 16).unbind()
     x = torch.randn(1, tiling.padded_tokens, 32)
     assert torch.equal(*(layer(x, q, k, v, tiling) for layer in layers))
+
+
+@pytest.mark.parametrize("slot", [VSA(sparsity=0.5), BSA(sparsity=0.5)], ids=["vsa", "bsa"])
+def test_a_compiled_layer_takes_any_batch(slot):
+    tiling = slot.tiling((3, 9, 10))
+    layer = slot.build(32, 2, None)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for batch in (2, 3, 1):
+        q, k, v = torch.randn(3, batch, 2, tiling.padded_tokens, 16).unbind()
+        x = torch.randn(batch, tiling.padded_tokens, 32)
+        assert torch.equal(compiled(x, q, k, v, tiling), layer(x, q, k, v, tiling))

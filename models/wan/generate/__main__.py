@@ -1,0 +1,124 @@
+"""The command: see options.py for what it takes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from models.attention import VSA
+from models.wan.checkpoint import compute_dtypes, load, read_config
+from models.wan.generate.clip import decode, load_vae, write_latent, write_mp4
+from models.wan.generate.clock import Clock
+from models.wan.generate.options import (
+    Prompt,
+    Size,
+    check,
+    latent_size,
+    out_paths,
+    parse,
+    read_prompts,
+)
+from models.wan.generate.sampling import attention_alone, compile_blocks, sample
+from models.wan.model import WanModel
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        run(parse(argv))
+    except (ValueError, FileNotFoundError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(o: argparse.Namespace) -> Clock:
+    """Make all clips; returns the seconds that each part took."""
+    device, dtype = torch.device(o.device), getattr(torch, o.dtype)
+    clock = Clock(device)
+    config = read_config(o.checkpoint)
+    check(o, config)
+    with clock.part("text"):
+        prompts = read_prompts(o.prompt_embeds, config.text_dim, o.guidance)
+    paths = out_paths(o.out, o.size, len(prompts))
+    with clock.part("loading"):
+        vae = None
+        if o.out.suffix == ".mp4":  # first, since it is small: a wrong one is named at once
+            vae = load_vae(o.vae or o.checkpoint / "vae", device, torch.float32)
+        config = replace(config, attention=o.slot)
+        gates = isinstance(o.slot, VSA)
+        options: Any = dict(device=device, dtype=compute_dtypes(dtype))
+        model = load(config, o.checkpoint, new_gates=gates, **options).eval()
+    if o.compile:
+        compile_blocks(model)
+    for size, row in zip(o.size, paths):
+        for number, (prompt, path) in enumerate(zip(prompts, row)):
+            latent = _sample(o, model, prompt, size, o.seed + number, clock)
+            with clock.part("VAE"):
+                frames = None if vae is None else decode(vae, latent)[0]
+            with clock.part("writing"):
+                if frames is None:
+                    write_latent(path, latent[0])
+                else:
+                    write_mp4(path, frames, o.fps)
+            print(path)
+    print("\n".join(clock.lines()))
+    return clock
+
+
+def _sample(
+    o: argparse.Namespace, model: WanModel, prompt: Prompt, size: Size, seed: int, clock: Clock
+) -> Tensor:
+    """The latent of a clip, by way of a draft at another size if that was asked for."""
+    slots = [cast(Any, block).self_attn.slot for block in model.layers.values()]
+    device = next(model.parameters()).device
+    text = prompt.positive.to(device)
+    negative = None if prompt.negative is None else prompt.negative.to(device)
+    stages = [] if o.draft is None else [(size[0], *o.draft)]
+    latent = None
+    for stage in [*stages, size]:
+        generator = torch.Generator().manual_seed(seed)  # the same noise on every device
+        shape = 1, model.config.out_channels, *latent_size(stage)
+        noise = torch.randn(shape, generator=generator).to(device)
+        shift = o.shift or (5.0 if stage[1] >= 720 else 3.0)
+        name = "x".join(map(str, stage))
+        with clock.part("DiT"), tqdm(total=o.steps, desc=name, unit="step") as bar:
+
+            def each(step: int, steps: int, bar: Any = bar) -> None:
+                bar.total = steps
+                bar.update(step - bar.n)
+
+            with clock.inside("of which attention", [] if o.compile else slots):
+                latent = sample(
+                    model,
+                    noise,
+                    text,
+                    negative,
+                    steps=o.steps,
+                    sampler=o.sampler,
+                    shift=shift,
+                    guidance=o.guidance,
+                    dense_steps=o.dense_steps,
+                    dense_layers=o.dense_layers,
+                    start=latent,
+                    strength=o.refine_from,
+                    each=each,
+                )
+            steps = int(bar.total)
+            bar.update(steps - bar.n)
+        if o.compile:
+            passes = steps * (1 if negative is None else 2)
+            name = "of which attention (a layer by itself)"
+            attention_alone(model, latent_size(stage), clock, name, passes * len(slots))
+    assert latent is not None
+    return latent
+
+
+if __name__ == "__main__":
+    sys.exit(main())

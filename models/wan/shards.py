@@ -1,0 +1,184 @@
+"""The files of a checkpoint: one or many, safetensors or pickles, read tensor by tensor.
+
+`Weights.open` reads headers alone; `Weights.stream` then gives one tensor after the other, each in
+memory of its own: safetensors' `pread` backend maps no file, so that nothing is in memory twice.
+"""
+
+import json
+import pickle
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+STEM = "diffusion_pytorch_model"
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or that does not fit: one line that says why."""
+
+
+class Entry(NamedTuple):
+    """What a header says of a tensor."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a checkpoint by key, not read yet.
+
+    Attributes:
+        path: the file, or the folder that the files are in.
+        entries: key to file, shape and dtype.
+        json: the `config.json` that stands beside the files; empty if there is none.
+    """
+
+    path: Path
+    entries: dict[str, Entry]
+    json: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Weights":
+        """Find the files and read their headers.
+
+        Args:
+            path: a .safetensors file or a pickle; a folder with one or more
+                `diffusion_pytorch_model*.safetensors`, an index beside them or not, or else `.bin`;
+                or the folder of a pipeline, whose `transformer` folder is taken.
+
+        Raises:
+            FileNotFoundError: nothing there.
+            CheckpointError: a file cut short, missing from the index's list or no checkpoint at
+                all; a key in two files; weights that are not floating point.
+        """
+        path = Path(path)
+        if (path / "transformer").is_dir():
+            path /= "transformer"
+        entries: dict[str, Entry] = {}
+        for file in _find_files(path):
+            for key, entry in _read_header(file).items():
+                if key in entries:
+                    names = f"{entries[key].file.name} and {file.name}"
+                    raise CheckpointError(f"{path}: {key} is in both {names}: remove one of them")
+                entries[key] = entry
+        settings = (path if path.is_dir() else path.parent) / "config.json"
+        return cls(path, entries, _read_json(settings) if settings.exists() else {})
+
+    def stream(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """These keys' tensors on the CPU, file by file, each in memory of its own."""
+        by_file: dict[Path, set[str]] = {}
+        for key in keys:
+            by_file.setdefault(self.entries[key].file, set()).add(key)
+        for file, wanted in by_file.items():
+            if file.suffix != ".safetensors":
+                for key, tensor in _load_pickle(file).items():
+                    if key in wanted:
+                        yield key, tensor.clone(memory_format=torch.contiguous_format)
+                continue
+            with safe_open(file, "pt", backend="pread") as tensors:
+                for key in tensors.offset_keys():
+                    if key in wanted:
+                        yield key, tensors.get_tensor(key)
+
+
+def _find_files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    if path.is_file():
+        return [path]
+    for suffix in ("safetensors", "bin"):
+        index = path / f"{STEM}.{suffix}.index.json"
+        if index.exists():
+            shards = _read_json(index).get("weight_map")
+            if not isinstance(shards, dict) or not shards:
+                raise CheckpointError(f"{index} has no weight_map: it is no index of shards")
+            files = [path / name for name in sorted(set(shards.values()))]
+            lost = [file.name for file in files if not file.exists()]
+            if lost:
+                raise CheckpointError(
+                    f"{index} names {len(files)} shards, of which {len(lost)} are missing: "
+                    f"{shorten(lost)}; download them again"
+                )
+            return files
+        if files := sorted(path.glob(f"{STEM}*.{suffix}")):
+            return files
+    raise FileNotFoundError(
+        f"{path} holds no {STEM}*.safetensors: give the transformer's folder, or its file"
+    )
+
+
+def _read_header(file: Path) -> dict[str, Entry]:
+    if file.suffix != ".safetensors":
+        return {
+            key: Entry(file, tuple(x.shape), _floating(file, key, x.dtype))
+            for key, x in _load_pickle(file).items()
+        }
+    try:
+        with safe_open(file, "pt", backend="pread") as tensors:
+            slices = {key: tensors.get_slice(key) for key in tensors.keys()}
+    except SafetensorError as error:
+        size = file.stat().st_size
+        raise CheckpointError(
+            f"{file} is no whole safetensors file ({error}), all {size:,} bytes of it: download or "
+            f"save it again"
+        ) from None
+    return {
+        key: Entry(
+            file,
+            tuple(x.get_shape()),
+            _floating(file, key, DTYPES.get(x.get_dtype(), x.get_dtype())),
+        )
+        for key, x in slices.items()
+    }
+
+
+def _floating(file: Path, key: str, dtype: Any) -> torch.dtype:
+    if dtype in DTYPES.values():
+        return dtype
+    raise CheckpointError(
+        f"{file}: {key} is stored as {dtype}: give weights in fp32, bf16 or fp16, not quantised"
+    )
+
+
+def _load_pickle(file: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        why = "it holds more than tensors" if unsafe else str(error).splitlines()[0].strip(". ")
+        raise CheckpointError(
+            f"{file} is no pickle that torch.load(weights_only=True, mmap=True) takes ({why}): "
+            f"give the weights as safetensors"
+        ) from None
+    if not isinstance(loaded, dict) or not all(isinstance(x, Tensor) for x in loaded.values()):
+        raise CheckpointError(f"{file} holds something else than a dict of tensors by name")
+    return loaded
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds a {type(content).__name__}, not an object")
+    return content
+
+
+def shorten(items: list[str], most: int = 4) -> str:
+    """The first few, and how many there are besides."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

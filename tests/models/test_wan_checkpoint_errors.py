@@ -1,0 +1,130 @@
+"""Wan's checkpoints: what is wrong is said in one line, before anything is allocated."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from wan_checkpoints import KINDS, awake, change, refusal
+
+from models.attention import VSA
+from models.wan import debug
+from models.wan.checkpoint import CheckpointError, load, read_config, save
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save(awake(debug()), tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_keys_that_are_missing_and_left_over_are_one_error(folder):
+    change(folder, ("attn1.to_q.", "0.ffn.net.2.bias"), lora_A=torch.ones(1), lora_B=torch.ones(1))
+    assert refusal(folder) == (
+        "PATH does not fit the model: keys missing: 5 (2 of blocks.*.attn1.to_q.weight, "
+        "2 of blocks.*.attn1.to_q.bias, blocks.0.ffn.net.2.bias); "
+        "keys left over: 2 (lora_A, lora_B)"
+    )
+    change(folder, ("attn2.", "attn1."))
+    assert "keys missing: 41 (" in (line := refusal(folder)) and "and 17 more)" in line
+
+
+def test_the_model_is_as_it_was(folder):
+    change(folder, ("proj_out.bias",))
+    model = awake(debug(), seed=1)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"keys missing: 1 \(proj_out.bias\)"):
+        load(model, folder)
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+def test_shapes_that_differ(folder):
+    change(folder, **{"blocks.1.norm2.bias": torch.ones(65)})
+    assert "shapes that differ: 1 (blocks.1.norm2.bias [65], not [64])" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (dict(dim=96, heads=3), "dim 64, not 96, heads 2, not 3"),
+        (dict(heads=4), "heads 2, not 4"),
+        (dict(eps=1e-5), "eps 1e-06, not 1e-05"),
+        (dict(layers=3), "layers 2, not 3"),
+        (dict(ffn=64, text_dim=16), "ffn 128, not 64"),
+        (KINDS["i2v"], "in_channels 16, not 36"),
+        (KINDS["flf2v"], "pos_embed_seq_len None, not 6"),
+    ],
+)
+def test_another_size_or_kind(folder, changes, said):
+    line = refusal(folder, debug(**changes))
+    assert "is of another Wan than the model" in line and said in line
+    assert "read_config" in line
+
+
+def test_image_to_video_is_not_text_to_video(tmp_path):
+    save(awake(debug(**KINDS["i2v"])), tmp_path / "i2v", "wan")
+    assert "image_dim 48, not None" in refusal(tmp_path / "i2v")
+
+
+@pytest.mark.parametrize("add", [{}, {"patch_embedding.weight": torch.ones(8, 4, 2, 2)}])
+def test_another_family(tmp_path, add):
+    weights = {f"model.layers.{n}.weight": torch.ones(1) for n in range(9)}
+    save_file(weights | add, tmp_path / "other.safetensors")
+    line = refusal(tmp_path / "other.safetensors")
+    assert f"PATH is no Wan transformer: its {9 + len(add)} tensors are model.layers.0" in line
+    assert f"and {5 + len(add)} more" in line
+
+
+def test_a_config_of_another_class(folder):
+    settings = json.loads((folder / "config.json").read_text())
+    settings["_class_name"] = "WanVACETransformer3DModel"
+    (folder / "config.json").write_text(json.dumps(settings))
+    assert refusal(folder) == (
+        "PATH is a WanVACETransformer3DModel: give a WanModel or a WanTransformer3DModel"
+    )
+
+
+def test_a_config_that_the_weights_do_not_keep(folder):
+    change(folder, ("blocks.1.",))
+    assert "the weights have layers 1, not 2 as config.json says" in refusal(folder)
+    with pytest.raises(CheckpointError, match="layers 1, not 2"):
+        read_config(folder)
+
+
+def test_heads_that_make_another_width(folder):
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | dict(attention_head_dim=48)))
+    assert "the weights have dim 64, not 96 as config.json says" in refusal(folder)
+
+
+def test_sizes_that_nothing_says(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="dim 64 is no multiple of 128, so how many heads"):
+        read_config(folder)
+    change(folder, ("text_embedder", "time_embedder"))
+    with pytest.raises(CheckpointError, match="no weight says freq_dim, text_dim"):
+        read_config(folder)
+
+
+def test_a_dense_checkpoint_has_no_gates(folder):
+    config = debug(attention=VSA(adapt=True))
+    assert refusal(folder, config) == (
+        "PATH does not fit the model: gates missing: 4 (2 of blocks.*.to_gate_compress.weight, "
+        "2 of blocks.*.to_gate_compress.bias), new_gates=True starts new ones"
+    )
+
+
+def test_gates_that_only_some_layers_have_are_no_new_gates(folder):
+    gate = {"blocks.0.to_gate_compress.weight": torch.ones(64, 64)}
+    change(folder, **gate, **{"blocks.0.to_gate_compress.bias": torch.ones(64)})
+    line = refusal(folder, debug(attention=VSA(adapt=True)), new_gates=True)
+    assert "keys missing: 2 (blocks.1.to_gate_compress.weight, blocks.1.to_gate_" in line
+
+
+def test_a_dense_model_takes_no_gates(tmp_path):
+    save(awake(debug(attention=VSA())), tmp_path / "vsa")
+    line = refusal(tmp_path / "vsa")
+    for gate in ("compress.bias", "compress.weight", "fine.bias", "fine.weight"):
+        assert f"2 of blocks.*.to_gate_{gate}" in line
+    assert "gates left over: 8 (" in line and "give the model attention=VSA()" in line

@@ -1,0 +1,82 @@
+"""Wan's checkpoints: gates that are there or not, and into what memory weights go."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from wan_checkpoints import STEM, assert_same, awake, read
+
+from models.attention import VSA
+from models.wan import debug
+from models.wan.checkpoint import load, save
+from models.wan.formats import to_key
+
+
+def fastvideo(folder: Path) -> dict[str, Tensor]:
+    """As FastVideo writes VSA checkpoints: diffusers' keys, and one gate for each block."""
+    save(awake(debug()), folder)
+    weights = read(folder)
+    for n in range(2):
+        weights[f"blocks.{n}.to_gate_compress.weight"] = torch.randn(64, 64).bfloat16()
+        weights[f"blocks.{n}.to_gate_compress.bias"] = torch.randn(64).bfloat16()
+    save_file(weights, folder / f"{STEM}.safetensors")
+    return weights
+
+
+def test_fastvideos_gate_is_the_coarse_gate(tmp_path):
+    theirs = fastvideo(tmp_path / "theirs")
+    model = load(debug(attention=VSA(adapt=True)), tmp_path / "theirs")
+    state = model.state_dict()
+    assert_same({to_key(name, "diffusers"): x for name, x in state.items()}, theirs)
+    key = "layers.1.self_attn.slot.gate_coarse.bias"
+    assert torch.equal(state[key], theirs["blocks.1.to_gate_compress.bias"])
+    save(model, tmp_path / "ours")
+    assert_same(read(tmp_path / "ours"), theirs)
+
+
+def test_a_fine_gate_that_is_not_there_starts_as_the_slot_starts_it(tmp_path):
+    theirs = fastvideo(tmp_path / "theirs")
+    slot: Any = load(debug(attention=VSA()), tmp_path / "theirs", new_gates=True).layers["1"]
+    slot = slot.self_attn.slot
+    assert torch.equal(slot.gate_coarse.weight, theirs["blocks.1.to_gate_compress.weight"])
+    assert (slot.gate_fine.bias == 1).all() and slot.gate_fine.weight.std() > 0
+    assert slot.gate_fine.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+def test_new_gates_leave_a_dense_checkpoint_as_it_is(tmp_path, dtype):
+    dense = awake(debug())
+    save(dense, tmp_path / "dense", "wan")
+    config = debug(attention=VSA(adapt=True))
+    state = load(config, tmp_path / "dense", new_gates=True, dtype=dtype).state_dict()
+    gates = {name: state.pop(name) for name in [*state] if ".slot." in name}
+    assert len(gates) == 4 and not any(gate.any() for gate in gates.values())
+    assert {gate.dtype for gate in gates.values()} == {dtype or torch.bfloat16}
+    assert_same(state, dense.to(dtype).state_dict())
+
+
+def test_a_model_is_filled_where_it_is_and_the_rest_gets_memory(tmp_path):
+    saved = awake(debug())
+    save(saved, tmp_path / "new")
+    model = debug().build().double()
+    with torch.device("meta"):
+        model.head = debug().build().head
+    model.requires_grad_(False)
+    places = {name: x.data_ptr() for name, x in model.named_parameters() if not x.is_meta}
+    assert load(model, tmp_path / "new") is model
+    state = model.state_dict()
+    due = {k: x.double() if k in places else x for k, x in saved.state_dict().items()}
+    assert_same(state, due)
+    assert places == {name: state[name].data_ptr() for name in places}
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_gates_of_a_model_with_memory_stay(tmp_path):
+    save(awake(debug()), tmp_path / "new")
+    model = awake(debug(attention=VSA()))
+    gates = {k: x.clone() for k, x in model.state_dict().items() if ".slot." in k}
+    load(model, tmp_path / "new", new_gates=True)
+    assert_same({k: model.state_dict()[k] for k in gates}, gates)
