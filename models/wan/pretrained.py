@@ -8,13 +8,13 @@ from models.wan import checkpoint
 from models.wan.checkpoint import save
 from models.wan.config import WanConfig
 from models.wan.fit import check_fit, format_of
-from models.wan.formats import CLASSES, to_key
+from models.wan.formats import to_key
 from models.wan.model import WanModel
 from models.wan.shards import Weights
 
 __all__ = ["FORMATS", "check", "load", "save"]
 
-FORMATS = tuple(CLASSES)
+FORMATS = "diffusers", "wan"
 
 
 def check(config: WanConfig, path: str | Path) -> None:

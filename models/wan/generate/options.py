@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from models.attention import BSA, VSA, Dense, Slot
+from models.attention import BSA, VSA, Dense
 from models.wan.config import WanConfig
 
 TEXT_TOKENS = 512  # that Wan was trained on; those after the text's end are zero
@@ -77,7 +77,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return o
 
 
-def slot_of(o: argparse.Namespace) -> Slot:
+def slot_of(o: argparse.Namespace) -> Any:
     """The attention that was asked for."""
     given = {"--top-k": o.top_k, "--sparsity": o.sparsity}
     if o.top_k is not None and o.sparsity is not None:
