@@ -1,4 +1,4 @@
-"""The attention slot of the models here, `attention=VSA(sparsity=0.875)`: see `flexsparse.slots`."""
+"""The attention slot of models, `attention=VSA(sparsity=0.875)`: see `flexsparse.slots`."""
 
 from flexsparse.slots import BSA, VSA, Dense, Slot
 

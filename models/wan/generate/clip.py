@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import torch
@@ -30,7 +30,7 @@ def load_vae(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
         vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=dtype)
     except (OSError, RuntimeError, TypeError) as e:
         raise ValueError(f"--vae {folder}: {str(e).splitlines()[0]}") from None
-    return vae.to(device).eval()
+    return cast(Any, vae).to(device).eval()
 
 
 @torch.no_grad()
