@@ -34,14 +34,16 @@ from flexsparse.kv_rules import Rule
 from flexsparse.selection import tile_map
 from models.attention import BSA, VSA, Dense
 from models.video_dit import VideoDiTConfig
+from models.wan import wan_1_3b
 
 Case = Callable[[torch.device], tuple[Callable[..., Tensor], list[Tensor]]]
-TOKENS = {
+TOKENS: dict[str, Any] = {
     "full64": ((16, 16, 16), (4, 4, 4)),  # 64 rows, no padding
     "padded64": ((21, 10, 12), (3, 5, 4)),  # 60 tokens in 64 rows, as on Wan's grids
     "ragged64": ((15, 15, 15), (4, 4, 4)),  # some tiles full, some not
     "full128": ((16, 16, 16), (4, 4, 8)),  # 128 rows
     "ragged128": ((15, 15, 15), (4, 4, 8)),
+    "text64": ((15, 15, 15), (4, 4, 4), 64, 226),  # with text, as CogVideoX has it
 }
 
 
@@ -144,6 +146,28 @@ def dit_case(attention: Any) -> Case:
     return case
 
 
+def wan_case(attention: Any) -> Case:
+    """The mean square of what two layers of Wan 2.1 1.3B say at 480p, 32,760 tokens, in bf16."""
+
+    def case(device: torch.device) -> tuple[Callable[..., Tensor], list[Tensor]]:
+        config = wan_1_3b(layers=2, attention=attention)
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            with device:
+                model = config.build()
+                latent = torch.empty(1, 16, *config.video, requires_grad=True)
+                t, text = torch.empty(1, dtype=torch.float32), torch.empty(1, 512, config.text_dim)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+        def square(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+            return model(x, t, text).square().mean()
+
+        return square, [latent, t, text]
+
+    return case
+
+
 def long_case(video: Grid, tile: Grid, heads: int, kind: str) -> Case:
     """A layer at a size that is timed: VSA with both gates and pairs of query tiles, 87.5 %; BSA
     with fours, 95 %."""
@@ -202,9 +226,13 @@ CASES: dict[str, Case] = {
         for kind in ("vsa", "bsa")
         for name, sizes in LONG.items()
     },
+    "vsa_text64_d128_gated": vsa_case("text64", 128, True),
+    "bsa_text64_d128_threshold": bsa_case("text64", 128, Threshold(8)),
     "dit_dense": dit_case(Dense()),
     "dit_vsa": dit_case(VSA(sparsity=0.875, tile=(4, 4, 4))),
     "dit_bsa": dit_case(BSA(sparsity=0.875)),
+    "wan_vsa": wan_case(VSA(sparsity=0.9, adapt=True)),
+    "wan_bsa": wan_case(BSA(sparsity=0.875)),
 }
 BLOCKS: dict[str, tuple[int, int | None]] = {"q128": (2, None), "q64": (1, None), "q32": (1, 32)}
 CONFIGS: dict[str, Case] = {
