@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -45,12 +45,16 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
     if state is not None:
         restore(model)
     call = Call(method, family.grid)
-    processors = {}
+    processors: dict[str, Any] = {}
+    dtype = cast(torch.dtype, model.dtype)  # that it computes in, however weights are stored
     for name, attn in family.layers(model):
         processors[name] = attn.processor
         weight = attn.to_q.weight
-        slot = method.build(attn.to_q.in_features, attn.heads, None)
-        attn.slot = slot.to(weight.device, weight.dtype).requires_grad_(weight.requires_grad)
+        with torch.device(weight.device):
+            slot = method.build(attn.to_q.in_features, attn.heads, None)
+        if any(p.dtype != dtype for p in slot.parameters()):
+            slot.to(dtype)
+        attn.slot = slot.requires_grad_(weight.requires_grad)
         attn.set_processor(family.processor(call))
     own = {name: x for name, x in _gates(model).items() if name in gates}
     with torch.no_grad():
