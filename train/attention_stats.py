@@ -1,7 +1,7 @@
 """What the self-attention of each layer does to one clip: tiles admitted, queries kept, FLOPs.
 
-Known for models whose `layers` are blocks with `self_attention.slot`, as VideoDiT's are, and for
-slots that have `choose` or are dense.
+Known for models whose `layers` are blocks with a module that has a `slot`, as VideoDiT's and Wan's
+are, and for slots that have `choose` or are dense.
 """
 
 from collections.abc import Callable, Iterator
@@ -114,9 +114,9 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _slots(model: nn.Module) -> list[nn.Module]:
-    attentions = [getattr(block, "self_attention", None) for block in _blocks(model)]
-    slots = [getattr(attention, "slot", None) for attention in attentions]
-    return [slot for slot in slots if slot is not None]
+    modules = [module for block in _blocks(model) for module in block.modules()]
+    slots = [getattr(module, "slot", None) for module in modules]
+    return [slot for slot in slots if isinstance(slot, nn.Module)]
 
 
 def kept_pixels(kept: Tensor, size: tuple[int, int, int]) -> Tensor:

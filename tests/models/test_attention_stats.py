@@ -15,6 +15,7 @@ from flexsparse.bsa import bsa_tile_map
 from flexsparse.flops import attention_flops
 from flexsparse.vsa import vsa_tile_map
 from models.attention import BSA, VSA, Dense
+from models.wan import debug
 from train.attention_stats import attention_stats, watched_slots
 from train.metrics import attention_cost
 
@@ -112,3 +113,11 @@ def test_compiled_blocks_are_asked_too_and_stay_compiled():
     assert all(torch.equal(a.admitted, b.admitted) for a, b in zip(layers, eager))
     assert [block._compiled_call_impl for block in model.layers.values()] == compiled
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_wans_layers_are_counted_as_well():
+    model = debug(attention=VSA(top_k=2, tile=(2, 3, 4))).build()
+    x, text = torch.randn(2, 16, *model.config.video), torch.randn(2, 512, 32)
+    stats = attention_stats(model, x, torch.tensor([0.3, 0.7]), text)
+    assert len(stats) == model.config.layers
+    assert all((one.admitted == 2).all() and one.kept.shape[2:] == model.grid for one in stats)
