@@ -111,8 +111,9 @@ def text_attention(
 
 def zero_text_padding(x: Tensor, tiling: VideoTiling, text_lengths: Tensor | None) -> Tensor:
     """The rows of text with zeros in padding: ``[B, H, text_tiles * rows, D]``."""
-    valid = tiling.valid(x.device, text_lengths)[..., tiling.video_rows :]
-    return torch.where(valid.view(-1, 1, x.shape[-2], 1), x, 0)
+    token = torch.arange(x.shape[-2], device=x.device)
+    ends = torch.full((1,), tiling.text, device=x.device) if text_lengths is None else text_lengths
+    return torch.where((token < ends[:, None])[:, None, :, None], x, 0)
 
 
 def join(video: Tensor, text: Tensor) -> Tensor:

@@ -189,11 +189,14 @@ class VideoTiling:
 
     def _boxes(self, tile: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The same of any tiles; past the last no meaning, but sizes of at least 1."""
-        _, grid_h, grid_w = self.grid
+        grid_t, grid_h, grid_w = self.grid
         places = (tile // (grid_h * grid_w), tile // grid_w % grid_h, tile % grid_w)
         start = [place * size for place, size in zip(places, self.tile)]
-        least = 1 if self.text else None
-        sizes = [(v - a).clamp(least, t) for v, a, t in zip(self.video, start, self.tile)]
+        # no clamp: Inductor makes a Min of it, which it cannot take apart behind a cat
+        sizes = [
+            torch.where(place == last - 1, v - (last - 1) * t, t)
+            for place, last, v, t in zip(places, (grid_t, grid_h, grid_w), self.video, self.tile)
+        ]
         return start, sizes
 
     def counts(
