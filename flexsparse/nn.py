@@ -48,6 +48,9 @@ class VSA(nn.Module):
         top_k: key tiles per query tile, a rule that admits them, or None for all, dense. Assign the
             attribute ``kv_rule`` to change it.
         adapt: adapt a dense checkpoint instead of pretraining.
+        gates: whether there are any; without, the layer is the fine stage alone and has no
+            parameters: a dense checkpoint made sparse without training, where a gate of zero would
+            cost its projection and open nothing.
         head_dim: channels of a head; default ``dim // num_heads``.
         query_tiles, kernel_options: as in :func:`flexsparse.vsa_attention`.
 
@@ -57,6 +60,7 @@ class VSA(nn.Module):
     torch.Size([1, 2, 64, 16])
     """
 
+    gate_coarse: nn.Linear | None
     gate_fine: nn.Linear | None
 
     def __init__(
@@ -66,6 +70,7 @@ class VSA(nn.Module):
         top_k: int | Rule | Scaled | None,
         *,
         adapt: bool = False,
+        gates: bool = True,
         head_dim: int | None = None,
         query_tiles: int = 1,
         kernel_options: dict[str, Any] | None = None,
@@ -77,12 +82,14 @@ class VSA(nn.Module):
         self.num_heads, self.kv_rule, self.adapt = num_heads, top_k, adapt
         self.query_tiles, self.kernel_options = query_tiles, kernel_options
         width = num_heads * (head_dim or dim // num_heads)
-        self.gate_coarse = nn.Linear(dim, width)
-        self.gate_fine = None if adapt else nn.Linear(dim, width)
+        self.gate_coarse = nn.Linear(dim, width) if gates else None
+        self.gate_fine = nn.Linear(dim, width) if gates and not adapt else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """(Re-)initialise the gates, as the class says."""
+        if self.gate_coarse is None:
+            return
         nn.init.zeros_(self.gate_coarse.bias)
         if self.gate_fine is None:
             nn.init.zeros_(self.gate_coarse.weight)
@@ -111,15 +118,19 @@ class VSA(nn.Module):
         Returns:
             ``[B, num_heads, padded_tokens, head_dim]``.
         """
-        x = tiling.zero_padding(x, text_lengths)  # the gates' weights have gradients, too
-        fine = None if self.gate_fine is None else self._heads(self.gate_fine(x)).to(v.dtype)
+        if self.gate_coarse is not None:
+            x = tiling.zero_padding(x, text_lengths)  # the gates' weights have gradients, too
+        coarse, fine = (
+            None if gate is None else self._heads(gate(x)).to(v.dtype)
+            for gate in (self.gate_coarse, self.gate_fine)
+        )
         return vsa_attention(
             q,
             k,
             v,
             tiling,
             top_k=self.kv_rule,
-            gate_coarse=self._heads(self.gate_coarse(x)).to(v.dtype),
+            gate_coarse=coarse,
             gate_fine=fine,
             query_tiles=self.query_tiles,
             text_lengths=text_lengths,
@@ -138,7 +149,8 @@ class VSA(nn.Module):
         return rearrange(x, "b l (h d) -> b h l d", h=self.num_heads)
 
     def extra_repr(self) -> str:
-        shown = f"num_heads={self.num_heads}, top_k={self.kv_rule}, adapt={self.adapt}"
+        gates = "" if self.gate_coarse is not None else ", gates=False"
+        shown = f"num_heads={self.num_heads}, top_k={self.kv_rule}, adapt={self.adapt}{gates}"
         return f"{shown}, query_tiles={self.query_tiles}"
 
 

@@ -68,6 +68,8 @@ class VSA:
         tile: tokens of a tile along (T, H, W); None lets `VideoTiling.fit` choose.
         adapt: go on from a dense checkpoint: no fine gate, and a coarse gate that starts at zero.
         query_tiles: adjacent query tiles that choose together, for fuller query blocks on a GPU.
+        gates: False for a dense checkpoint made sparse without training: the fine stage alone, and
+            no parameters.
 
     >>> VSA(sparsity=0.875).top_k_for(VideoTiling(video=(16, 32, 32)))
     32
@@ -78,6 +80,7 @@ class VSA:
     tile: tuple[int, int, int] | None = (4, 4, 4)
     adapt: bool = False
     query_tiles: int = 1
+    gates: bool = True
 
     def __post_init__(self) -> None:
         if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
@@ -106,7 +109,7 @@ class VSA:
 
     def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module:
         rule = Scaled(None if self.top_k else self.sparsity, self.top_k)
-        options: Any = dict(adapt=self.adapt, query_tiles=self.query_tiles)
+        options: Any = dict(adapt=self.adapt, gates=self.gates, query_tiles=self.query_tiles)
         top_k = rule if tiling is None else self.top_k_for(tiling)
         return flexsparse.nn.VSA(dim, num_heads, top_k, **options)
 

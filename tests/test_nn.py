@@ -141,3 +141,11 @@ def test_layers_hand_on_how_query_tiles_choose():
     for layer in (VSA(48, 3, 3, **flash), BSA(3, **flash)):
         with pytest.raises(ValueError, match="engine for CUDA"):
             layer(x, q, k, v, tiling)
+
+
+def test_without_gates_it_is_the_fine_stage_and_has_no_parameters():
+    x, q, k, v = [tiling.to_tiles(t) for t in inputs()]
+    layer = VSA(48, 3, top_k=3, gates=False)
+    assert not list(layer.parameters())
+    layer.reset_parameters()
+    assert torch.equal(layer(x, q, k, v, tiling), vsa_attention(q, k, v, tiling, top_k=3))

@@ -26,7 +26,8 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
 
     VSA adds a linear layer to each attention, ``slot.gate_coarse``, that starts at zero: the model
     is one adapted from a dense checkpoint (``adapt=True``), training it opens the gate, and saving
-    saves it. BSA adds nothing.
+    saves it. For inference without training, ``VSA(..., gates=False)`` saves its time. BSA adds
+    nothing.
 
     Args:
         model: a pipeline's ``transformer`` (or ``transformer_2``). One that is sparse already

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models.attention import VSA
 from models.wan import formats
 from models.wan.config import WanConfig
 from models.wan.fit import check_fit, format_of, sizes_of
@@ -50,6 +52,17 @@ def read_config(path: str | Path) -> WanConfig:
             f"put the config.json beside the weights, or give a WanConfig"
         )
     return WanConfig(**dict(heads=heads) | sizes)
+
+
+def with_gates_of(slot: VSA, path: str | Path) -> VSA:
+    """The slot with the gates that a checkpoint has, to be loaded as it is: none of a dense one,
+    the coarse gate of one that was adapted, both of one that VSA pretrained.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as :func:`load`.
+    """
+    keys = "\n".join(Weights.open(path).entries)
+    return replace(slot, gates=".to_gate_" in keys, adapt=".to_gate_fine." not in keys)
 
 
 def load(

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from wan_checkpoints import STEM, assert_same, awake, read
 
-from models.attention import VSA
+from models.attention import VSA, Dense
 from models.wan import debug
-from models.wan.checkpoint import load, save
+from models.wan.checkpoint import load, save, with_gates_of
 from models.wan.formats import to_key
 
 
@@ -80,3 +80,14 @@ def test_gates_of_a_model_with_memory_stay(tmp_path):
     gates = {k: x.clone() for k, x in model.state_dict().items() if ".slot." in k}
     load(model, tmp_path / "new", new_gates=True)
     assert_same({k: model.state_dict()[k] for k in gates}, gates)
+
+
+@pytest.mark.parametrize("format", ["wan", "diffusers"])
+@pytest.mark.parametrize("slot", [Dense(), VSA(adapt=True), VSA()], ids=["none", "coarse", "both"])
+def test_a_slot_takes_the_gates_that_a_checkpoint_has(tmp_path, format, slot):
+    model = awake(debug(attention=slot))
+    save(model, tmp_path / "a", format)
+    found = with_gates_of(VSA(top_k=3, tile=None), tmp_path / "a")
+    assert (found.top_k, found.tile) == (3, None)
+    loaded = load(debug(attention=found), tmp_path / "a")
+    assert_same(dict(loaded.state_dict()), dict(model.state_dict()))

@@ -163,6 +163,18 @@ def test_gates_train_and_are_saved_and_read(name, tmp_path):
         load_gates(loaded, tmp_path)
 
 
+@families
+def test_without_gates_there_are_no_new_parameters(name):
+    small, batch = SMALL[name], SMALL[name].batch((2, 4, 5), 0)
+    model, gated = small.model(0, torch.float64), small.model(0, torch.float64)
+    weights = model.state_dict().keys()
+    sparsify(model, VSA(sparsity=0.5, gates=False))
+    sparsify(gated, VSA(sparsity=0.5))
+    assert model.state_dict().keys() == weights
+    wanted = run(gated, batch)  # whose gates are closed
+    assert (run(model, batch) - wanted).abs().max() <= EPS * wanted.abs().max()
+
+
 def test_each_call_has_its_own_grid():
     """As a model has that was sparsified for that grid alone."""
     small = SMALL["wan"]
