@@ -27,6 +27,7 @@ from flexsparse import (
 )
 from flexsparse.bsa import bsa_tile_map
 from flexsparse.dense import dense_attention
+from flexsparse.flops import attention_flops
 from flexsparse.nn import BSA, VSA
 from flexsparse.vsa import vsa_tile_map
 
@@ -238,3 +239,28 @@ def test_lengths_that_cannot_be_are_refused():
         vsa_attention(x, x, x, tiling.of_video, top_k=2, text_lengths=torch.tensor([1, 1]))
     with pytest.raises(ValueError, match="text=-1 must be an int of at least 0"):
         VideoTiling((4, 8, 8), text=-1)
+
+
+@settings(max_examples=8)
+@given(problems())
+def test_kernels_that_walk_the_lists_are_told_the_same(problem):
+    tiling, lengths = problem["tiling"], problem["text_lengths"]
+    q, k, _ = (tiling.to_tiles(x) for x in tensors(3, problem))
+    mask = vsa_mask(q, k, tiling, top_k=problem["rule"], text_lengths=lengths)
+    b, h, i = (torch.arange(n)[:, None] for n in (q.shape[0], q.shape[1], q.shape[2]))
+    place = b[:, None, None], h[:, None], i, torch.arange(tiling.padded_tokens)
+    listed = mask.to_dense().bool()
+    for axis, size in zip((2, 3), mask.BLOCK_SIZE):
+        listed = listed.repeat_interleave(size, axis)
+    inner = mask.within_tiles()
+    allowed = inner.mask_mod(*place) & listed[:, :, : q.shape[2]]
+    assert torch.equal(allowed.expand(*q.shape[:3], -1), mask.mask_mod(*place).expand_as(allowed))
+
+
+def test_flops_are_those_of_the_pairs_that_kernels_multiply():
+    tiling = VideoTiling((4, 8, 8), text=70)  # 4 tiles and 2 of text, 64 rows each
+    pairs = 4 * 64 * (3 + 2) * 64 + 2 * 64 * 6 * 64
+    given = dict(tiling=tiling, top_k=3)
+    assert attention_flops(0, 2, 16, **given) == 4 * (pairs + 4**2) * 32
+    pairs = 4 * 32 * (3 + 2) * 64 + 2 * 64 * 6 * 64
+    assert attention_flops(0, 2, 16, **given, q_rows=32) == (4 * pairs + 2 * 4**2) * 32
