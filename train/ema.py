@@ -19,6 +19,7 @@ class EMA(Stateful, Configurable):
     """After step n, average = d * average + (1 - d) * weights, d = min(decay, (1 + n) / (10 + n)).
 
     The bound on d lets a young average follow: it forgets the initial weights within some steps.
+    Weights that do not train have none.
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -33,7 +34,8 @@ class EMA(Stateful, Configurable):
     def __init__(self, config: Config, *, model: nn.Module) -> None:
         self.decay = config.decay
         self.model = model
-        weights = {canonical_fqn(name): p for name, p in model.named_parameters()}
+        trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+        weights = {canonical_fqn(name): p for name, p in trained}
         self.weights = list(weights.values())
         self.average = {name: p.detach().clone() for name, p in weights.items()}
 

@@ -1,6 +1,6 @@
 """The directory of a run, and whether the checkpoints in it are of the run that is about to start.
 
-config.json    the resolved config of the last start
+config.json    the resolved config of the last start, and the module that its model is from
 train.log      plain lines, from every start
 checkpoint/    step-N, one folder each
 tb/            TensorBoard
@@ -9,7 +9,7 @@ tb/            TensorBoard
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ CONFIG = "config.json"
 # Fields that make the trained weights what they are; a run may go on with any other changed ...
 BINDING = (
     "model",
+    "lora",
     "dataloader",
     "optimizer",
     "lr_scheduler",
@@ -39,6 +40,8 @@ FREE = (
 
 def describe(value: Any) -> Any:
     """A config as JSON values; every dataclass with its class, which may be all that differs."""
+    if isinstance(value, type):
+        return {"type": value.__qualname__}
     if dataclasses.is_dataclass(value):
         fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": type(value).__qualname__, **fields}
@@ -49,12 +52,34 @@ def describe(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else repr(value)
 
 
+def rebuild(described: Any, classes: Mapping[str, Any]) -> Any:
+    """From what `describe` made of a config, with its classes by name; lists become tuples.
+
+    Raises ValueError for a class that is not among them.
+    """
+    if isinstance(described, list):
+        return tuple(rebuild(item, classes) for item in described)
+    if not isinstance(described, dict):
+        return described
+    values = {key: rebuild(item, classes) for key, item in described.items()}
+    name = values.get("class", values.get("type"))
+    if name is None:
+        return values
+    if name not in classes:
+        raise ValueError(f"{name} is no class of {', '.join(sorted(classes))}")
+    kind = classes[name]
+    if "type" in values:
+        return kind
+    return kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init})
+
+
 def write_config(folder: str | Path, config: Any) -> None:
     """Replace config.json in one step: whoever reads it finds the old one or the new one, whole."""
     path = Path(folder, CONFIG)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(describe(config), indent=2) + "\n")
+    written = describe(config) | {"module": type(config.model).__module__}
+    draft.write_text(json.dumps(written, indent=2) + "\n")
     os.replace(draft, path)
 
 

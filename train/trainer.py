@@ -26,16 +26,18 @@ from train import log
 from train.activation_checkpoint import Mode
 from train.annealing import Annealing, SparsityConfig
 from train.break_even import agree_on_break_even
-from train.checkpoint import Checkpointer, check_load_step, complete_steps
+from train.checkpoint import Checkpointer
 from train.data.batch import endless
 from train.ema import EMA, reshard
 from train.flow import FlowConfig, draw, flow_loss
 from train.history import History, Unread
+from train.initial import InitialConfig, build_model, open_folder
 from train.log import logger
+from train.lora import LoRAConfig
 from train.metrics import Metrics, attention_cost, peak_memory, reset_peak_memory
 from train.parallelize import ParallelConfig, init_process_group, parallel_dims, parallelize
 from train.progress import Progress
-from train.run_dir import check_config, describe, write_config
+from train.run_dir import describe
 from train.settings import TrainingConfig
 from train.signals import StopSignal
 from train.titan import (
@@ -68,6 +70,8 @@ class Trainer(Stateful, Configurable):
         """A dataclass with `.build(dp_world_size=, dp_rank=, local_batch_size=, split=)`."""
         dump_folder: str = "out/run"
         """Directory of the run; one that holds checkpoints is resumed."""
+        initial: InitialConfig = field(default_factory=InitialConfig)
+        lora: LoRAConfig = field(default_factory=LoRAConfig)
         training: TrainingConfig = field(default_factory=TrainingConfig)
         flow: FlowConfig = field(default_factory=FlowConfig)
         sparsity: SparsityConfig = field(default_factory=SparsityConfig)
@@ -90,11 +94,11 @@ class Trainer(Stateful, Configurable):
         training = config.training.resolved(self.world, self.device)
         self.config = replace(config, training=training)
         dims = parallel_dims(config.parallel)
-        self._check_folder()
+        fresh = open_folder(self.config)
         with self._logging():
-            self._build(dims)
+            self._build(dims, fresh)
 
-    def _build(self, dims: ParallelDims) -> None:
+    def _build(self, dims: ParallelDims, fresh: bool) -> None:
         c, training = self.config, self.config.training
         self.accumulation = training.global_batch_size // (training.local_batch_size * self.world)
         self.dataloader = self._build_data("train")
@@ -104,9 +108,7 @@ class Trainer(Stateful, Configurable):
                 dataloader=self._build_data("validation"), device=self.device, flow=c.flow
             )
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(training.seed)
-            model = c.model.build()
+        model: Any = build_model(c, fresh)
         self.tokens = int(model.tokens)
         parameters = sum(p.numel() for p in model.parameters())
         self.model = parallelize(
@@ -264,16 +266,6 @@ class Trainer(Stateful, Configurable):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.step = state_dict["step"]
         self.annealing.break_even = state_dict["break_even"]
-
-    def _check_folder(self) -> None:
-        folder = Path(self.config.dump_folder)
-        checkpoints = folder / self.config.checkpoint.folder
-        check_load_step(checkpoints, self.config.checkpoint.load_step)
-        if complete_steps(checkpoints):
-            check_config(folder, self.config)
-        dist.barrier()
-        if self.rank == 0:
-            write_config(folder, self.config)
 
     def _logging(self) -> AbstractContextManager[None]:
         """Within it, this trainer's lines go to its own train.log; there may be other trainers."""

@@ -1,0 +1,99 @@
+"""How a run's weights start: drawn from its seed, or read from a checkpoint that others trained.
+
+Which files those are is the model's affair: its package may have a module `pretrained` with
+`check(config, path)`, which reads no weights, `load(config, path) -> model`, in fp32 on the CPU,
+`save(model, folder, format)` and `FORMATS`, the first of which is the default.
+"""
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from train.checkpoint import check_load_step, complete_steps
+from train.log import logger
+from train.lora import add_lora
+from train.run_dir import check_config, write_config
+
+
+@dataclass(kw_only=True, slots=True)
+class InitialConfig:
+    weights: str = ""
+    """Folder or file that the model's weights are read from before step 1, and never again."""
+    required: bool = False
+    """Whether there must be one, as where a trained model is adapted."""
+
+
+def open_folder(config: Any) -> bool:
+    """Whether the run starts afresh, and has no checkpoint to go on from: a collective.
+
+    Its folder gets the config, if the config and what lies there go together; else ValueError or
+    FileNotFoundError in a line, with nothing written.
+    """
+    folder = Path(config.dump_folder)
+    checkpoints = folder / config.checkpoint.folder
+    check_load_step(checkpoints, config.checkpoint.load_step)
+    steps = complete_steps(checkpoints)
+    if steps:
+        check_config(folder, config)
+    fresh = not (steps and config.checkpoint.enable)
+    _check_start(config, fresh)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        write_config(folder, config)
+    return fresh
+
+
+def _check_start(config: Any, fresh: bool) -> None:
+    """Raise unless `build_model` could do its work; reads headers alone."""
+    initial, step = config.initial, config.checkpoint.initial_load_path
+    if fresh and initial.required and not (initial.weights or step):
+        raise ValueError(
+            "this run adapts a trained model: give --initial.weights DIR, the folder of its "
+            "weights, or --checkpoint.initial-load-path DIR/step-N of an earlier run"
+        )
+    if initial.weights and step:
+        raise ValueError(
+            f"initial.weights is {initial.weights} and checkpoint.initial_load_path is {step}: "
+            f"give one of them"
+        )
+    if fresh and initial.weights:
+        pretrained(config.model).check(config.model, initial.weights)
+    if config.lora.rank:
+        with torch.device("meta"):
+            add_lora(config.model.build(), config.lora)
+
+
+def build_model(config: Any, fresh: bool) -> nn.Module:
+    """The model as training begins, whole and the same on every rank; its adapters are new.
+
+    Where the run goes on (not `fresh`) the values are its checkpoint's affair.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        if fresh and config.initial.weights:
+            model = pretrained(config.model).load(config.model, config.initial.weights)
+            logger.info(f"weights from {config.initial.weights}")
+        else:
+            model = config.model.build()
+        add_lora(model, config.lora)
+    if config.lora.rank:
+        train = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        logger.info(f"LoRA of rank {config.lora.rank}: {train:,} parameters train")
+    return model
+
+
+def pretrained(model: Any) -> Any:
+    """The module `pretrained` for a model's config; ValueError if its package has none."""
+    package = type(model).__module__.rpartition(".")[0]
+    if not package or importlib.util.find_spec(f"{package}.pretrained") is None:
+        raise ValueError(
+            f"{type(model).__qualname__} knows no files but the trainer's own: its package has no "
+            f"module {package}.pretrained; start from --checkpoint.initial-load-path DIR/step-N"
+        )
+    return importlib.import_module(f"{package}.pretrained")
