@@ -24,6 +24,7 @@ MAY_IMPORT = {
 EXTRAS = {
     "flexsparse/diffusers": {"diffusers", "safetensors"},
     "models/wan/generate": {"av", "diffusers", "tqdm"},
+    "models/wan/generate/quality": {"matplotlib", "tqdm"},
 }
 
 

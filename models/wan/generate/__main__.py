@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.attention import VSA
-from models.wan.checkpoint import compute_dtypes, load, read_config
+from models.wan.checkpoint import compute_dtypes, load, read_config, with_gates_of
 from models.wan.generate.clip import decode, load_vae, write_latent, write_mp4
 from models.wan.generate.clock import Clock
 from models.wan.generate.options import (
@@ -24,8 +24,14 @@ from models.wan.generate.options import (
     out_paths,
     parse,
     read_prompts,
+    shift_of,
 )
-from models.wan.generate.sampling import attention_alone, compile_blocks, sample
+from models.wan.generate.sampling import (
+    attention_alone,
+    compile_blocks,
+    draw_noise,
+    sample,
+)
 from models.wan.model import WanModel
 
 
@@ -51,10 +57,10 @@ def run(o: argparse.Namespace) -> Clock:
         vae = None
         if o.out.suffix == ".mp4":  # first, since it is small: a wrong one is named at once
             vae = load_vae(o.vae or o.checkpoint / "vae", device, torch.float32)
-        config = replace(config, attention=o.slot)
-        gates = isinstance(o.slot, VSA)
+        slot = with_gates_of(o.slot, o.checkpoint) if isinstance(o.slot, VSA) else o.slot
+        config = replace(config, attention=slot)
         options: Any = dict(device=device, dtype=compute_dtypes(dtype))
-        model = load(config, o.checkpoint, new_gates=gates, **options).eval()
+        model = load(config, o.checkpoint, **options).eval()
     if o.compile:
         compile_blocks(model)
     for size, row in zip(o.size, paths):
@@ -83,10 +89,7 @@ def _sample(
     stages = [] if o.draft is None else [(size[0], *o.draft)]
     latent = None
     for stage in [*stages, size]:
-        generator = torch.Generator().manual_seed(seed)  # the same noise on every device
-        shape = 1, model.config.out_channels, *latent_size(stage)
-        noise = torch.randn(shape, generator=generator).to(device)
-        shift = o.shift or (5.0 if stage[1] >= 720 else 3.0)
+        noise = draw_noise(model, latent_size(stage), seed)
         name = "x".join(map(str, stage))
         with clock.part("DiT"), tqdm(total=o.steps, desc=name, unit="step") as bar:
 
@@ -102,7 +105,7 @@ def _sample(
                     negative,
                     steps=o.steps,
                     sampler=o.sampler,
-                    shift=shift,
+                    shift=shift_of(o, stage),
                     guidance=o.guidance,
                     dense_steps=o.dense_steps,
                     dense_layers=o.dense_layers,

@@ -19,7 +19,7 @@ def load_vae(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
         FileNotFoundError: no VAE in the folder.
         ValueError: one that cannot be loaded.
     """
-    from diffusers import AutoencoderKLWan
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(

@@ -18,6 +18,7 @@ from models.wan.config import WanConfig
 
 TEXT_TOKENS = 512  # that Wan was trained on; those after the text's end are zero
 STRIDE = (4, 8, 8)  # pixels to latents along (T, H, W), after the first frame
+DEFAULT_SIZE = 81, 480, 832
 
 Size = tuple[int, int, int]
 
@@ -31,10 +32,25 @@ class Prompt:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; sizes as (frames, height, width) in pixels, the slot as `attention`."""
+    """The command line; sizes as (frames, height, width) in pixels, the slot as `slot`."""
     p = argparse.ArgumentParser(
         prog="python -m models.wan.generate", description="Videos from a Wan 2.1 checkpoint."
     )
+    p.add_argument("--attention", choices=["dense", "vsa", "bsa"], default="dense")
+    add_shared(p)
+    p.add_argument("--out", type=Path, required=True, help=".mp4, or .safetensors for latents")
+    p.add_argument(
+        "--size", type=size_of, nargs="+", default=[DEFAULT_SIZE], help="FRAMESxHxW each"
+    )
+    p.add_argument("--draft", type=_pair, help="HxW: sample at this size first, then refine")
+    p.add_argument("--refine-from", type=float, default=0.6, help="noise that refining starts at")
+    p.add_argument("--fps", type=int, default=16)
+    p.add_argument("--compile", action="store_true", help="each block, by torch.compile")
+    return finish(p.parse_args(argv))
+
+
+def add_shared(p: argparse.ArgumentParser) -> None:
+    """The options of every command that samples."""
     p.add_argument(
         "--checkpoint", type=Path, required=True, help="Wan's, diffusers' or FastVideo's"
     )
@@ -46,8 +62,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "negative_prompt_embeds as well",
     )
     p.add_argument("--vae", type=Path, help="AutoencoderKLWan; default CHECKPOINT/vae")
-    p.add_argument("--out", type=Path, required=True, help=".mp4, or .safetensors for latents")
-    p.add_argument("--attention", choices=["dense", "vsa", "bsa"], default="dense")
     p.add_argument("--top-k", type=int, help="tiles that a query tile attends to")
     p.add_argument("--sparsity", type=float, help="in place of --top-k; default 0.875")
     p.add_argument("--keep", type=float, default=0.5, help="bsa: share of the queries that stay")
@@ -58,19 +72,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--query-tiles", type=int, default=1, help="adjacent tiles that choose together")
     p.add_argument("--dense-steps", type=int, default=0, help="first steps with dense attention")
     p.add_argument("--dense-layers", type=int, default=0, help="first layers with dense attention")
-    p.add_argument("--size", type=_size, nargs="+", default=[(81, 480, 832)], help="TxHxW each")
-    p.add_argument("--draft", type=_pair, help="HxW: sample at this size first, then refine")
-    p.add_argument("--refine-from", type=float, default=0.6, help="noise that refining starts at")
     p.add_argument("--steps", type=int, default=50)
     p.add_argument("--sampler", choices=["unipc", "euler"], default="unipc")
     p.add_argument("--shift", type=float, help="of the noise levels; default 5, below 720 lines 3")
     p.add_argument("--guidance", type=float, default=5.0, help="1 is none")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--fps", type=int, default=16)
-    p.add_argument("--compile", action="store_true", help="each block, by torch.compile")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--dtype", choices=["bfloat16", "float16", "float32", "float64"])
-    o = p.parse_args(argv)
+
+
+def finish(o: argparse.Namespace) -> argparse.Namespace:
+    """With the slot that was asked for, and the dtype where none was."""
     o.slot = slot_of(o)
     if o.dtype is None:
         o.dtype = "float32" if o.device == "cpu" else "bfloat16"
@@ -91,6 +103,11 @@ def slot_of(o: argparse.Namespace) -> Any:
     if o.attention == "vsa":
         return VSA(top_k=o.top_k, adapt=True, **shared)
     return BSA(kv=o.top_k, keep=o.keep, window=o.window, **shared)
+
+
+def shift_of(o: argparse.Namespace, size: Size) -> float:
+    """Of the noise levels for a video of this size: what was given, or Wan's own."""
+    return o.shift or (5.0 if size[1] >= 720 else 3.0)
 
 
 def latent_size(size: Size) -> Size:
@@ -203,21 +220,26 @@ def out_paths(out: Path, sizes: Sequence[Size], prompts: int) -> list[list[Path]
     for path in flat:
         if path.exists():
             raise ValueError(f"--out {path} exists: give another name, or move it")
+    check_writable(out)
+    return paths
+
+
+def check_writable(out: Path) -> None:
+    """ValueError unless a file or folder of this name could be made."""
     folder = out.parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"--out {out}: {folder} cannot be written to")
-    return paths
 
 
-def _size(text: str) -> Size:
+def size_of(text: str) -> Size:
     t, h, w = _numbers(text, 3)
     return t, h, w
 
 
 def _triple(text: str) -> Size | None:
-    return None if text == "fit" else _size(text)
+    return None if text == "fit" else size_of(text)
 
 
 def _pair(text: str) -> tuple[int, int]:

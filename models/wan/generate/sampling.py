@@ -82,13 +82,29 @@ def sample(
         each(number, len(times))
         layers = len(model.layers) if begin + number < dense_steps else dense_layers
         with dense(model, layers):
-            time = (t.float() / 1000).expand(1).to(noise.device)
-            velocity = model(x, time, text)
-            if negative is not None:
-                other = model(x, time, negative)
-                velocity = other + guidance * (velocity - other)
+            velocity = guided_velocity(model, x, t, text, negative, guidance)
         x = scheduler.step(velocity, t, x, return_dict=False)[0]
     return x
+
+
+def guided_velocity(
+    model: WanModel, x: Tensor, t: Tensor, text: Tensor, negative: Tensor | None, guidance: float
+) -> Tensor:
+    """``negative + guidance * (positive - negative)`` at a scheduler's time, 0 to 1000; without a
+    negative text the velocity as it is."""
+    time = (t.float() / 1000).expand(1).to(x.device)
+    velocity = model(x, time, text)
+    if negative is None:
+        return velocity
+    other = model(x, time, negative)
+    return other + guidance * (velocity - other)
+
+
+def draw_noise(model: WanModel, size: Size, seed: int) -> Tensor:
+    """Of a latent of this size: the same numbers on every device, fp32, on the model's."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(1, model.config.out_channels, *size, generator=generator)
+    return noise.to(next(model.parameters()).device)
 
 
 def resize(latent: Tensor, size: tuple[int, ...]) -> Tensor:
