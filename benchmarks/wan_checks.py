@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -126,9 +127,9 @@ def _coarse(
     dtype: torch.dtype,
 ) -> Tensor:
     """The gated coarse branch of a head, in ``dtype``."""
+    linear = cast(nn.Linear, slot.gate_coarse)
     weight, bias = (
-        y.unflatten(0, (slot.num_heads, -1))[head].to(dtype)
-        for y in (slot.gate_coarse.weight, slot.gate_coarse.bias)
+        y.unflatten(0, (slot.num_heads, -1))[head].to(dtype) for y in (linear.weight, linear.bias)
     )
     gate = (x.to(dtype) @ weight.mT + bias)[:, None]
     counts = tiling.counts(x.device)[:, None]
