@@ -132,7 +132,7 @@ class VSA(nn.Module):
             top_k=self.kv_rule,
             gate_coarse=coarse,
             gate_fine=fine,
-            query_tiles=self.query_tiles,
+            query_tiles=min(self.query_tiles, tiling.num_tiles),
             text_lengths=text_lengths,
             kernel_options=self.kernel_options,
         )
@@ -223,7 +223,7 @@ class BSA(nn.Module):
             window=fit_window(self.window, tiling),
             fill=self.fill,
             enable_gqa=gqa,
-            query_tiles=self.query_tiles,
+            query_tiles=min(self.query_tiles, tiling.num_tiles),
             text_lengths=text_lengths,
             kernel_options=self.kernel_options,
         )

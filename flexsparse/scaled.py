@@ -34,14 +34,14 @@ class Scaled:
     _text: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_text", repr(self.sparsity))
+        object.__setattr__(self, "_text", str(self.sparsity))
         if (self.sparsity is None) == (self.top_k is None):
             raise ValueError(f"{self}: give either a sparsity or a top_k")
         if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
             raise ValueError(
                 f"top_k={self.top_k!r} must be an int of at least 1, or give a sparsity"
             )
-        number = isinstance(self.sparsity, (int, float))
+        number = isinstance(self.sparsity, (int, float)) and not isinstance(self.sparsity, bool)
         if self.sparsity is not None and not (number and 0 <= self.sparsity < 1):
             raise ValueError(
                 f"sparsity={self.sparsity!r} must be in [0, 1): 0.875 keeps 1 tile in 8"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from flexsparse.slots import BSA, VSA
 from flexsparse.tiling import VideoTiling
@@ -18,14 +20,17 @@ Grid = tuple[int, int, int]
 class Call:
     """The grid of the model's current call, and the tiling that follows from it.
 
+    One call at a time: it is no model for several threads.
+
     Attributes:
         method: the slot that all layers have.
         grid: tokens along (T, H, W), set at the model's door by :meth:`enter`.
     """
 
-    def __init__(self, method: VSA | BSA, grid_of: Any) -> None:
-        self.method, self._grid_of = method, grid_of
+    def __init__(self, method: VSA | BSA, grid_of: Any, layers: Any) -> None:
+        self.method, self._grid_of, self._layers = replace(method, query_tiles=1), grid_of, layers
         self.grid: Grid | None = None
+        self._grids: Any = WeakIdKeyDictionary()  # of each call, by its rotary table
 
     def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the model."""
@@ -33,26 +38,49 @@ class Call:
         # sizes, so that each size of the video is a program of its own
         t, h, w = (len(range(size)) for size in self._grid_of(model, *args, **kwargs))
         self.grid = t, h, w
+        if torch.compiler.is_compiling():
+            return
+        for name, attn in self._layers(model):
+            if not isinstance(attn.processor, Processor):
+                raise ValueError(
+                    f"{name} has lost its sparse attention to a {type(attn.processor).__name__}: "
+                    "restore(model) and sparsify it again, after what sets processors"
+                )
 
-    def tiling(self, tokens: int, text: int = 0) -> VideoTiling:
+    def leave(self, model: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        """A forward hook of the model."""
+        self.grid = None
+
+    def tiling(self, tokens: int, text: int = 0, rotary: Any = None) -> VideoTiling:
         """The tiling of a layer that has so many tokens of video, and of text beside them.
+
+        Args:
+            rotary: what the call made for all of its layers, if it did. Activation checkpointing
+                runs a layer once more after the call, with the same tensors, and other calls may
+                have come in between.
 
         Raises:
             ValueError: the model was not called as a whole, or with tokens that are no grid.
         """
-        if self.grid is None:
+        grid = self.grid
+        if rotary is not None and not torch.compiler.is_compiling():
+            grid = self._grids.get(rotary[0], grid)
+            if grid is not None:
+                self._grids[rotary[0]] = grid
+        if grid is None:
             raise ValueError(
                 "a layer of a sparsified model ran by itself, and the video's grid is not known: "
-                "call the model, or restore(model) first"
+                "call the model, or restore(model) first (activation checkpointing, which does so, "
+                "takes a model with rotary embeddings)"
             )
-        if math.prod(self.grid) != tokens:
+        if math.prod(grid) != tokens:
             raise ValueError(
-                f"a layer has {tokens} tokens of video, but the call's grid {self.grid} has "
-                f"{math.prod(self.grid)}: tokens beside the grid, or shards of it, cannot be tiled"
+                f"a layer has {tokens} tokens of video, but the call's grid {grid} has "
+                f"{math.prod(grid)}: tokens beside the grid, or shards of it, cannot be tiled"
             )
         text = len(range(text))
-        t, h, w, rows = map(int, self._tile_and_rows(self.grid, text).split())
-        return VideoTiling(self.grid, (t, h, w), rows, text)
+        t, h, w, rows = map(int, self._tile_and_rows(grid, text).split())
+        return VideoTiling(grid, (t, h, w), rows, text)
 
     @torch.compiler.assume_constant_result
     def _tile_and_rows(self, grid: Grid, text: int) -> str:
@@ -83,6 +111,9 @@ class Processor:
     ) -> Tensor:
         """Tile-major rows to raster ones: x ``[B, padded_tokens, dim]``, q, k, v ``[B, H,
         padded_tokens, D]`` to ``[B, tokens, H * D]``."""
+        if torch.is_autocast_enabled(q.device.type):  # norms leave q and k in fp32
+            dtype = torch.get_autocast_dtype(q.device.type)
+            q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         out = attn.slot(x, q, k, v, tiling, text_lengths)
         return tiling.from_tiles(out.transpose(1, 2).flatten(2, 3)).to(q.dtype)
 

@@ -28,7 +28,7 @@ class CogVideoXProcessor(Processor):
         if attention_mask is not None:
             raise ValueError("CogVideoX attends to all of its text: there is no mask to sparsify")
         video, text = hidden_states.shape[1], encoder_hidden_states.shape[1]
-        tiling = self.call.tiling(video, text)
+        tiling = self.call.tiling(video, text, image_rotary_emb)
         x = tiling.to_tiles(torch.cat((hidden_states, encoder_hidden_states), 1))
         q, k, v = (split_heads(f(x), attn.heads) for f in (attn.to_q, attn.to_k, attn.to_v))
         q = q if attn.norm_q is None else attn.norm_q(q)

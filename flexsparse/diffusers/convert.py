@@ -38,31 +38,44 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
         ValueError: a model that is not known, with how to add it, or one whose layers run on other
             tokens than those of one video.
     """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    if not isinstance(method, VSA | BSA):
+        raise ValueError(f"{method!r} is no method: give VSA(...) or BSA(...)")
     family = family_of(model)
     if isinstance(method, VSA):
         method = replace(method, adapt=True)
-    state = getattr(model, _STATE, None)
-    gates = _gates(model)
-    if state is not None:
-        restore(model)
-    call = Call(method, family.grid)
-    processors: dict[str, Any] = {}
     dtype = cast(torch.dtype, model.dtype)  # that it computes in, however weights are stored
+    slots = {name: _slot(name, attn, method, dtype) for name, attn in family.layers(model)}
+    gates = _gates(model)
+    if getattr(model, _STATE, None) is not None:
+        restore(model)
+    call = Call(method, family.grid, family.layers)
+    processors: dict[str, Any] = {}
     for name, attn in family.layers(model):
         processors[name] = attn.processor
-        weight = attn.to_q.weight
-        with torch.device(weight.device):
-            slot = method.build(attn.to_q.in_features, attn.heads, None)
-        if any(p.dtype != dtype for p in slot.parameters()):
-            slot.to(dtype)
-        attn.slot = slot.requires_grad_(weight.requires_grad)
+        attn.slot = slots[name]
         attn.set_processor(family.processor(call))
-    own = {name: x for name, x in _gates(model).items() if name in gates}
     with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(gates[name])
-    hook = model.register_forward_pre_hook(call.enter, with_kwargs=True)
-    setattr(model, _STATE, (processors, hook))
+        for name, parameter in _gates(model).items():
+            if name in gates:
+                parameter.copy_(gates[name])
+    hooks = (
+        model.register_forward_pre_hook(call.enter, with_kwargs=True),
+        model.register_forward_hook(call.leave),
+    )
+    setattr(model, _STATE, (processors, hooks))
+
+
+def _slot(name: str, attn: Any, method: VSA | BSA, dtype: torch.dtype) -> nn.Module:
+    """A layer's slot, where its weights are."""
+    weight = attn.to_q.weight
+    if weight.is_meta:
+        raise ValueError(f"the weights of {name} are offloaded: sparsify the model before that")
+    with torch.device(weight.device):
+        slot = method.build(attn.to_q.in_features, attn.heads, None)
+    if any(p.dtype != dtype for p in slot.parameters()):
+        slot.to(dtype)
+    return slot.requires_grad_(weight.requires_grad)
 
 
 def restore(model: nn.Module) -> None:
@@ -71,15 +84,17 @@ def restore(model: nn.Module) -> None:
     Raises:
         ValueError: a model that is not sparse.
     """
+    model = getattr(model, "_orig_mod", model)
     state = getattr(model, _STATE, None)
     if state is None:
         raise ValueError(f"this {type(model).__name__} is not sparse: nothing to restore")
-    processors, hook = state
+    processors, hooks = state
     for name, processor in processors.items():
         attn: Any = model.get_submodule(name)
         attn.set_processor(processor)
         del attn.slot
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     delattr(model, _STATE)
 
 

@@ -40,14 +40,15 @@ def register(family: Family) -> Family:
 
 def family_of(model: nn.Module) -> Family:
     """The family of a model; ValueError where it is not known."""
+    for kind in type(model).__mro__:
+        if kind.__name__ in _FAMILIES:
+            return _FAMILIES[kind.__name__]
     name = type(model).__name__
-    if name not in _FAMILIES:
-        raise ValueError(
-            f"{name} is not a model that can be sparsified; known are "
-            f"{', '.join(sorted(_FAMILIES))}. To add it: flexsparse.diffusers.register(Family("
-            f"{name!r}, grid, layers, processor)), as flexsparse/diffusers/wan.py does for Wan"
-        )
-    return _FAMILIES[name]
+    raise ValueError(
+        f"{name} is not a model that can be sparsified; known are "
+        f"{', '.join(sorted(_FAMILIES))}. To add it: flexsparse.diffusers.register(Family("
+        f"{name!r}, grid, layers, processor)), as flexsparse/diffusers/wan.py does for Wan"
+    )
 
 
 def layers_of(*lists: str, attention: str) -> Callable[[nn.Module], Iterator[tuple[str, Any]]]:

@@ -28,7 +28,7 @@ class HunyuanVideoProcessor(Processor):
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         video, text = hidden_states.shape[1], encoder_hidden_states.shape[1]
-        tiling = self.call.tiling(video, text)
+        tiling = self.call.tiling(video, text, image_rotary_emb)
         x = tiling.to_tiles(torch.cat((hidden_states, encoder_hidden_states), 1))
         own = attn.add_q_proj is not None
         if own:

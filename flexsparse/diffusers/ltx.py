@@ -22,7 +22,7 @@ class LTXProcessor(Processor):
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        tiling = self.call.tiling(hidden_states.shape[1])
+        tiling = self.call.tiling(hidden_states.shape[1], rotary=image_rotary_emb)
         x = tiling.to_tiles(hidden_states)
         q, k, v = attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x)
         if image_rotary_emb is not None:
@@ -36,17 +36,20 @@ class LTXProcessor(Processor):
 def ltx_grid(
     model: Any,
     hidden_states: Tensor,
-    *args: Any,
+    encoder_hidden_states: Any = None,
+    timestep: Any = None,
+    encoder_attention_mask: Any = None,
     num_frames: int | None = None,
     height: int | None = None,
     width: int | None = None,
+    *args: Any,
     **kwargs: Any,
 ) -> Grid:
-    """Sizes of the latent in tokens, as LTXPipeline gives them by name."""
+    """Sizes of the latent in tokens, as LTXPipeline gives them."""
     if num_frames is None or height is None or width is None:
         raise ValueError(
             "LTX was called without num_frames, height and width, so that its tokens have no "
-            "grid: name them, as LTXPipeline does; LTXConditionPipeline's tokens cannot be tiled"
+            "grid: give them, as LTXPipeline does; LTXConditionPipeline's tokens cannot be tiled"
         )
     return num_frames, height, width
 

@@ -22,7 +22,7 @@ class WanProcessor(Processor):
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        tiling = self.call.tiling(hidden_states.shape[1])
+        tiling = self.call.tiling(hidden_states.shape[1], rotary=rotary_emb)
         x = tiling.to_tiles(hidden_states)
         if attn.fused_projections:
             q, k, v = attn.to_qkv(x).chunk(3, -1)

@@ -1,0 +1,111 @@
+"""A sparse model among what else is done to models: checkpointing, autocast, fusing, subclasses."""
+
+import numpy as np
+import pytest
+import torch
+from laws import assert_accurate
+from small_models import SMALL, run
+
+from flexsparse.diffusers import BSA, VSA, restore, sparsify
+
+families = pytest.mark.parametrize("name", SMALL)
+SPARSE = VSA(sparsity=0.5, tile=(2, 2, 2))
+
+
+def gradients_of_two_calls(model, small):
+    """One backward of two calls, whose grids have as many tokens."""
+    model.zero_grad()
+    batches = [small.batch(grid, 0) for grid in ((2, 4, 6), (2, 6, 4))]
+    sum(run(model, batch).square().mean() for batch in batches).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@families
+def test_a_layer_that_is_run_again_in_the_backward_has_the_grid_of_its_call(name):
+    small = SMALL[name]
+    model = small.model(0)
+    sparsify(model, SPARSE)
+    wanted = gradients_of_two_calls(model, small)
+    model.enable_gradient_checkpointing()
+    model.train()
+    found = gradients_of_two_calls(model, small)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[n], wanted[n]) for n in wanted)
+
+
+@families
+def test_autocast_computes_in_its_dtype(name):
+    small, batch = SMALL[name], SMALL[name].batch((2, 4, 5), 0)
+    model = small.model(0)
+    exact = run(small.model(0).double(), batch).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        dense = run(model, batch).detach()
+        sparsify(model, VSA(sparsity=0.0))
+        assert_accurate([run(model, batch).detach().to(dense.dtype)], [[dense]], [exact])
+        sparsify(model, BSA(keep=0.5))
+        assert run(model, batch).isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["vsa", BSA(kv=0), VSA], ids=str)
+def test_what_cannot_be_done_changes_nothing(method):
+    small, batch = SMALL["wan"], SMALL["wan"].batch((2, 4, 5), 0)
+    model = small.model(0)
+    sparsify(model, SPARSE)
+    with torch.no_grad():
+        model.blocks[0].attn1.slot.gate_coarse.bias.fill_(0.3)
+    before = run(model, batch)
+    with pytest.raises(ValueError):
+        sparsify(model, method)
+    assert torch.equal(run(model, batch), before)
+    restore(model)
+
+
+def test_processors_that_others_set_are_named():
+    small, batch = SMALL["cogvideox"], SMALL["cogvideox"].batch((2, 4, 5), 0)
+    model = small.model(0)
+    sparsify(model, SPARSE)
+    model.fuse_qkv_projections()
+    with pytest.raises(
+        ValueError, match="transformer_blocks.0.attn1 has lost its sparse attention"
+    ):
+        run(model, batch)
+
+
+def test_a_grid_of_fewer_tiles_than_choose_together():
+    small = SMALL["wan"]
+    model, alone = small.model(0), small.model(0)
+    sparsify(model, VSA(top_k=2, tile=(2, 2, 2), query_tiles=2))
+    sparsify(alone, VSA(top_k=2, tile=(2, 2, 2)))
+    batch = small.batch((1, 2, 2), 0)
+    assert torch.equal(run(model, batch), run(alone, batch))
+
+
+def test_offloaded_weights_are_refused():
+    model = SMALL["wan"].model(0).to("meta")
+    with pytest.raises(ValueError, match="are offloaded: sparsify the model before"):
+        sparsify(model, SPARSE)
+
+
+def test_a_subclass_and_a_compiled_model_are_known():
+    small, batch = SMALL["wan"], SMALL["wan"].batch((2, 4, 5), 0)
+    model, wanted = small.model(0), small.model(0)
+    model.__class__ = type("Mine", (type(model),), {})
+    sparsify(torch.compile(model, backend="eager"), SPARSE)
+    sparsify(wanted, VSA(sparsity=np.float64(0.5), tile=(2, 2, 2)))
+    assert torch.equal(run(model, batch), run(wanted, batch))
+
+
+def test_ltx_takes_its_grid_by_place_as_well():
+    small, batch = SMALL["ltx"], SMALL["ltx"].batch((2, 4, 5), 0)
+    model = small.model(0)
+    sparsify(model, SPARSE)
+    assert torch.equal(model(*batch.values()).sample, run(model, batch))
+
+
+def test_a_layer_by_itself_after_a_call_is_refused():
+    small = SMALL["wan"]
+    model = small.model(0)
+    sparsify(model, SPARSE)
+    run(model, small.batch((2, 4, 5), 0))
+    with pytest.raises(ValueError, match="ran by itself"):
+        model.blocks[0].attn1(torch.randn(1, 40, 32))
