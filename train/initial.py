@@ -51,6 +51,13 @@ def open_folder(config: Any) -> bool:
 
 def _check_start(config: Any, fresh: bool) -> None:
     """Raise unless `build_model` could do its work; reads headers alone."""
+    size, names = getattr(config.model, "video", None), ("num_frames", "height", "width")
+    clips = tuple(getattr(config.dataloader, name, None) for name in names)
+    if size is not None and None not in clips and clips != tuple(size):
+        raise ValueError(
+            f"model.video is {tuple(size)}, but the dataloader's num_frames, height and width are "
+            f"{clips}: give both the same"
+        )
     initial, step = config.initial, config.checkpoint.initial_load_path
     if fresh and initial.required and not (initial.weights or step):
         raise ValueError(

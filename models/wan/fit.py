@@ -60,7 +60,13 @@ def check_fit(
         )
     kinds = set(map(_kind, weights.entries))
     missing = [key for key in names if key not in weights.entries]
-    gates = [key for key in missing if formats.is_gate(key) and _kind(key) not in kinds]
+    # of a gate that is new both weight and bias are missing, in every layer
+    there = {kind.rpartition(".")[0] for kind in kinds}
+    gates = [
+        key
+        for key in missing
+        if formats.is_gate(key) and _kind(key).rpartition(".")[0] not in there
+    ]
     spare = [key for key in weights.entries if key not in names and not formats.is_ignored(key)]
     faults = []
     if new_gates:
@@ -74,7 +80,8 @@ def check_fit(
         faults.append(f"keys missing: {len(missing)} ({_grouped(missing)})")
     if spare and all(map(formats.is_gate, spare)):
         faults.append(
-            f"gates left over: {len(spare)} ({_grouped(spare)}), give the model attention=VSA()"
+            f"gates left over: {len(spare)} ({_grouped(spare)}): they are VSA's, give the model "
+            f"attention=VSA() (--attention vsa)"
         )
     elif spare:
         faults.append(f"keys left over: {len(spare)} ({_grouped(spare)})")

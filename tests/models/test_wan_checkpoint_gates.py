@@ -91,3 +91,12 @@ def test_a_slot_takes_the_gates_that_a_checkpoint_has(tmp_path, format, slot):
     assert (found.top_k, found.tile) == (3, None)
     loaded = load(debug(attention=found), tmp_path / "a")
     assert_same(dict(loaded.state_dict()), dict(model.state_dict()))
+
+
+@pytest.mark.parametrize("half", ["weight", "bias"])
+def test_half_a_gate_is_no_new_one(tmp_path, half):
+    fastvideo(tmp_path / "a")
+    weights = {k: x for k, x in read(tmp_path / "a").items() if not k.endswith(f"compress.{half}")}
+    save_file(weights, tmp_path / "a" / f"{STEM}.safetensors")
+    with pytest.raises(ValueError, match=f"keys missing: 2 .*to_gate_compress.{half}"):
+        load(debug(attention=VSA(adapt=True)), tmp_path / "a", new_gates=True)

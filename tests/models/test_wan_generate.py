@@ -1,10 +1,12 @@
 """Wan's generation from end to end, and what sampling computes."""
 
+import shutil
 from contextlib import nullcontext
 
 import av
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
 from laws import assert_accurate
 from safetensors.torch import load_file, save_file
 from small_wan import everything_in_fp64, exact_twin_of, twin_of
@@ -207,6 +209,10 @@ def test_what_cannot_be_is_refused_before_any_work(pipeline, tmp_path, capsys, m
         (("--checkpoint", str(tmp_path / "none")), "none"),
         (("--prompt-embeds", str(tmp_path / "none")), "there is no such file"),
         (("--out", str(tmp_path / "clip.avi")), "must end in .mp4"),
+        (("--out", str(tmp_path / ("a" * 250 + ".mp4"))), "cannot be written to"),
+        (("--device", "cuda:99"), "--device cuda:99"),
+        (("--guidance", "nan"), "must be finite"),
+        (("--shift", "inf"), "must be finite"),
         (("--out", str(pipeline / "vae" / "config.json" / "a.mp4")), "cannot be written to"),
     ]:
         assert words in refused(capsys, pipeline, out, *options), options
@@ -222,6 +228,8 @@ def test_embeddings_that_do_not_fit_are_named(pipeline, tmp_path, capsys):  # no
         (dict(prompt_embeds=torch.zeros(600, 32)), "[1 to 512 tokens, 32]"),
         (dict(prompt_embeds=torch.zeros(4, 32)), "needs negative_prompt_embeds"),
         (dict(embeds=torch.zeros(4, 32)), "has embeds; prompt_embeds is due"),
+        (dict(prompt_embeds=torch.full((4, 32), torch.nan)), "not finite"),
+        (dict(prompt_embeds=torch.zeros(0, 7, 32)), "prompt_embeds is [0, 7, 32]"),
     ]:
         save_file(tensors, file)
         options = "--prompt-embeds", str(file)
@@ -235,3 +243,21 @@ def test_a_clip_that_fails_to_be_written_leaves_nothing(pipeline, tmp_path, monk
     with pytest.raises(ZeroDivisionError):
         generate(pipeline, tmp_path / "clip.mp4")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_vae_that_does_not_fit_and_wan_2_2_are_refused(pipeline, tmp_path, capsys):  # noqa: F811
+    sizes = dict(base_dim=4, z_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1, attn_scales=[])
+    eight = dict(latents_mean=[0.0] * 8, latents_std=[1.0] * 8)
+    AutoencoderKLWan(**sizes, **eight).save_pretrained(tmp_path / "vae")
+    said = refused(capsys, pipeline, tmp_path / "a.mp4", "--vae", str(tmp_path / "vae"))
+    assert "has 8 channels and strides of 4 frames and 8 pixels; this model's has 16" in said
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    shutil.copytree(pipeline / "vae", tmp_path / "vae", dirs_exist_ok=True)
+    weights = {k: x for k, x in load_file(file).items() if not k.startswith("decoder.conv_in")}
+    save_file(weights, file, {"format": "pt"})
+    said = refused(capsys, pipeline, tmp_path / "a.mp4", "--vae", str(tmp_path / "vae"))
+    assert "lacks 2 weights, decoder.conv_in.bias first" in said
+    shutil.copytree(pipeline, tmp_path / "two")
+    shutil.copytree(pipeline / "transformer", tmp_path / "two" / "transformer_2")
+    said = refused(capsys, pipeline, tmp_path / "a.mp4", "--checkpoint", str(tmp_path / "two"))
+    assert "has two transformers" in said

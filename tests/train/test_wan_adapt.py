@@ -141,6 +141,9 @@ def test_what_cannot_start_is_refused_before_anything_is_written(tmp_path, given
     other.model = replace(other.model, ffn=256, layers=3)
     line = refused(other)
     assert "ffn 128, not 256" in line and "layers 2, not 3" in line
+    smaller = adapting("debug_vsa_adapt", tmp_path / "run", given)
+    smaller.model = replace(smaller.model, video=(3, 8, 8))
+    assert "model.video is (3, 8, 8), but the dataloader's" in refused(smaller)
     twice = config()
     twice.checkpoint.initial_load_path = "/elsewhere/step-1"
     assert "give one of them" in refused(twice)

@@ -1,6 +1,7 @@
 """Videos -> clips -> latents, with a VAE that diffusers loads."""
 
 import itertools
+import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ def load_vae(folder: Path) -> Any:
     line where diffusers, the folder or the interface is wanting.
     """
     try:
-        from diffusers.models.auto_model import AutoModel
+        import diffusers
     except ImportError as e:
         raise ValueError("encoding videos takes diffusers: pip install diffusers") from e
     if not (folder / "config.json").is_file():
@@ -30,11 +31,15 @@ def load_vae(folder: Path) -> Any:
             "(of a pipeline's folder, the one called vae)"
         )
     try:
-        vae: Any = AutoModel.from_pretrained(
-            str(folder), torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
-        )
+        options: Any = dict(torch_dtype=torch.float32, local_files_only=True)
+        options |= dict(low_cpu_mem_usage=False, output_loading_info=True)
+        name = json.loads((folder / "config.json").read_text()).get("_class_name", "")
+        loaded: Any = getattr(diffusers, name).from_pretrained(str(folder), **options)
     except (OSError, ValueError, AttributeError, RuntimeError) as e:
         raise ValueError(f"diffusers cannot load {folder}: {' '.join(str(e).split())}") from e
+    vae, info = loaded
+    if lacking := info["missing_keys"]:  # diffusers draws them, and warns
+        raise ValueError(f"{folder} lacks {len(lacking)} weights, {sorted(lacking)[0]} first")
     if not hasattr(vae, "encode") or "scale_factor_temporal" not in vae.config:
         raise ValueError(
             f"{folder} is a {type(vae).__name__}: give a VAE with the interface of AutoencoderKLWan"

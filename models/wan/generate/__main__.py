@@ -38,7 +38,7 @@ from models.wan.model import WanModel
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(parse(argv))
-    except (ValueError, FileNotFoundError) as e:
+    except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     return 0
@@ -56,7 +56,9 @@ def run(o: argparse.Namespace) -> Clock:
     with clock.part("loading"):
         vae = None
         if o.out.suffix == ".mp4":  # first, since it is small: a wrong one is named at once
-            vae = load_vae(o.vae or o.checkpoint / "vae", device, torch.float32)
+            vae = load_vae(
+                o.vae or o.checkpoint / "vae", device, torch.float32, config.out_channels
+            )
         slot = with_gates_of(o.slot, o.checkpoint) if isinstance(o.slot, VSA) else o.slot
         config = replace(config, attention=slot)
         options: Any = dict(device=device, dtype=compute_dtypes(dtype))

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
-def load_vae(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """A VAE with the interface of diffusers' AutoencoderKLWan.
+def load_vae(folder: Path, device: torch.device, dtype: torch.dtype, channels: int = 16) -> Any:
+    """A VAE with the interface of diffusers' AutoencoderKLWan, for latents of so many channels.
 
     Raises:
         FileNotFoundError: no VAE in the folder.
@@ -27,9 +27,20 @@ def load_vae(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
             "LATENTS.safetensors to write the latent alone"
         )
     try:
-        vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=dtype)
-    except (OSError, RuntimeError, TypeError) as e:
+        options: Any = dict(torch_dtype=dtype, low_cpu_mem_usage=False)
+        loaded: Any = AutoencoderKLWan.from_pretrained(folder, **options, output_loading_info=True)
+    except (OSError, RuntimeError, TypeError, ValueError) as e:
         raise ValueError(f"--vae {folder}: {str(e).splitlines()[0]}") from None
+    vae, info = loaded
+    if lacking := info["missing_keys"]:
+        raise ValueError(f"--vae {folder} lacks {len(lacking)} weights, {sorted(lacking)[0]} first")
+    c = vae.config
+    strides = c.get("scale_factor_temporal", 4), c.get("scale_factor_spatial", 8)
+    if c.z_dim != channels or len(c.latents_mean) != channels or strides != (4, 8):
+        raise ValueError(
+            f"--vae {folder} has {c.z_dim} channels and strides of {strides[0]} frames and "
+            f"{strides[1]} pixels; this model's has {channels}, 4 and 8"
+        )
     return cast(Any, vae).to(device).eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,10 +131,21 @@ def latent_size(size: Size) -> Size:
 
 def check(o: argparse.Namespace, config: WanConfig) -> None:
     """ValueError, in a line, for what cannot work with this model."""
-    if config.image_dim is not None:
+    if config.image_dim is not None or config.in_channels != config.out_channels:
         raise ValueError(
             f"{o.checkpoint} is an image-to-video model; this command has text alone for it"
         )
+    if (o.checkpoint / "transformer_2").exists():
+        raise ValueError(
+            f"{o.checkpoint} has two transformers, for high and for low noise, as Wan 2.2 has; "
+            "this command samples with one: it is for Wan 2.1"
+        )
+    try:
+        torch.empty(0, device=o.device)
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f"--device {o.device}: {str(e).splitlines()[0]}") from None
+    if not all(map(math.isfinite, (o.guidance, o.shift or 1.0))):
+        raise ValueError(f"--guidance {o.guidance}, --shift {o.shift} must be finite numbers")
     sizes = [*o.size] + ([(o.size[0][0], *o.draft)] if o.draft else [])
     for size in sizes:
         tiling = o.slot.tiling(config.grid_of(latent_size(size)))
@@ -175,7 +187,10 @@ def read_prompts(path: Path, text_dim: int, guidance: float) -> list[Prompt]:
             continue
         x = found[name]
         x = x[None] if x.ndim == 2 else x
-        if x.ndim != 3 or x.shape[-1] != text_dim or not 0 < x.shape[1] <= TEXT_TOKENS:
+        if not x.isfinite().all():
+            raise ValueError(f"--prompt-embeds {path}: {name} has numbers that are not finite")
+        sizes = x.ndim == 3 and 0 < x.shape[1] <= TEXT_TOKENS and len(x) > 0
+        if not sizes or x.shape[-1] != text_dim:
             raise ValueError(
                 f"--prompt-embeds {path}: {name} is {list(found[name].shape)}, but this model "
                 f"takes [1 to {TEXT_TOKENS} tokens, {text_dim}]"
@@ -225,12 +240,16 @@ def out_paths(out: Path, sizes: Sequence[Size], prompts: int) -> list[list[Path]
 
 
 def check_writable(out: Path) -> None:
-    """ValueError unless a file or folder of this name could be made."""
-    folder = out.parent
+    """ValueError unless a file or folder of this name could be made, by making one."""
+    folder = out.absolute().parent
     while not folder.exists():
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"--out {out}: {folder} cannot be written to")
+    draft = folder / f".{out.name}.{os.getpid()}"
+    try:
+        draft.touch(exist_ok=False)
+        draft.unlink()
+    except OSError as e:
+        raise ValueError(f"--out {out}: {folder} cannot be written to ({e.strerror})") from None
 
 
 def size_of(text: str) -> Size:

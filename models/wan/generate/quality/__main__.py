@@ -25,7 +25,7 @@ from models.wan.generate.sampling import draw_noise
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(parse(argv))
-    except (ValueError, FileNotFoundError) as e:
+    except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     return 0
@@ -42,7 +42,7 @@ def run(o: argparse.Namespace) -> Quality:
     prompt = read_prompt(o, config.text_dim)
     vae, folder = None, o.vae or o.checkpoint / "vae"
     if o.vae or folder.is_dir():
-        vae = load_vae(folder, device, torch.float32)
+        vae = load_vae(folder, device, torch.float32, config.out_channels)
     slot = with_gates_of(o.slot, o.checkpoint) if isinstance(o.slot, VSA) else o.slot
     options: Any = dict(device=device, dtype=compute_dtypes(getattr(torch, o.dtype)))
     model = load(replace(config, attention=slot), o.checkpoint, **options).eval()

@@ -7,6 +7,7 @@ import pytest
 from cached_run import said
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from train.data.encode import check_clip_size, cut_clips
 
@@ -38,6 +39,10 @@ def test_a_folder_that_holds_no_vae_is_refused(tmp_path, run, vae, caplog):
     broken.mkdir()
     (broken / "config.json").write_text((vae / "config.json").read_text())
     assert run(vae=broken) == 1 and "diffusers cannot load" in said(caplog)[-1]
+    weights = load_file(vae / "diffusion_pytorch_model.safetensors")
+    decoder = {name: x for name, x in weights.items() if not name.startswith("encoder.")}
+    save_file(decoder, broken / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    assert run(vae=broken) == 1 and "weights, encoder." in said(caplog)[-1]
     (broken / "config.json").write_text("{")
     assert run(vae=broken) == 1 and "diffusers cannot load" in said(caplog)[-1]
     from diffusers import AutoencoderTiny
