@@ -14,6 +14,7 @@ from flexsparse import (
     reference,
     selection,
     selfcheck,
+    text,
     vsa,
 )
 from flexsparse.accuracy import error_ratios, recomputed_attention
@@ -104,7 +105,7 @@ def fourth_time(factor):
 
 
 def untouched(_):
-    return lambda tiling, x: x
+    return lambda tiling, x, *lengths: x
 
 
 def negated(real):
@@ -161,7 +162,7 @@ SABOTAGES = {
         {"dv with NaN in padding"},
     ),
     "second-mask": (
-        replaced(vsa, "mask_of_bits", first_of_each_shape),
+        replaced(text, "mask_of_bits", first_of_each_shape),
         TWO,
         {"out of the second mask", "dk of the second mask"},
     ),

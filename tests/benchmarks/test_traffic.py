@@ -121,7 +121,7 @@ def test_kernels_between_tiles_ask_for_so_many_bytes(asked):
         arguments = *p.means[:2], None, "top", float(most), None, most, most, x
         bits, found = asked(select_tiles.select_tiles, *arguments)
         assert found == sum(moved[f"choose x{x}"]["forward"])
-        given = bits, list(tiling.video), list(tiling.tile), tiling.rows, most
+        given = bits, list(tiling.video), list(tiling.tile), tiling.rows, 0, most
         _, found = asked(tile_lists.tile_lists, *given, False)
         assert found == sum(moved[f"lists x{x}"]["inference"])
         lists, found = asked(tile_lists.tile_lists, *given, True)
