@@ -68,6 +68,7 @@ def bsa_mask(
     >>> bsa_mask(prune_queries(q, tiling), k, tiling, kv=TopK(2)).shape
     (1, 2, 256, 512)
     """
+    kept.check_tiling(tiling)
     check_text_lengths(text_lengths, tiling, k)
     return _mask(kept, k, tiling, kv, query_tiles, text_lengths=text_lengths)
 

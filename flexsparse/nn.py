@@ -142,7 +142,8 @@ class VSA(nn.Module):
         """What :meth:`forward` chooses for the same q and k; None where it is dense."""
         if self.kv_rule is None:
             return None
-        tile_map = vsa_tile_map(q, k, tiling, top_k=self.kv_rule, query_tiles=self.query_tiles)
+        together = min(self.query_tiles, tiling.num_tiles)
+        tile_map = vsa_tile_map(q, k, tiling, top_k=self.kv_rule, query_tiles=together)
         return Choice(tile_map, tiling.valid(q.device).expand(*q.shape[:2], -1), None)
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -234,7 +235,8 @@ class BSA(nn.Module):
         if self.kv_rule is None:
             return None
         kept = prune_queries(q, tiling, keep=self.keep, window=fit_window(self.window, tiling))
-        tile_map = bsa_tile_map(kept, k, tiling, kv=self.kv_rule, query_tiles=self.query_tiles)
+        together = min(self.query_tiles, tiling.num_tiles)
+        tile_map = bsa_tile_map(kept, k, tiling, kv=self.kv_rule, query_tiles=together)
         return Choice(tile_map, kept.mask, kept.q_rows)
 
     def extra_repr(self) -> str:

@@ -143,6 +143,18 @@ def test_layers_hand_on_how_query_tiles_choose():
             layer(x, q, k, v, tiling)
 
 
+@pytest.mark.parametrize("kind", [VSA, BSA])
+def test_fewer_tiles_than_choose_together_choose_all_together(kind):
+    small = VideoTiling((1, 2, 4), (1, 2, 2))
+    x, q, k = torch.randn(1, 32, 48), *torch.randn(2, 1, 3, small.padded_tokens, 16)
+    args = (48, 3, 1) if kind is VSA else (1,)
+    layers = [kind(*args, query_tiles=n) for n in (2, 9)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    outs = [layer(x, q, k, k, small) for layer in layers]
+    maps = [layer.choose(q, k, small).tile_map for layer in layers]
+    assert torch.equal(*outs) and torch.equal(*maps)
+
+
 def test_without_gates_it_is_the_fine_stage_and_has_no_parameters():
     x, q, k, v = [tiling.to_tiles(t) for t in inputs()]
     layer = VSA(48, 3, top_k=3, gates=False)
