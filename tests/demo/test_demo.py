@@ -1,5 +1,6 @@
 """The whole demo on tiny settings and videos of moving digits, without a network."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -22,7 +23,9 @@ def test_the_demo_runs_and_runs_again_on_a_slow_machine(
     tmp_path, videos, tiny, monkeypatch, capsys
 ):
     out = tmp_path / "demo"
+    level = logging.getLogger("train.data").level
     demo.run(tiny, out, videos)
+    assert logging.getLogger("train.data").level == level, "later runs of this process are heard"
     said = capsys.readouterr().out
     assert "| loss on held-out clips" in said and str(out / "report.md") in said
     text = (out / "report.md").read_text()

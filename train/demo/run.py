@@ -3,7 +3,8 @@
 import logging
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -50,7 +51,8 @@ def run(settings: Settings, out: Path, own_clips: Path | None = None) -> None:
     steps = max(1, turns) * settings.validations
 
     say(f"3/5  training each for {steps} steps, about {time_text(steps * step_of_all)}")
-    trainers = build_trainers(settings, folder, out, steps)
+    with loaders_say(logging.ERROR):  # of these clips they have told all
+        trainers = build_trainers(settings, folder, out, steps)
     try:
         train_in_turns(trainers, steps, settings.validations, say)
         models = {name: plain_copy(trainer) for name, trainer in trainers.items()}
@@ -107,12 +109,23 @@ def load_clips(config: VideoDataLoader.Config) -> tuple[Clips[Sample], Clips[Sam
     console, logger = Console(logging.INFO), logging.getLogger("train.data")
     console.setFormatter(logging.Formatter("     %(message)s"))
     logger.addHandler(console)
-    logger.setLevel(logging.INFO)
     try:
-        return config.build(split="train").clips, config.build(split="validation").clips
+        with loaders_say(logging.INFO):
+            return config.build(split="train").clips, config.build(split="validation").clips
     finally:
         logger.removeHandler(console)
-        logger.setLevel(logging.ERROR)  # the trainers will load the same again
+
+
+@contextmanager
+def loaders_say(level: int) -> Iterator[None]:
+    """Within it they log what is of this level or above, after it what they logged before."""
+    logger = logging.getLogger("train.data")
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def one_a_caption(clips: Clips[Sample], at_most: int) -> list[Sample]:
