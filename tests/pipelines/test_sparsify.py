@@ -15,7 +15,7 @@ from small_models import SMALL, run
 from torch import nn
 
 from flexsparse import Mass, VideoTiling, reference
-from flexsparse.diffusers import BSA, VSA, Family, load_gates, register, restore, sparsify
+from flexsparse.diffusers import BSA, VSA, Family, register, restore, sparsify
 from flexsparse.vsa import vsa_tile_map
 
 grids = st.tuples(st.integers(1, 4), st.integers(2, 6), st.integers(2, 7))
@@ -129,38 +129,6 @@ def test_restore_leaves_the_model_as_it_was(name):
     assert not model._forward_pre_hooks
     with pytest.raises(ValueError, match="is not sparse: nothing to restore"):
         restore(model)
-
-
-@families
-def test_gates_train_and_are_saved_and_read(name, tmp_path):
-    small, batch = SMALL[name], SMALL[name].batch((2, 4, 5), 0)
-    model = small.model(0)
-    sparsify(model, VSA(sparsity=0.5, tile=(2, 2, 2)))
-    gates = {n: p for n, p in model.named_parameters() if ".slot.gate_coarse." in n}
-    assert len(gates) == 4 and not any(p.any() for p in gates.values())
-    run(model, batch).square().mean().backward()
-    assert all(p.grad.any() for p in gates.values())
-    with torch.no_grad():
-        for p in gates.values():
-            p.add_(0.1)
-    model.save_pretrained(tmp_path / "sparse")
-    loaded = type(model).from_pretrained(tmp_path / "sparse")
-    sparsify(loaded, VSA(sparsity=0.5, tile=(2, 2, 2)))
-    load_gates(loaded, tmp_path / "sparse")
-    assert torch.equal(run(loaded.eval(), batch), run(model, batch))
-    sparsify(loaded, VSA(sparsity=0.75))  # another sparsity, the same gates
-    assert all(p.eq(0.1).all() for n, p in loaded.named_parameters() if ".slot." in n)
-
-    sparsify(loaded, BSA())
-    with pytest.raises(ValueError, match="has no gates: sparsify"):
-        load_gates(loaded, tmp_path / "sparse")
-    restore(model)
-    model.save_pretrained(tmp_path / "dense")
-    sparsify(loaded, VSA())
-    with pytest.raises(ValueError, match="has 0 gates, the model 4: missing .*gate_coarse"):
-        load_gates(loaded, tmp_path / "dense")
-    with pytest.raises(FileNotFoundError, match="has no"):
-        load_gates(loaded, tmp_path)
 
 
 @families
