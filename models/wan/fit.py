@@ -1,5 +1,6 @@
 """Whether a checkpoint is what a model wants, from the headers of its files alone."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -27,7 +28,13 @@ def format_of(weights: Weights) -> Format:
 
 
 def sizes_of(weights: Weights, format: Format) -> dict[str, Any]:
-    """Fields of a WanConfig, of which shapes and `config.json` must say the same."""
+    """Fields of a WanConfig, of which shapes and `config.json` must say the same; CheckpointError
+    if they don't, or if `config.json` says what no Wan has."""
+    if unlike := formats.unlike_wan(weights.json):
+        words = ", ".join(f"{k} {json.dumps(v)}" for k, v in unlike.items())
+        raise CheckpointError(
+            f"{weights.path}: config.json has {words}: no model of Wan 2.1's is so, and none here"
+        )
     shapes = {key: entry.shape for key, entry in weights.entries.items()}
     found, said = formats.sizes_of_shapes(shapes, format), formats.sizes_of_json(weights.json)
     if wrong := [
