@@ -49,7 +49,8 @@ def ltx_grid(
     if num_frames is None or height is None or width is None:
         raise ValueError(
             "LTX was called without num_frames, height and width, so that its tokens have no "
-            "grid: give them, as LTXPipeline does; LTXConditionPipeline's tokens cannot be tiled"
+            "grid: give them, as LTXPipeline and LTXImageToVideoPipeline do; "
+            "LTXConditionPipeline's tokens cannot be tiled"
         )
     return num_frames, height, width
 

@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2 (WanTransformer3DModel)."""
+"""Wan 2.1 and 2.2 (WanTransformer3DModel), and VACE, whose control has blocks of its own."""
 
 from __future__ import annotations
 
@@ -52,3 +52,5 @@ def wan_grid(model: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Gr
 
 _layers = layers_of("blocks", attention="attn1")
 register(Family("WanTransformer3DModel", wan_grid, _layers, WanProcessor))
+_layers = layers_of("vace_blocks", "blocks", attention="attn1")
+register(Family("WanVACETransformer3DModel", wan_grid, _layers, WanProcessor))

@@ -83,7 +83,7 @@ def patched(name, attend, text, video):
         where = "diffusers.models.attention_processor.F.scaled_dot_product_attention"
         stack.enter_context(mock.patch(where, take))
     else:
-        file = dict(wan="wan", hunyuan="hunyuan_video", ltx="ltx")
+        file = dict(wan="wan", vace="wan", hunyuan="hunyuan_video", ltx="ltx")
         where = f"diffusers.models.transformers.transformer_{file[name]}.dispatch_attention_fn"
         stack.enter_context(mock.patch(where, dispatched))
     return stack
@@ -162,6 +162,11 @@ def test_what_cannot_be_sparsified_is_named():
     model = small.model(0)
     sparsify(model, VSA(sparsity=0.5))
     batch = small.batch((2, 4, 5), 0)
+    sizes = "num_frames", "height", "width"
+    as_pipelines_with_conditions = {n: x for n, x in batch.items() if n not in sizes}
+    as_pipelines_with_conditions |= dict(video_coords=torch.rand(2, 3, 40))
+    with pytest.raises(ValueError, match="LTXConditionPipeline's tokens cannot be tiled"):
+        run(model, as_pipelines_with_conditions)
     with pytest.raises(ValueError, match="num_frames, height and width"):
         run(model, {n: x for n, x in batch.items() if n != "height"})
     with pytest.raises(ValueError, match=r"40 tokens of video, but the call's grid \(2, 4, 6\)"):
