@@ -70,6 +70,7 @@ def load(
     path: str | Path,
     *,
     new_gates: bool = False,
+    drop_gates: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | Callable[[str], torch.dtype] | None = None,
 ) -> WanModel:
@@ -89,6 +90,7 @@ def load(
         new_gates: take a checkpoint without VSA's gates for a model that has them. They start as
             the slot initialises them, with `VSA(adapt=True)` the coarse gate at zero; gates that
             have memory stay as they are.
+        drop_gates: leave out those of VSA's gates in the checkpoint that the model doesn't have.
         device: of what gets memory; default torch's default device.
         dtype: of what gets memory, or a function from parameter names to dtypes, such as
             :func:`compute_dtypes`; default, for each parameter, what it is stored in. New gates
@@ -101,8 +103,8 @@ def load(
         FileNotFoundError: nothing at `path`.
         CheckpointError: a ValueError in one line: broken files, a checkpoint that is not of Wan,
             another size, keys that are missing or left over, shapes that differ, gates that the
-            checkpoint has and the model doesn't, or the other way round without `new_gates`. The
-            model is as it was.
+            checkpoint has and the model doesn't, without `drop_gates`, or the other way round,
+            without `new_gates`. The model is as it was.
         ValueError: a device or dtype for a model that has memory already.
     """
     weights = Weights.open(path)
@@ -117,7 +119,7 @@ def load(
             f"the model has its memory, so that device={device} and dtype={dtype} would change "
             f"nothing: leave them out, or give its config"
         )
-    check_fit(model, names, weights, format, new_gates)
+    check_fit(model, names, weights, format, new_gates, drop_gates)
     device = torch.get_default_device() if device is None else torch.device(device)
     of: Callable[[str], torch.dtype | None] = dtype if callable(dtype) else lambda name: dtype
     for key, name in names.items():

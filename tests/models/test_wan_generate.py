@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLWan
 from laws import assert_accurate
 from safetensors.torch import load_file, save_file
 from small_wan import everything_in_fp64, exact_twin_of, twin_of
-from wan_generation import generate, pipeline  # noqa: F401  # a fixture
+from wan_generation import generate, pipeline, refused  # noqa: F401  # a fixture
 
 from models.attention import VSA
 from models.wan import debug
@@ -182,15 +182,6 @@ def test_compiled_it_is_the_same_and_names_the_time_of_attention(pipeline, tmp_p
     assert "of which attention (a layer by itself)" in capsys.readouterr().out
 
 
-def refused(capsys, pipeline, out, *options, prompts="one"):  # noqa: F811
-    """The one line on stderr; nothing is written."""
-    before = sorted(out.parent.iterdir())
-    assert generate(pipeline, out, *options, prompts=prompts) == 2
-    assert sorted(out.parent.iterdir()) == before
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    return line
-
-
 def test_what_cannot_be_is_refused_before_any_work(pipeline, tmp_path, capsys, monkeypatch):  # noqa: F811
     monkeypatch.setattr("models.wan.generate.__main__.load", lambda *a, **k: pytest.fail("loaded"))
     out = tmp_path / "clip.mp4"
@@ -198,13 +189,16 @@ def test_what_cannot_be_is_refused_before_any_work(pipeline, tmp_path, capsys, m
         (("--size", "8x48x80"), "8 frames are not 4k + 1; try 9"),
         (("--size", "9x50x80"), "multiples of 16; try 9x48x80"),
         (("--size", "9x48x80", "9x48x80"), "some of them twice"),
-        (("--top-k", "3"), "--top-k is for sparse attention"),
-        (("--attention", "vsa", "--top-k", "3", "--sparsity", "0.5"), "not both"),
+        (("--top-k", "3"), "--top-k is for --attention vsa or bsa, this is dense"),
         (("--attention", "vsa", "--sparsity", "1.5"), "sparsity is 1.5"),
-        (("--attention", "bsa", "--tile", "1x2x3"), "does not divide the tile"),
-        (("--dense-layers", "3"), "--dense-layers 3: the model has 2"),
+        (
+            ("--attention", "bsa", "--tile", "1x2x3", "--window", "1x2x2"),
+            "does not divide the tile",
+        ),
+        (("--attention", "vsa", "--dense-layers", "3"), "--dense-layers 3: the model has 2"),
         (("--steps", "0"), "--steps 0"),
-        (("--refine-from", "1"), "--refine-from 1.0"),
+        (("--refine-from", "0.5"), "--refine-from is for --draft"),
+        (("--refine-from", "1", "--draft", "32x48"), "--refine-from 1.0"),
         (("--vae", str(tmp_path)), "has no config.json"),
         (("--checkpoint", str(tmp_path / "none")), "none"),
         (("--prompt-embeds", str(tmp_path / "none")), "there is no such file"),
