@@ -5,6 +5,7 @@ tensors are read one by one into the parameters, so that loading takes no more m
 """
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from models.wan.formats import Format, to_key
 from models.wan.model import WanModel
 from models.wan.shards import STEM, CheckpointError, Weights, shorten
 
+logger = logging.getLogger(__name__)
 HEAD_DIM = 128  # of every Wan
 
 
@@ -86,7 +88,9 @@ def load(
             memory, while those that have memory are filled where they are, in their own dtype.
         path: the transformer's folder, a pipeline's folder that has a `transformer` folder, or a
             file: safetensors, in shards or not, or a pickle that torch.load takes with
-            `weights_only=True, mmap=True`, whose mapped pages are resident beside the weights.
+            `weights_only=True, mmap=True`, whose mapped pages are resident beside the weights. Of
+            ComfyUI's files, whose keys begin with `model.diffusion_model.` or `diffusion_model.`, a
+            line says that this is left out.
         new_gates: take a checkpoint without VSA's gates for a model that has them. They start as
             the slot initialises them, with `VSA(adapt=True)` the coarse gate at zero; gates that
             have memory stay as they are.
@@ -120,6 +124,9 @@ def load(
             f"nothing: leave them out, or give its config"
         )
     check_fit(model, names, weights, format, new_gates, drop_gates)
+    if weights.prefix:
+        left = f", without {weights.others} tensors that don't have it" if weights.others else ""
+        logger.warning("%s: keys are read without %s%s", path, weights.prefix, left)
     device = torch.get_default_device() if device is None else torch.device(device)
     of: Callable[[str], torch.dtype | None] = dtype if callable(dtype) else lambda name: dtype
     for key, name in names.items():
