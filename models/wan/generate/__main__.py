@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from models.wan.checkpoint import compute_dtypes, load, read_config
 from models.wan.generate.attention import slot_for
-from models.wan.generate.clip import decode, load_vae, write_latent, write_mp4
+from models.wan.generate.clip import load_vae, write_clip
 from models.wan.generate.clock import Clock
 from models.wan.generate.options import check, out_paths, parse, shift_of
 from models.wan.generate.prompts import Prompt, read_prompts
@@ -60,14 +60,7 @@ def run(o: argparse.Namespace) -> Clock:
     for size, row in zip(o.size, paths):
         for number, (prompt, path) in enumerate(zip(prompts, row)):
             latent = _sample(o, model, prompt, size, o.seed + number, clock)
-            with clock.part("VAE"):
-                frames = None if vae is None else decode(vae, latent)[0]
-            with clock.part("writing"):
-                if frames is None:
-                    write_latent(path, latent[0])
-                else:
-                    write_mp4(path, frames, o.fps)
-            print(path)
+            print(write_clip(path, latent, vae, o.fps, clock))
     print("\n".join(clock.lines()))
     return clock
 
