@@ -183,7 +183,8 @@ class BSA(nn.Module):
     ) -> None:
         super().__init__()
         _check_rule("kv", kv)
-        self.kv_rule, self.keep, self.window = kv, keep, window
+        self.kv_rule, self.keep = kv, keep
+        self.window: FitWindow = window
         self.fill: Fill = fill
         self.query_tiles, self.kernel_options = query_tiles, kernel_options
 
