@@ -99,4 +99,3 @@ class Skipped:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.total, self.before, self.row = state["total"], state["in_a_row"], []
-

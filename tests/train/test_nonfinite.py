@@ -18,10 +18,17 @@ NAN = float("nan")
 
 
 def poison(trainer: Trainer, steps: Sequence[int], value: float = NAN) -> None:
-    """Multiply the videos of the batches of these steps, the first being 1."""
-    first = trainer.step + 1
-    batches = enumerate(trainer._batches, start=first)
-    trainer._batches = ({**b, "video": b["video"] * value} if i in steps else b for i, b in batches)
+    """Multiply the videos of the batches of these steps; before the trainer takes its first."""
+    loader, step = trainer.dataloader, trainer.step
+    collate = loader.collate
+
+    def poisoned(clips: list) -> dict:
+        nonlocal step
+        step += 1
+        batch = collate(clips)
+        return {**batch, "video": batch["video"] * value} if step in steps else batch
+
+    loader.collate = poisoned
 
 
 def state(trainer: Trainer) -> dict[str, torch.Tensor]:

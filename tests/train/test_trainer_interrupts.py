@@ -2,28 +2,16 @@
 
 import logging
 import os
-import resource
 import signal
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from fault_runs import files_of_at_most
 from trainer_runs import finish, run, start, tiny
 
 from train.checkpoint import Checkpointer, CheckpointNotSavedError, complete_steps
-
-
-@contextmanager
-def files_of_at_most(size):
-    """A disk on which no file grows beyond `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_kill_9_while_saving_leaves_the_checkpoint_before(tmp_path, caplog):

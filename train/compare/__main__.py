@@ -23,7 +23,9 @@ def main(argv: Sequence[str]) -> int:
     logging.getLogger("tensorboard").setLevel(logging.WARNING)  # a line for each file it opens
     try:
         if args.out.suffix != ".png" or args.out.exists() or not args.out.parent.is_dir():
-            raise ValueError(f"--out {args.out}: give a .png that is not there, in a folder that is")
+            raise ValueError(
+                f"--out {args.out}: give a .png that is not there, in a folder that is"
+            )
         runs = [read_run(folder) for folder in args.runs]
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

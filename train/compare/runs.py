@@ -93,7 +93,7 @@ def read_run(folder: str) -> Run:
             curves[tag] = [point for point in curves[tag] if point[0] < new[0][0]] + new
     if not any(math.isfinite(loss) for _, loss in curves["train/loss"]):
         raise ValueError(
-            f"{folder} has no losses: train with metrics.enable_tensorboard, and log a step at least"
+            f"{folder} has no losses: train with metrics.enable_tensorboard, and log a step"
         )
     starts = path / STARTS
     lines = starts.read_text().splitlines() if starts.is_file() else []

@@ -169,7 +169,9 @@ class VideoDataLoader:
         """What this rank's batch i since `start` is made of."""
         positions = self.stream.positions(batch)
         clips = [name_of(self.clips, self.stream.index(position)) for position in positions]
-        return f"positions {positions.start} to {positions.stop - 1} of the data: {', '.join(clips)}"
+        return (
+            f"positions {positions.start} to {positions.stop - 1} of the data: {', '.join(clips)}"
+        )
 
     def collate(self, clips: list[Sample]) -> Batch:
         n, dim = self.config.context_tokens, self.config.context_dim

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flexsparse.flops import attention_flops
 from train.activation_checkpoint import Mode
 from train.lora import add_lora
+from train.plan.layout import Layout
 from train.plan.memory import States, gathered, states
 from train.plan.trace import Trace, slots_of, trace
-from train.plan.traffic import Traffic, traffic
+from train.plan.traffic import Traffic, traffic, ulysses_bytes
 
 
 @dataclass(frozen=True)
@@ -20,23 +22,22 @@ class Plan:
     """What a run takes; FLOPs count a multiply and an add as two.
 
     Attributes:
-        config: with training resolved for `processes`.
-        processes, replicas, shards: the world, and what it is divided into.
+        config: with training resolved for the layout.
+        layout: the processes.
         parameters: by part of the model.
         trained: parameters that have gradients.
-        rows: of a clip inside the model, padding included.
+        tokens, rows: of a clip, and inside the model, padding included.
         attention: FLOPs of self-attention for a clip, forward, and forward and backward, where the
             schedule of sparsity ends; its projections are not among them.
-        traces: of a pass over a rank's clips at once, for each way of activation checkpointing.
+        traces: of a pass over `local_batch_size` clips on one device, for each way of activation
+            checkpointing.
         states: bytes that last from step to step, on a rank.
         gathered: bytes of whole weights and gradients at once, on a rank.
         traffic: bytes that a rank sends in a step.
     """
 
     config: Any
-    processes: int
-    replicas: int
-    shards: int
+    layout: Layout
     parameters: dict[str, int]
     trained: int
     tokens: int
@@ -63,9 +64,13 @@ class Plan:
         one = self.traces[self.mode].total / self.config.training.local_batch_size
         return round(self.batch * (one + both + again))
 
-    def memory(self, mode: Mode) -> int:
+    def activations(self, mode: Mode) -> float:
+        """Bytes of a rank at most: ranks that share a clip divide its rows, or its heads."""
+        return self.traces[mode].peak / self.layout.degree
+
+    def memory(self, mode: Mode) -> float:
         """Bytes of a rank at most, if blocks were checkpointed like this."""
-        return self.states.total + self.gathered + self.traces[mode].peak
+        return self.states.total + self.gathered + self.activations(mode)
 
 
 def plan(config: Any, processes: int, device_type: str = "cuda") -> Plan:
@@ -75,53 +80,51 @@ def plan(config: Any, processes: int, device_type: str = "cuda") -> Plan:
         ValueError: replicas, shards and batch sizes that do not make up the processes, or a model
             that does not fit its loader, as they would be named at the run's own start.
     """
-    parallel = config.parallel
-    if processes < 1:
-        raise ValueError(f"--plan-gpus is {processes}: give at least 1")
-    shards = processes // parallel.replicas if parallel.shards == -1 else parallel.shards
-    if parallel.replicas < 1 or parallel.replicas * shards != processes:
-        raise ValueError(
-            f"parallel.replicas {parallel.replicas} x parallel.shards {parallel.shards} do not "
-            f"make up {processes} processes: give numbers whose product is {processes}"
-        )
-    training = config.training.resolved(processes, torch.device(device_type))
+    layout = Layout.of(config, processes)
+    training = config.training.resolved(processes // layout.degree, torch.device(device_type))
     config = dataclasses.replace(config, training=training)
     dtype = getattr(torch, training.param_dtype)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model: Any = config.model.build()
         add_lora(model, config.lora)
-    passes = training.global_batch_size // (training.local_batch_size * processes)
     c, tiling = config.model, model.tiling
-    sparse = {} if tiling is None else {"tiling": tiling, "top_k": model.top_k, "q_rows": model.q_rows}
-    of_layer = (c.heads, c.head_dim)
-    attention = [
-        c.layers * attention_flops(model.tokens, *of_layer, **sparse, backward=backward)
-        for backward in (False, True)
-    ]
+    rows = model.tokens if tiling is None else tiling.padded_tokens
+    of_layer: Any = dict(tokens=model.tokens, heads=c.heads, head_dim=c.head_dim)
+    if tiling is not None:
+        of_layer |= dict(tiling=tiling, top_k=model.top_k, q_rows=model.q_rows)
+    forward, both = (c.layers * attention_flops(**of_layer, backward=x) for x in (False, True))
+    gates = sum(isinstance(m, nn.Linear) for m in slots_of(model)[0].modules())
     in_blocks = sum(p.numel() for p in model.layers.parameters())
     every = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Plan(
         config=config,
-        processes=processes,
-        replicas=parallel.replicas,
-        shards=shards,
+        layout=layout,
         parameters=parameters_of(model),
         trained=trained,
         tokens=model.tokens,
-        rows=model.tokens if tiling is None else tiling.padded_tokens,
-        attention=(attention[0], attention[1]),
+        rows=rows,
+        attention=(forward, both),
         traces={mode: trace(config, mode, dtype) for mode in get_args(Mode)},
-        states=states(model, config, shards),
+        states=states(model, config, layout.owners),
         gathered=gathered(model, dtype.itemsize),
         traffic=traffic(
             in_blocks=in_blocks,
             outside=every - in_blocks,
             trained=trained,
             itemsize=dtype.itemsize,
-            shards=shards,
-            replicas=parallel.replicas,
-            passes=passes,
+            shards=layout.owners,
+            replicas=layout.replicas,
+            passes=layout.passes(training),
+            ulysses=ulysses_bytes(
+                rows=rows,
+                dim=c.dim,
+                batch=training.local_batch_size,
+                itemsize=dtype.itemsize,
+                layers=c.layers,
+                gates=gates,
+                degree=layout.degree,
+            ),
         ),
     )
 

@@ -10,16 +10,17 @@ GIB = 2**30
 
 def lines(plan: Plan) -> list[str]:
     c, training = plan.config, plan.config.training
-    passes = plan.batch // (training.local_batch_size * plan.processes)
+    layout = plan.layout
     every = sum(plan.parameters.values())
     found = [
-        f"{plan.processes} processes: {plan.replicas} replicas x {plan.shards} shards, weights "
-        f"computed in {training.param_dtype}; by formula, nothing was allocated",
+        f"{layout.processes} processes: {layout.replicas} replicas x {layout.shards} shards x "
+        f"{layout.degree} that share a clip, computing in {training.param_dtype}; by formula, "
+        "nothing was allocated",
         "",
         f"tokens        {plan.tokens:,} a clip ({plan.rows:,} rows with padding), "
         f"{plan.tokens * plan.batch:,} a step",
-        f"clips         {plan.batch} a step: {training.local_batch_size} x {plan.processes} "
-        f"processes x {passes} passes",
+        f"clips         {plan.batch} a step: {training.local_batch_size} x "
+        f"{layout.replicas * layout.shards} x {layout.passes(training)} passes",
         "",
         *_table("parameters", {"all": every, **plan.parameters}, count),
     ]
@@ -39,7 +40,7 @@ def _flops(plan: Plan) -> list[str]:
         *_table("FLOPs of a clip's forward", rows, flops_text),
         *_table(
             f"FLOPs of a step, checkpointing {plan.mode}",
-            {"all processes": step, "each": step / plan.processes},
+            {"all processes": step, "each": step / plan.layout.processes},
             flops_text,
         ),
     ]
@@ -58,7 +59,7 @@ def _memory(plan: Plan) -> list[str]:
     for mode in get_args(Mode):
         chosen = "  <- this run" if mode == plan.mode else ""
         found.append(
-            f"  activations, {mode:<9}{size(plan.traces[mode].peak):>12}"
+            f"  activations, {mode:<9}{size(plan.activations(mode)):>12}"
             f"   {size(plan.memory(mode))} in all{chosen}"
         )
     return found

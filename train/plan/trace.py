@@ -98,7 +98,9 @@ def context_tokens(config: Any) -> int:
 
 def slots_of(model: Any) -> list[Any]:
     modules = [module for block in model.layers.children() for module in block.modules()]
-    return [module.slot for module in modules if isinstance(getattr(module, "slot", None), nn.Module)]
+    return [
+        module.slot for module in modules if isinstance(getattr(module, "slot", None), nn.Module)
+    ]
 
 
 def _by_part(counter: FlopCounterMode, model: nn.Module) -> dict[str, int]:
