@@ -1,4 +1,4 @@
-"""docs/launch.md: its tables are what the formulas give, its commands are ones that are understood."""
+"""docs/launch.md: tables are what the formulas give, commands are understood."""
 
 import re
 import shlex

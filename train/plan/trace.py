@@ -16,7 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from flexsparse import VideoTiling
 from flexsparse.lists import has_partial_tiles
@@ -24,11 +28,6 @@ from flexsparse.scaled import as_rule
 from train.activation_checkpoint import Mode, apply_activation_checkpointing
 from train.flow import flow_loss
 from train.lora import add_lora
-
-ON_CPU = {  # which torch's counter does not know
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
-}
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,20 @@ def _by_part(counter: FlopCounterMode, model: nn.Module) -> dict[str, int]:
         if len(steps) == 4 and steps[1] == "layers":
             found[steps[3]] = found.get(steps[3], 0) + sum(ops.values())
     return found | {"outside the blocks": counter.get_total_flops() - sum(found.values())}
+
+
+def _sdpa(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+def _sdpa_backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(grad, q, k, v)
+
+
+ON_CPU = {  # by shapes; torch's counter does not know them
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
+}
 
 
 class _Live(TorchDispatchMode):
