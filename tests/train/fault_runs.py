@@ -1,7 +1,8 @@
 """A run that faults strike: python fault_runs.py FAULT, under torchrun or as one of its ranks.
 
 FAULT is `kills` (by SIGKILL: at the first start rank 1 in step 4, at the second rank 0 while step 6
-is being saved), `stuck` (the data worker of rank 1 hangs), or `none`; then options of `train`.
+is being saved), `stuck` (the data worker of rank 1 hangs) or `none` (rank 0 keeps what it loaded in
+loaded.pt); then options of `train`.
 """
 
 import os
@@ -13,8 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch.distributed.checkpoint import FileSystemWriter
-from trainer_runs import tiny
+from trainer_runs import tiny, weights
 
 from train import nonfinite, trainer
 from train.__main__ import main
@@ -98,6 +100,19 @@ def hang_in_reading(clip: int) -> None:
     MovingDigits.__getitem__ = read_or_hang
 
 
+def keep_what_is_loaded() -> None:
+    """Whole weights and average as training begins."""
+    train = Trainer.train
+
+    def train_then(self, until=None):
+        found = weights(self)
+        if self.rank == 0:
+            torch.save(found, Path(self.config.dump_folder, "loaded.pt"))
+        return train(self, until)
+
+    Trainer.train = train_then
+
+
 if __name__ == "__main__":
     fault, *options = sys.argv[1:]
     rank, start = int(os.environ["RANK"]), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -107,4 +122,6 @@ if __name__ == "__main__":
         die_while_saving(6)
     if fault == "stuck" and rank == 1:
         hang_in_reading(5)
+    if fault == "none":
+        keep_what_is_loaded()
     sys.exit(main(["--module", "fault_runs", *options]))

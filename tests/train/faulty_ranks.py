@@ -9,6 +9,7 @@ from fault_runs import faulty, files_of_at_most
 from test_nonfinite import poison
 from trainer_runs import weights
 
+from train import log
 from train.checkpoint import complete_steps
 from train.trainer import Trainer
 
@@ -49,6 +50,7 @@ def nan_on_one_rank(folder: Path) -> dict:
 
 
 if __name__ == "__main__":
+    log.to_console()
     runs = [undisturbed, full_disk_on_one_rank, nan_on_one_rank]
     found = {run.__name__: run(Path(sys.argv[1], run.__name__)) for run in runs}
     torch.save(found, Path(sys.argv[1], f"rank{dist.get_rank()}.pt"))

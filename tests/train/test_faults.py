@@ -2,15 +2,15 @@
 since, and torchrun brings a run back by itself."""
 
 import json
-import os
+import signal
 import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from fault_runs import TIMEOUT, faulty
-from trainer_runs import REPOSITORY, finish, run, start
+from trainer_runs import finish, run, start
 
 from train.checkpoint import complete_steps
 
@@ -27,17 +27,10 @@ def ranks(tmp_path_factory) -> tuple[Path, list[dict]]:
     return folder, [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
-def torchrun(*arguments: str, restarts: int) -> subprocess.Popen:
-    """torchrun itself, with two processes."""
-    path = [str(REPOSITORY), str(HERE), os.environ.get("PYTHONPATH", "")]
-    options = ["--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *options, *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def torchrun(*arguments: str, processes: int, restarts: int = 0) -> subprocess.Popen:
+    """torchrun itself."""
+    options = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
+    return start("-m", "torch.distributed.run", *options, *arguments)[0]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +38,7 @@ def killed(tmp_path_factory) -> tuple[Path, str]:
     """A run that came back twice, and what was said."""
     folder = tmp_path_factory.mktemp("killed")
     options = ("--config", "run", "--dump-folder", str(folder))
-    return folder, finish([torchrun(RUN, "kills", *options, restarts=2)], timeout=180)
+    return folder, finish([torchrun(RUN, "kills", *options, processes=2, restarts=2)])
 
 
 def whole(folder: Path) -> dict[str, torch.Tensor]:
@@ -67,19 +60,26 @@ def test_killed_in_a_step_and_in_a_save_torchrun_brings_the_run_back(killed, ran
     assert all(torch.equal(found[name], straight[name]) for name in straight)
 
 
-def test_the_checkpoint_of_two_loads_at_four_and_at_one(killed, ranks):
+def test_the_checkpoint_of_two_loads_at_four_and_sigterm_stops_them_at_one_step(killed, ranks):
     folder, _ = killed
-    options = ("--config", "run", "--dump-folder", str(folder), "--training.steps", "8")
-    output = finish(start(RUN, "none", *options, ranks=4))
-    assert "4 x cpu in float32, step 7 of 8" in output
-    at_four = whole(folder)
-    assert complete_steps(folder / "checkpoint")[-1] == 8
-    (folder / "checkpoint" / "step-8").rename(folder / "step-8")
-    numbers, at_one = run(faulty(folder, steps=8))
-    assert len(numbers) == 1
-    eps = torch.finfo(torch.float32).eps
-    for name, weight in at_one.items():
-        assert (weight - at_four[name]).norm() <= 64 * eps * max(weight.norm(), 1), name
+    straight = ranks[1][0]["undisturbed"]["weights"]
+    options = ("--config", "run", "--dump-folder", str(folder), "--training.steps", "100000")
+    process = torchrun(RUN, "none", *options, processes=4)
+    log, patience = folder / "train.log", time.monotonic() + 100
+    while "step 9/" not in log.read_text():
+        assert time.monotonic() < patience and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    loaded = torch.load(folder / "loaded.pt")
+    assert all(torch.equal(loaded[name], straight[name]) for name in straight)
+    (said,) = [line for line in output.splitlines() if "SIGTERM: saved at step" in line]
+    step = complete_steps(folder / "checkpoint")[-1]
+    assert f"saved at step {step};" in said and step >= 9
+    assert "exitcode" not in output, "no process was killed, or failed"
+    trainer = faulty(folder, steps=100_000).build()
+    assert trainer.step == step
+    trainer.close()
 
 
 def test_a_full_disk_on_one_rank_is_named_and_all_go_on(ranks):
