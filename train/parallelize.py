@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.distributed_c10d import HashStore, PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
 
@@ -51,7 +51,8 @@ def init_process_group(timeout_seconds: int) -> torch.device:
 def _meeting_place(timeout: timedelta) -> dict[str, Any]:
     """Where processes leave their addresses for each other, and which of them this one is."""
     if "RANK" not in os.environ:
-        return {"store": HashStore(), "rank": 0, "world_size": 1}
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        return {"store": store, "rank": 0, "world_size": 1}
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
     # torchrun keeps one store for all its restarts, with the addresses of processes that are gone
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
