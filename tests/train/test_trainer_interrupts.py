@@ -121,8 +121,8 @@ def test_wherever_the_disk_fills_up_it_is_recognised(tmp_path):
 @pytest.mark.parametrize("name, value", [("video", float("nan")), ("video", 1e30)])
 def test_a_loss_that_is_no_number_is_named_and_not_saved(tmp_path, name, value):
     trainer = tiny(tmp_path, steps=9).build()
-    batches = enumerate(trainer._batches, start=1)
-    trainer._batches = ({**b, name: b[name] * value} if i == 5 else b for i, b in batches)
+    batches = enumerate(trainer.feed.batches, start=1)
+    trainer.feed.batches = ({**b, name: b[name] * value} if i == 5 else b for i, b in batches)
     with pytest.raises(NonFiniteError) as error:
         trainer.train()
     trainer.close()
