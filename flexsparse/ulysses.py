@@ -158,7 +158,9 @@ class Ulysses:
         return received.movedim(0, dim)
 
     def _all_to_all(self, x: Tensor, received: list[int], sent: list[int]) -> Tensor:
-        return collectives.all_to_all_single_autograd(x, received, sent, self.group)
+        # eager code would hand on a tensor subclass that has no memory of its own for a kernel
+        arriving = collectives.all_to_all_single_autograd(x, received, sent, self.group)
+        return collectives.wait_tensor(arriving)
 
     def _check_rows(self, x: Tensor, dim: int) -> None:
         if x.shape[dim] != self.rows[self.rank]:

@@ -79,7 +79,7 @@ def layer_stats(
     heads, length, dim = q.shape[1:]
     if tiling is not None and not hasattr(slot, "choose"):
         return None
-    choice = None if tiling is None else _choice(slot, q, k, tiling, shards)
+    choice = None if tiling is None else choice_of(slot, q, k, tiling, shards)
     if tiling is None or choice is None:
         rows = length if shards is None else shards.length
         tokens = rows if tiling is None else tiling.tokens
@@ -101,9 +101,13 @@ def layer_stats(
     return LayerStats(admitted, kept, 1 - mean / tiling.num_tiles * rows_share, cost)
 
 
-def _choice(
+def choice_of(
     slot: Any, q: Tensor, k: Tensor, tiling: VideoTiling, shards: Ulysses | None
 ) -> Choice | None:
+    """What a slot chooses for q and k, of all heads; None where it is dense.
+
+    Where ranks share the rows a collective, with the same answer on each.
+    """
     if shards is None:
         return slot.choose(q, k, tiling)
     q, k = shards.to_heads(q, k)

@@ -66,8 +66,8 @@ def init_process_group(timeout_seconds: int) -> torch.device:
     return device
 
 
-def parallel_dims(config: ParallelConfig, model: Any) -> ParallelDims:
-    """The mesh's sizes; ValueError where they do not make up the world, or suit the model's config."""
+def parallel_dims(config: ParallelConfig) -> ParallelDims:
+    """The mesh's sizes; ValueError where they do not make up the world."""
     world, degree = dist.get_world_size(), config.context_parallel_degree
     rest = max(1, config.replicas * degree)
     shards = world // rest if config.shards == -1 else config.shards
@@ -77,9 +77,6 @@ def parallel_dims(config: ParallelConfig, model: Any) -> ParallelDims:
             f"parallel.context_parallel_degree {degree} do not make up the {world} processes of "
             f"this run: give numbers whose product is {world}"
         )
-    if degree > 1:
-        with torch.device("meta"):
-            _check_shared_sequences(model.build(), degree)
     return ParallelDims(
         dp_replicate=config.replicas,
         dp_shard=shards,
@@ -92,8 +89,12 @@ def parallel_dims(config: ParallelConfig, model: Any) -> ParallelDims:
     )
 
 
-def _check_shared_sequences(model: Any, degree: int) -> None:
-    """Raise ValueError unless so many ranks can share the tokens of a clip in this model."""
+def check_shared_sequences(config: Any, degree: int) -> None:
+    """Raise ValueError unless so many ranks can share a clip's tokens in the model of a config."""
+    if degree == 1:
+        return
+    with torch.device("meta"):
+        model = config.build()
     name = f"parallel.context_parallel_degree is {degree}"
     if not hasattr(model, "sequence_group"):
         raise ValueError(f"{name}, but {type(model).__name__} has no sequence_group: set it to 1")

@@ -34,7 +34,13 @@ from train.initial import InitialConfig, build_model, open_folder
 from train.log import logger
 from train.lora import LoRAConfig
 from train.metrics import Metrics, attention_cost, peak_memory, reset_peak_memory
-from train.parallelize import ParallelConfig, init_process_group, parallel_dims, parallelize
+from train.parallelize import (
+    ParallelConfig,
+    check_shared_sequences,
+    init_process_group,
+    parallel_dims,
+    parallelize,
+)
 from train.progress import Progress
 from train.ranks import DataRanks
 from train.run_dir import describe
@@ -91,7 +97,8 @@ class Trainer(Stateful, Configurable):
     def __init__(self, config: Config) -> None:
         self.device = init_process_group(config.parallel.timeout_seconds)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        dims = parallel_dims(config.parallel, config.model)
+        dims = parallel_dims(config.parallel)
+        check_shared_sequences(config.model, dims.cp)
         self.ranks = DataRanks.of(dims)
         training = config.training.resolved(self.ranks.size, self.device)
         self.config = replace(config, training=training)
