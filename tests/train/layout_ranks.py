@@ -14,6 +14,7 @@ from trainer_runs import SPARSE, tiny, weights
 from flexsparse import Threshold
 from models.attention import BSA, Dense
 from train.attention_stats import choice_of, watched_slots
+from train.checkpoint import Checkpointer
 from train.parallelize import ParallelConfig
 from train.titan import canonical_fqn
 from train.trainer import Trainer
@@ -33,20 +34,20 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
     },
 }
 COMPILED = dict(parallel=SHARED, compile=True, activation_checkpoint="selective")
-VALIDATED = Validator.Config(interval=4, batches=1, sample_steps=2)
+VALIDATED = Validator.Config(interval=6, batches=1, sample_steps=1)
 RESUMED = 2, 4, 6, 8
 """Where the run that 1, 2, 4 and again 1 processes share goes on to the next of them."""
 
 
 def whole_run(folder: Path, slot: str, **changes: Any) -> Trainer.Config:
-    """As `tiny`, for one process."""
-    return tiny(folder, attention=SLOTS[slot], validation=VALIDATED, **changes)
+    """As `tiny`, for one process, without checkpoints."""
+    unsaved = dict(checkpoint=Checkpointer.Config(enable=False), validation=VALIDATED)
+    return tiny(folder, attention=SLOTS[slot], **(unsaved | changes))
 
 
 def resumed_run(folder: Path) -> Trainer.Config:
-    config = whole_run(folder / "resumed", "vsa", steps=8, global_batch_size=4)
-    config.checkpoint.interval = 2
-    return config
+    saved = dict(checkpoint=Checkpointer.Config(interval=2), steps=RESUMED[-1])
+    return whole_run(folder / "resumed", "vsa", global_batch_size=4, **saved)
 
 
 def divided(config: Trainer.Config, **changes: Any) -> Trainer.Config:
