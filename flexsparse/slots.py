@@ -11,7 +11,8 @@ modules have one signature,
 
 with x [B, L, dim] the layer's input and q, k, v [B, H, L, D], and `reset_parameters()`. L is
 `tokens`, in raster order, when `tiling` is None, else `tiling.padded_tokens`, in tile-major order:
-a model reorders its tokens once, at its door.
+a model reorders its tokens once, at its door. Those that derive from `flexsparse.layer` run under
+sequence parallelism as well, forward(..., shards=Ulysses(...)).
 """
 
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import flexsparse.nn
 from flexsparse import Scaled, Threshold, VideoTiling
 from flexsparse.checks import check_query_tiles
 from flexsparse.kv_rules import Rule
+from flexsparse.layer import AttentionLayer
 from flexsparse.queries import Fill
 from flexsparse.scaled import as_rule
 from flexsparse.windows import FitWindow, Windows, fit_window
@@ -191,9 +193,8 @@ def tiled(
     return VideoTiling.fit(grid, text=text) if tile is None else VideoTiling(grid, tile, text=text)
 
 
-class DenseAttention(nn.Module):
-    def reset_parameters(self) -> None:
-        """There are none."""
-
-    def forward(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, tiling: None) -> Tensor:
+class DenseAttention(AttentionLayer):
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, *, tiling: None, text_lengths: None = None
+    ) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)
