@@ -67,7 +67,8 @@ class Trainer(Stateful, Configurable):
         model: Any
         """A dataclass with `.build()`."""
         dataloader: Any
-        """A dataclass with `.build(dp_world_size=, dp_rank=, local_batch_size=, split=)`."""
+        """A dataclass with `.build(dp_world_size=, dp_rank=, local_batch_size=,
+        global_batch_size=, split=)`."""
         dump_folder: str = "out/run"
         """Directory of the run; one that holds checkpoints is resumed."""
         initial: InitialConfig = field(default_factory=InitialConfig)
@@ -279,6 +280,7 @@ class Trainer(Stateful, Configurable):
             dp_world_size=self.world,
             dp_rank=self.rank,
             local_batch_size=self.config.training.local_batch_size,
+            global_batch_size=self.config.training.global_batch_size,
             split=split,
         )
 
