@@ -34,7 +34,7 @@ from train.data.encode import (
 )
 from train.data.folder import list_videos
 from train.data.latent_records import SCHEMA, tensor_columns
-from train.data.processes import beside, device_of, share_cores
+from train.data.processes import beside, device_of, shared_cores
 from train.data.progress import WorkProgress
 from train.data.prompt_embeds import PromptEmbeds
 from train.data.text_encoder import CaptionEmbeds, fingerprint
@@ -98,8 +98,7 @@ class LatentCache:
     def run(self) -> int:
         """Encode what is missing; the number of clips in all files that are there in the end."""
         others, of = self.options.processes - 1, len(self.videos)
-        share_cores(others + 1)
-        with beside(others, _encode, self.options):
+        with shared_cores(others + 1), beside(others, _encode, self.options):
             self.encode()
         there = [i for i, file in enumerate(self.files) if file.exists()]
         rows = [pq.read_table(self.files[i], columns=["file_name"])["file_name"] for i in there]
@@ -175,9 +174,9 @@ def _encode(worker: int, options: Options) -> None:
     """What a further process does."""
     log.to_console()
     log.logger.setLevel(logging.WARNING)
-    share_cores(options.processes)
     try:
-        LatentCache(options, worker).encode()
+        with shared_cores(options.processes):
+            LatentCache(options, worker).encode()
     except (ValueError, OSError) as error:
         log.logger.error("error: %s", error)
         sys.exit(1)

@@ -21,9 +21,15 @@ def device_of(worker: int) -> torch.device:
     return torch.device(accelerator.type, number % torch.accelerator.device_count())
 
 
-def share_cores(processes: int) -> None:
-    """Let this process have its part of the cores, of `processes` on this machine."""
-    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+@contextmanager
+def shared_cores(processes: int) -> Iterator[None]:
+    """Within it, this process uses its part of the cores, of `processes` on this machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // processes))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

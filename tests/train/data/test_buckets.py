@@ -169,7 +169,7 @@ def digits(**options):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_of_several_sizes_resume_on_other_ranks(workers):
     config = digits(num_workers=workers)
-    alone = take(config.build(local_batch_size=4), 9)
+    alone = take(config.build(local_batch_size=4), 15)
     found = {tuple(batch["video"].shape[2:]) for batch in alone}
     assert found == set(SIZES)
     first = [
@@ -194,7 +194,7 @@ def test_batches_of_several_sizes_resume_on_other_ranks(workers):
         for loader in again:
             loader.load_state_dict(state)
         shares = [take(loader, 5) for loader in again]
-        for step, wanted in zip(zip(*shares, strict=True), alone[4:], strict=True):
+        for step, wanted in zip(zip(*shares, strict=True), alone[4:9], strict=True):
             for key in ("video", "context"):
                 assert torch.equal(torch.cat([batch[key] for batch in step]), wanted[key])
 

@@ -32,8 +32,8 @@ ACTIONS = {  # forward, backward, left, right, degrees to the right; for each ti
 }
 NEAR = 12.0  # of the depth buffer's 255, under which something is in the way
 STILL = 1.0  # mean absolute change of a frame's pixels, of 255, under which nothing moves
-MOST_STILL = 0.1  # share of a take's frames that may stand still
-TRIES = 8  # takes until one moves
+LEAST_GOOD = 0.9  # share of a take's frames that move, and have room ahead
+TRIES = 8  # takes until one is good; else the best of them
 LEAST_AREA = 1 / 320  # of the picture that an object covers to be named
 MOST_NAMED = 3
 
@@ -84,13 +84,13 @@ class Walk:
         rng = np.random.default_rng((zlib.crc32(self.name.encode()), number))
         self._begin(rng)
         for _ in range(count):
-            best, motion = None, -1.0
+            best, most = None, -1.0
             for _ in range(TRIES):
                 self._wander(rng, int(rng.integers(10, 40)))
-                take, moving = self._film(rng, num_frames)
-                if moving > motion:
-                    best, motion = take, moving
-                if motion >= 1 - MOST_STILL:
+                take, good = self._film(rng, num_frames)
+                if good > most:
+                    best, most = take, good
+                if most >= LEAST_GOOD:
                     break
             assert best is not None
             yield best
@@ -123,12 +123,13 @@ class Walk:
             self.game.make_action([0 if blocked else 1, 0, 0, 0, float(turn)], 4)
 
     def _film(self, rng: np.random.Generator, num_frames: int) -> tuple[Take, float]:
-        """A take of one action, and the share of its frames that move."""
+        """A take of one action, and the share of its frames that are good."""
         action = list(ACTIONS)[rng.integers(len(ACTIONS))]
-        frames, areas = [], {}
+        frames, room, areas = [], [], {}
         for _ in range(num_frames):
             state = self._state(rng)
             frames.append(state.screen_buffer.copy())
+            room.append(_room(state.depth_buffer).max() >= NEAR)
             for label in state.labels:
                 area = label.width * label.height / state.depth_buffer.size
                 if label.object_name != "DoomPlayer" and area >= LEAST_AREA:
@@ -139,7 +140,7 @@ class Walk:
         caption = f"the camera {action}" + (f" past {', '.join(seen)}" if seen else "")
         film = np.stack(frames)
         changes = np.abs(np.diff(film.astype(np.int16), axis=0)).mean((1, 2, 3))
-        return Take(film, caption), float((changes >= STILL).mean()) if len(changes) else 1.0
+        return Take(film, caption), float(((changes >= STILL) & room[1:]).mean())
 
 
 def words(name: str) -> str:
