@@ -85,6 +85,8 @@ def parallelize(
     apply_activation_checkpointing(model, activation_checkpoint)
     layers = cast(nn.ModuleDict, model.layers)
     if compile:
+        # clips of each size are a program, and another one without gradients
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for block in layers.children():
             block.compile(fullgraph=True)
     mesh = cast(DeviceMesh, dims.get_activated_mesh(["dp_replicate", "fsdp"]))

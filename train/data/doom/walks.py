@@ -31,6 +31,7 @@ ACTIONS = {  # forward, backward, left, right, degrees to the right; for each ti
     "walks forward while turning right": (1, 0, 0, 0, 1.5),
 }
 NEAR = 12.0  # of the depth buffer's 255, under which something is in the way
+FAR = 40.0  # and over which one may walk on for the time of a take
 STILL = 1.0  # mean absolute change of a frame's pixels, of 255, under which nothing moves
 LEAST_GOOD = 0.9  # share of a take's frames that move, and have room ahead
 TRIES = 8  # takes until one is good; else the best of them
@@ -84,10 +85,10 @@ class Walk:
         rng = np.random.default_rng((zlib.crc32(self.name.encode()), number))
         self._begin(rng)
         for _ in range(count):
-            best, most = None, -1.0
+            best, most, action = None, -1.0, list(ACTIONS)[rng.integers(len(ACTIONS))]
             for _ in range(TRIES):
-                self._wander(rng, int(rng.integers(10, 40)))
-                take, good = self._film(rng, num_frames)
+                self._wander(rng, int(rng.integers(10, 40)), FAR if "forward" in action else NEAR)
+                take, good = self._film(rng, action, num_frames)
                 if good > most:
                     best, most = take, good
                 if most >= LEAST_GOOD:
@@ -107,13 +108,13 @@ class Walk:
             self._begin(rng)
         return state
 
-    def _wander(self, rng: np.random.Generator, steps: int) -> None:
-        """Forward, to where there is room, and in the end no wall ahead."""
+    def _wander(self, rng: np.random.Generator, steps: int, ahead: float) -> None:
+        """Forward, to where there is room, and in the end so much of it ahead, if it is found."""
         for step in range(steps + 8):
             room = _room(self._state(rng).depth_buffer)
             middle, best = len(room) // 2, int(room.argmax())
             blocked = room[middle] < NEAR
-            if step >= steps and not blocked:
+            if step >= steps and room[middle] >= ahead:
                 return
             turn = rng.uniform(-6, 6)
             if room[middle] < 0.9 * room[best]:
@@ -122,9 +123,8 @@ class Walk:
                 turn = rng.choice((-1, 1)) * rng.uniform(60, 120)
             self.game.make_action([0 if blocked else 1, 0, 0, 0, float(turn)], 4)
 
-    def _film(self, rng: np.random.Generator, num_frames: int) -> tuple[Take, float]:
+    def _film(self, rng: np.random.Generator, action: str, num_frames: int) -> tuple[Take, float]:
         """A take of one action, and the share of its frames that are good."""
-        action = list(ACTIONS)[rng.integers(len(ACTIONS))]
         frames, room, areas = [], [], {}
         for _ in range(num_frames):
             state = self._state(rng)
