@@ -169,7 +169,7 @@ def digits(**options):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_of_several_sizes_resume_on_other_ranks(workers):
     config = digits(num_workers=workers)
-    alone = take(config.build(local_batch_size=4), 15)
+    alone = take(config.build(local_batch_size=4), 24)
     found = {tuple(batch["video"].shape[2:]) for batch in alone}
     assert found == set(SIZES)
     first = [

@@ -98,12 +98,14 @@ def test_a_run_goes_on_and_the_same_number_gives_the_same_pixels(clips, tmp_path
     assert np.array_equal(take.frames, first[videos(clips)[1]])
 
 
-def test_takes_of_a_walk_and_walks_differ():
+def test_takes_of_a_walk_and_walks_differ_and_nothing_else_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with Walk(MAPS[32], 120) as walk:
         takes = [*walk.takes(0, 2, 2), *walk.takes(1, 1, 2)]
     for a, b in itertools.combinations(takes, 2):
         assert not np.array_equal(a.frames, b.frames)
     assert takes[0].frames.dtype == np.uint8
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -74,11 +75,14 @@ class Walk:
         self.name = name
 
     def __enter__(self) -> "Walk":
+        self._scratch = TemporaryDirectory()  # the game writes its settings, here rather than there
+        self.game.set_doom_config_path(f"{self._scratch.name}/vizdoom.ini")
         self.game.init()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.game.close()
+        self._scratch.cleanup()
 
     def takes(self, number: int, count: int, num_frames: int) -> Iterator[Take]:
         """The first `count` takes of the walk of this number."""
