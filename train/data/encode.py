@@ -14,6 +14,8 @@ from torch import Tensor
 from train.data.decode import decode_frames
 from train.data.shots import find_shots, frame_change, windows_of_shot
 
+PATCH = 2  # latents along each side of a token, in Wan and all who share its latents
+
 
 def load_vae(folder: Path) -> Any:
     """The VAE in a folder, in fp32, on the accelerator if there is one.
@@ -49,8 +51,9 @@ def load_vae(folder: Path) -> Any:
 
 
 def check_clip_size(vae: Any, num_frames: int, height: int, width: int) -> None:
-    """ValueError with the nearest size that fits, for one that the VAE does not divide."""
-    t, s = vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
+    """ValueError with the nearest size that fits, for one that the VAE, or a model's patches of
+    its latents, do not divide."""
+    t, s = vae.config.scale_factor_temporal, vae.config.scale_factor_spatial * PATCH
     whole = (num_frames - 1) % t == 0 and height % s == 0 and width % s == 0
     if whole and min(num_frames, height, width) >= 1:
         return
@@ -58,7 +61,8 @@ def check_clip_size(vae: Any, num_frames: int, height: int, width: int) -> None:
     sides = [max(1, round(side / s)) * s for side in (height, width)]
     raise ValueError(
         f"num_frames={num_frames}, height={height}, width={width}: this VAE takes {t}k + 1 frames "
-        f"and sides that are multiples of {s}: try {frames}, {sides[0]} and {sides[1]}"
+        f"and, with patches of {PATCH}x{PATCH} latents, sides that are multiples of {s}: "
+        f"try {frames}, {sides[0]} and {sides[1]}"
     )
 
 
