@@ -16,7 +16,7 @@ from flexsparse.queries import Fill, prune_queries
 from flexsparse.scaled import Scaled
 from flexsparse.tiling import VideoTiling
 from flexsparse.vsa import vsa_attention, vsa_tile_map
-from flexsparse.windows import fit_window
+from flexsparse.windows import FitWindow, fit_window
 
 if TYPE_CHECKING:
     from flexsparse.ulysses import Ulysses
@@ -180,14 +180,15 @@ class BSA(AttentionLayer):
         kv: Rule | Scaled | int | None,
         *,
         keep: float = 0.5,
-        window: tuple[int, int, int] | None = None,
+        window: FitWindow = None,
         fill: Fill = "nearest",
         query_tiles: int = 1,
         kernel_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         _check_rule("kv", kv)
-        self.kv_rule, self.keep, self.window = kv, keep, window
+        self.kv_rule, self.keep = kv, keep
+        self.window: FitWindow = window
         self.fill: Fill = fill
         self.query_tiles, self.kernel_options = query_tiles, kernel_options
 

@@ -28,7 +28,7 @@ from flexsparse.kv_rules import Rule
 from flexsparse.layer import AttentionLayer
 from flexsparse.queries import Fill
 from flexsparse.scaled import as_rule
-from flexsparse.windows import Windows, fit_window
+from flexsparse.windows import FitWindow, Windows, fit_window
 
 
 class Slot(Protocol):
@@ -127,7 +127,8 @@ class BSA:
         kv: another rule, in place of `sparsity`; an int means TopK.
         keep: fraction of the queries of each window that stays.
         window: tokens of a window along (T, H, W), a divisor of the tile's; None: the whole tile.
-            Along an axis where one tile spans the video, the whole of it if need be.
+            Along an axis where one tile spans the video, the whole of it if need be. "fit": 2 along
+            the tile's even sides, the whole of the odd ones, which for 4x4x4 is 2x2x2.
         fill: where the output of a pruned query comes from, "nearest" or "center".
         tile: tokens of a tile along (T, H, W); None lets `VideoTiling.fit` choose.
         query_tiles: adjacent query tiles that choose together, for fuller query blocks on a GPU.
@@ -139,7 +140,7 @@ class BSA:
     sparsity: float = 0.875
     kv: Rule | Scaled | int | None = None
     keep: float = 0.5
-    window: tuple[int, int, int] | None = (2, 2, 2)
+    window: FitWindow = "fit"
     fill: Fill = "nearest"
     tile: tuple[int, int, int] | None = (4, 4, 4)
     query_tiles: int = 1

@@ -15,6 +15,8 @@ class TrainingConfig:
     """Clips in a step, over all ranks and accumulated passes; -1: one pass on each rank."""
     max_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    max_skipped: int = 3
+    """So many steps in a row whose loss or gradient is no number, and are skipped, end the run."""
     seed: int = 0
     """Of the initial weights, the noise and the times."""
     param_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -25,6 +27,11 @@ class TrainingConfig:
 
         `ranks` is how many have clips of their own.
         """
+        if self.max_skipped < 1:
+            raise ValueError(
+                f"training.max_skipped is {self.max_skipped}: give at least 1, which ends the run "
+                "at the first step that is skipped"
+            )
         one_pass = self.local_batch_size * ranks
         total = one_pass if self.global_batch_size == -1 else self.global_batch_size
         if self.local_batch_size < 1 or total < 1 or total % one_pass:

@@ -33,7 +33,14 @@ from train.history import History, Unread
 from train.initial import InitialConfig, build_model, open_folder
 from train.log import logger
 from train.lora import LoRAConfig
-from train.metrics import Metrics, attention_cost, peak_memory, reset_peak_memory
+from train.metrics import (
+    Metrics,
+    attention_cost,
+    peak_memory,
+    reset_peak_memory,
+    training_cost,
+)
+from train.nonfinite import Skipped, backward, step_if_finite
 from train.parallelize import (
     ParallelConfig,
     check_shared_sequences,
@@ -41,6 +48,7 @@ from train.parallelize import (
     parallel_dims,
     parallelize,
 )
+from train.peers import Waiting
 from train.progress import Progress
 from train.ranks import DataRanks
 from train.run_dir import describe
@@ -102,9 +110,10 @@ class Trainer(Stateful, Configurable):
         self.ranks = DataRanks.of(dims)
         training = config.training.resolved(self.ranks.size, self.device)
         self.config = replace(config, training=training)
-        fresh = open_folder(self.config)
-        with self._logging():
-            self._build(dims, fresh)
+        with Waiting(config.parallel.timeout_seconds, "the start of the run"):
+            fresh = open_folder(self.config)
+            with self._logging():
+                self._build(dims, fresh)
 
     def _build(self, dims: ParallelDims, fresh: bool) -> None:
         c, training = self.config, self.config.training
@@ -136,6 +145,7 @@ class Trainer(Stateful, Configurable):
         self.step = 0
         self.history = History()
         self._unread = Unread(self.history, self.ranks)
+        self.skipped = Skipped(training.max_skipped)
         self.metrics = c.metrics.build(
             parallel_dims=dims, dump_folder=c.dump_folder, config_dict=describe(c)
         )
@@ -168,8 +178,12 @@ class Trainer(Stateful, Configurable):
         The end is validated and saved. SIGTERM or Ctrl-C ends the step at hand, saves and returns.
 
         Raises:
-            NonFiniteError: names step and value; what they spoilt is not saved.
+            NonFiniteError: loss or gradient was no number training.max_skipped steps in a row. They
+                changed no weights, and what was good before them since the start is saved with the
+                data's position behind them.
             CheckpointNotSavedError: the checkpoint at the end did not fit on the disk.
+            LostPeerError: another process is gone or stuck.
+            DataWorkerError: a data loading process is gone or stuck.
         """
         c = self.config
         last = c.training.steps if until is None else min(until, c.training.steps)
@@ -177,6 +191,7 @@ class Trainer(Stateful, Configurable):
         with (
             self._logging(),
             StopSignal() as stop,
+            Waiting(c.parallel.timeout_seconds, "the first validation") as waiting,
             Progress(step=self.step, steps=c.training.steps, show=self.rank == 0) as progress,
             c.profiler.build(global_step=self.step, base_folder=c.dump_folder) as profiler,
         ):
@@ -184,6 +199,7 @@ class Trainer(Stateful, Configurable):
                 self.validate()
             self._unread.restart_clock()
             while self.step < last:
+                waiting.what = f"step {self.step + 1}"
                 self.train_step()
                 profiler.step()
                 signal = stop.agreed()
@@ -193,8 +209,11 @@ class Trainer(Stateful, Configurable):
                 if validates or saves or self.step == last or self.metrics.should_log(self.step):
                     self._report(progress)
                 if validates:
+                    waiting.what = f"the validation at step {self.step}"
                     self.validate()
                 if saves:
+                    self.metrics.flush()
+                    waiting.what = f"the saving of step {self.step}"
                     save = self.checkpointer.save_now if ends else self.checkpointer.save
                     save(self.step)
                 if validates or saves:
@@ -207,7 +226,10 @@ class Trainer(Stateful, Configurable):
         return self.history
 
     def train_step(self) -> None:
-        """One optimizer step on the next global batch."""
+        """One optimizer step on the next global batch.
+
+        Weights, moments and average stay as they are if its loss or gradient is no number.
+        """
         training = self.config.training
         self.step += 1
         self.annealing.apply(self.step)
@@ -215,15 +237,15 @@ class Trainer(Stateful, Configurable):
         self.optimizers.zero_grad()
         for given in self.feed.step(self.step):
             share = flow_loss(self.model, *given).sum() / training.global_batch_size
-            share.backward()
+            backward(share)
             loss += share.detach()
         grad_norm = clip_grad_norm_(self.model.parameters(), training.max_norm)
         lr = float(self.lr_schedulers.schedulers[0].get_last_lr()[0])
         self.checkpointer.maybe_wait_for_staging()
-        self.optimizers.step()
+        skip = step_if_finite(self.optimizers, grad_norm)
         self.lr_schedulers.step()
         if self.ema:
-            self.ema.update(self.step)
+            self.ema.update(self.step, skip)
         self._unread.add(self.step, lr, loss, grad_norm)
 
     def validate(self) -> float:
@@ -253,11 +275,16 @@ class Trainer(Stateful, Configurable):
         self.metrics.close()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "break_even": self.annealing.break_even}
+        return {
+            "step": self.step,
+            "break_even": self.annealing.break_even,
+            "skipped": self.skipped.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.step = state_dict["step"]
         self.annealing.break_even = state_dict["break_even"]
+        self.skipped.load_state_dict(state_dict["skipped"])
 
     def _logging(self) -> AbstractContextManager[None]:
         """Within it, this trainer's lines go to its own train.log; there may be other trainers."""
@@ -281,17 +308,31 @@ class Trainer(Stateful, Configurable):
 
     def _report(self, progress: Progress) -> None:
         records = self._unread.read()
+        self.skipped.see(records)
         now = records[-1]
         tokens = self.config.training.global_batch_size * self.tokens / now.seconds
+        cost = attention_cost(self.model, self.annealing.tiles_at(self.step))
         self.metrics.scalars(
             self.step,
             train__loss=now.loss,
             train__lr=now.lr,
             train__grad_norm=now.grad_norm,
+            train__skipped=self.skipped.total,
             speed__tokens_per_second=tokens,
             speed__step_seconds=now.seconds,
             speed__data_seconds=self.feed.seconds_waited() / len(records),
             memory__peak_gib=peak_memory(self.device) / 2**30,
-            **attention_cost(self.model, self.annealing.tiles_at(self.step)),
+            **cost,
+            **training_cost(self.model, cost),
         )
         progress.report(now, tokens)
+        if self.skipped.too_many:
+            raise self.skipped.error(self._save_what_was_good())
+
+    def _save_what_was_good(self) -> str:
+        """Save, if this start has done a step that was not skipped; in words, what there is."""
+        saved = self.config.checkpoint.enable and bool(self.history.steps)
+        if saved:
+            self.checkpointer.save_now(self.step)
+            return f"saved at step {self.step}, behind them, with the weights from before them"
+        return "nothing was saved, since no step of this start was any better"

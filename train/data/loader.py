@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from train.data.batch import Batch, Clips, Sample
+from train.data.batch import Batch, Clips, Sample, name_of
 from train.data.captions import embed_caption
 from train.data.digits import MovingDigits
 from train.data.shots import Split
 from train.data.video_folder import VideoFolder
+from train.data.workers import watched
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -54,9 +55,13 @@ class ClipStream(IterableDataset[Item]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         for batch in itertools.count(worker, workers):
-            first = self.start + (batch * self.world_size + self.rank) * self.batch_size
-            for position in range(first, first + self.batch_size):
+            for position in self.positions(batch):
                 yield self.clips[self.index(position)]
+
+    def positions(self, batch: int) -> range:
+        """Where in the stream this rank's batch i since `start` is."""
+        first = self.start + (batch * self.world_size + self.rank) * self.batch_size
+        return range(first, first + self.batch_size)
 
     def index(self, position: int) -> int:
         """Which clip is at this position of the stream."""
@@ -95,6 +100,8 @@ class VideoDataLoader:
         """Where decoded frames are kept; empty: ~/.cache/flexsparse/frames."""
         seed: int = 0
         num_workers: int = 0
+        timeout_seconds: int = 300
+        """How long a worker may take for a batch; less than parallel.timeout_seconds."""
         context_tokens: int = 16
         """Words of a caption that count."""
         context_dim: int = 64
@@ -149,12 +156,22 @@ class VideoDataLoader:
             self.stream,
             batch_size=self.stream.batch_size,
             num_workers=self.config.num_workers,
+            timeout=self.config.timeout_seconds if self.config.num_workers else 0,
             collate_fn=self.collate,
             pin_memory=torch.cuda.is_available(),  # the trainer copies without waiting
         )
-        for batch in itertools.islice(loader, len(self) if self.split == "validation" else None):
+        batches = watched(loader, self.reading)
+        for batch in itertools.islice(batches, len(self) if self.split == "validation" else None):
             self.position += self.clips_a_step
             yield batch
+
+    def reading(self, batch: int) -> str:
+        """What this rank's batch i since `start` is made of."""
+        positions = self.stream.positions(batch)
+        clips = [name_of(self.clips, self.stream.index(position)) for position in positions]
+        return (
+            f"positions {positions.start} to {positions.stop - 1} of the data: {', '.join(clips)}"
+        )
 
     def collate(self, clips: list[Sample]) -> Batch:
         n, dim = self.config.context_tokens, self.config.context_dim
