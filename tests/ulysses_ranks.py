@@ -209,7 +209,7 @@ def run(rank: int, folder: str, drawn: list[Drawn]) -> None:
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=WORLD,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(minutes=5),
     )
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     for degree in DEGREES:

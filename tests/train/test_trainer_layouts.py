@@ -39,7 +39,7 @@ def found(tmp_path_factory) -> Callable[[str, int], list[dict[str, Any]]]:
     torch.save(measured(resumed_run(folder), RESUMED[0]), folder / "resumed.1.0.pt")
     for world in LAYOUTS:
         script = str(Path(__file__).with_name("layout_ranks.py"))
-        finish(start(script, str(folder), ranks=world), timeout=200)
+        finish(start(script, str(folder), ranks=world), timeout=400)
     torch.save(measured(resumed_run(folder)), folder / "resumed last.1.0.pt")
     assert complete_steps(folder / "resumed" / "checkpoint")[-1] == RESUMED[-1]
 
