@@ -12,6 +12,7 @@ sequences it computes on whole sequences of fewer heads, tiles, text and masks i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.distributed._functional_collectives as collectives
@@ -159,7 +160,8 @@ class Ulysses:
 
     def _all_to_all(self, x: Tensor, received: list[int], sent: list[int]) -> Tensor:
         # eager code would hand on a tensor subclass that has no memory of its own for a kernel
-        arriving = collectives.all_to_all_single_autograd(x, received, sent, self.group)
+        group = cast(Any, self.group)
+        arriving = collectives.all_to_all_single_autograd(x, received, sent, group)
         return collectives.wait_tensor(arriving)
 
     def _check_rows(self, x: Tensor, dim: int) -> None:

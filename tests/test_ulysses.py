@@ -1,5 +1,7 @@
 """Ranks that share the rows of sequences compute what one process does."""
 
+from unittest import mock
+
 import pytest
 import torch
 import ulysses_ranks as ranks
@@ -140,6 +142,8 @@ def test_what_cannot_be_shared_is_refused():
         Ulysses("group", 0, (3, 0))
     with pytest.raises(ValueError, match="rank 2 has none of the 2 rows"):
         Ulysses("group", 2, (3, 4))
+    with pytest.raises(ValueError, match="2 rows cannot be shared by 3 ranks: lower the degree"):
+        Ulysses.even(mock.Mock(**{"size.return_value": 3}), 2)
     shards = Ulysses("group", 1, (3, 4))
     with pytest.raises(ValueError, match="with 6 rows, but the ranks share 7"):
         shards.shard(torch.zeros(6, 1), 0)
