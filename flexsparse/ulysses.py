@@ -6,7 +6,11 @@ all-to-all leads there and another one back:
     q, k, v and gates [B, H, rows, D]  ->  [B, H / P, L, D]  ->  attention  ->  [B, H, rows, D]
 
 A head neither chooses nor attends by what other heads do: whatever attention computes on whole
-sequences it computes on whole sequences of fewer heads, tiles, text and masks included.
+sequences it computes on whole sequences of fewer heads, tiles, text and masks included:
+
+    shards = Ulysses.even(group, tiling.padded_tokens)
+    q, k, v = shards.to_heads(q, k, v)  # from this rank's rows of them
+    out = shards.to_sequence(vsa_attention(q, k, v, tiling, top_k=64))
 """
 
 from __future__ import annotations
