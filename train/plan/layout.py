@@ -25,8 +25,7 @@ class Layout:
     def of(cls, config: Any, processes: int) -> "Layout":
         """ValueError where the sizes do not make up the processes, or heads do not divide."""
         parallel = config.parallel
-        # a trainer that can't share sequences has no such field
-        degree = getattr(parallel, "context_parallel_degree", 1)
+        degree = parallel.context_parallel_degree
         if processes < 1:
             raise ValueError(f"--plan-gpus is {processes}: give at least 1")
         rest = max(1, parallel.replicas * degree)
