@@ -16,7 +16,7 @@ from train.flow import flow_loss
 from train.lora import LoRAConfig
 from train.metrics import peak_memory, reset_peak_memory
 from train.plan import plan
-from train.plan.trace import _Live
+from train.plan.live import Live
 from train.plan.traffic import traffic, ulysses_bytes
 
 CONFIGS = [video_dit.dit_60m_vsa, wan.debug_vsa_adapt, wan.wan_14b_bsa_adapt]
@@ -122,7 +122,7 @@ def test_activations_are_what_a_step_holds(slot, most):
     context = torch.randn(4, config.dataloader.context_tokens, config.model.context_dim)
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    with _Live([*model.parameters(), x0, noise, context]) as live:
+    with Live([*model.parameters(), x0, noise, context]) as live:
         loss = flow_loss(model, x0, context, noise, torch.rand(4)).sum()
         kept = live.bytes
         loss.backward()
