@@ -5,8 +5,9 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from train.ranks import DataRanks
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class History:
 class Unread:
     """Losses and norms still on the device: reading makes the host wait, so many at once."""
 
-    def __init__(self, history: History) -> None:
-        self.history = history
+    def __init__(self, history: History, ranks: DataRanks) -> None:
+        self.history, self.ranks = history, ranks
         self._steps: list[tuple[int, float, Tensor, Tensor]] = []
         self.restart_clock()
 
@@ -66,9 +67,8 @@ class Unread:
     def read(self) -> list[StepRecord]:
         """Move all to the history, and return them: a collective."""
         steps, lrs, losses, norms = zip(*self._steps, strict=True)
-        total = torch.stack(losses)
-        dist.all_reduce(total)
-        losses, norms = total.tolist(), torch.stack(norms).tolist()
+        losses = self.ranks.total(torch.stack(losses)).tolist()
+        norms = torch.stack(norms).tolist()
         seconds = (time.perf_counter() - self._clock) / len(steps)
         rows = zip(steps, losses, norms, lrs, strict=True)
         records = [StepRecord(*row, seconds) for row in rows]

@@ -10,7 +10,6 @@ From Python, with any of the configs in `configs/`:
 """
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -27,9 +26,9 @@ from train.activation_checkpoint import Mode
 from train.annealing import Annealing, SparsityConfig
 from train.break_even import agree_on_break_even
 from train.checkpoint import Checkpointer
-from train.data.batch import endless
 from train.ema import EMA, reshard
-from train.flow import FlowConfig, draw, flow_loss
+from train.feed import Feed
+from train.flow import FlowConfig, flow_loss
 from train.history import History, Unread
 from train.initial import InitialConfig, build_model, open_folder
 from train.log import logger
@@ -42,9 +41,16 @@ from train.metrics import (
     training_cost,
 )
 from train.nonfinite import Skipped, backward, step_if_finite
-from train.parallelize import ParallelConfig, init_process_group, parallel_dims, parallelize
+from train.parallelize import (
+    ParallelConfig,
+    check_shared_sequences,
+    init_process_group,
+    parallel_dims,
+    parallelize,
+)
 from train.peers import Waiting
 from train.progress import Progress
+from train.ranks import DataRanks
 from train.run_dir import describe
 from train.settings import TrainingConfig
 from train.signals import StopSignal
@@ -75,7 +81,8 @@ class Trainer(Stateful, Configurable):
         model: Any
         """A dataclass with `.build()`."""
         dataloader: Any
-        """A dataclass with `.build(dp_world_size=, dp_rank=, local_batch_size=, split=)`."""
+        """A dataclass with `.build(dp_world_size=, dp_rank=, local_batch_size=,
+        global_batch_size=, split=)`."""
         dump_folder: str = "out/run"
         """Directory of the run; one that holds checkpoints is resumed."""
         initial: InitialConfig = field(default_factory=InitialConfig)
@@ -99,9 +106,11 @@ class Trainer(Stateful, Configurable):
     def __init__(self, config: Config) -> None:
         self.device = init_process_group(config.parallel.timeout_seconds)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        training = config.training.resolved(self.world, self.device)
-        self.config = replace(config, training=training)
         dims = parallel_dims(config.parallel)
+        check_shared_sequences(config.model, dims.cp)
+        self.ranks = DataRanks.of(dims)
+        training = config.training.resolved(self.ranks.size, self.device)
+        self.config = replace(config, training=training)
         with Waiting(config.parallel.timeout_seconds, "the start of the run"):
             fresh = open_folder(self.config)
             with self._logging():
@@ -109,13 +118,13 @@ class Trainer(Stateful, Configurable):
 
     def _build(self, dims: ParallelDims, fresh: bool) -> None:
         c, training = self.config, self.config.training
-        self.accumulation = training.global_batch_size // (training.local_batch_size * self.world)
         self.dataloader = self._build_data("train")
+        place: Any = dict(flow=c.flow, ranks=self.ranks, device=self.device)
+        self.feed = Feed(self.dataloader, training=training, **place)
         self.validator = None
         if c.validation.interval:
-            self.validator = c.validation.build(
-                dataloader=self._build_data("validation"), device=self.device, flow=c.flow
-            )
+            held_out = self._build_data("validation")
+            self.validator = c.validation.build(dataloader=held_out, **place)
 
         model: Any = build_model(c, fresh)
         self.tokens = int(model.tokens)
@@ -136,10 +145,8 @@ class Trainer(Stateful, Configurable):
         self.annealing = Annealing(self.model, c.sparsity.schedule, training.steps)
         self.step = 0
         self.history = History()
-        self._unread = Unread(self.history)
+        self._unread = Unread(self.history, self.ranks)
         self.skipped = Skipped(training.max_skipped)
-        self._batches = endless(self.dataloader)
-        self._data_seconds = 0.0
         self.metrics = c.metrics.build(
             parallel_dims=dims, dump_folder=c.dump_folder, config_dict=describe(c)
         )
@@ -229,22 +236,8 @@ class Trainer(Stateful, Configurable):
         self.annealing.apply(self.step)
         loss = torch.zeros((), device=self.device)
         self.optimizers.zero_grad()
-        for part in range(self.accumulation):
-            asked = time.perf_counter()
-            batch = next(self._batches)
-            self._data_seconds += time.perf_counter() - asked
-            x0 = batch["video"].to(self.device, non_blocking=True)
-            context = batch["context"].to(self.device, non_blocking=True)
-            first = (part * self.world + self.rank) * training.local_batch_size
-            noise, t = draw(
-                x0,
-                seed=training.seed,
-                step=self.step,
-                positions=range(first, first + len(x0)),
-                shift=self.config.flow.shift,
-                least=self.config.flow.least,
-            )
-            share = flow_loss(self.model, x0, context, noise, t).sum() / training.global_batch_size
+        for given in self.feed.step(self.step):
+            share = flow_loss(self.model, *given).sum() / training.global_batch_size
             backward(share)
             loss += share.detach()
         grad_norm = clip_grad_norm_(self.model.parameters(), training.max_norm)
@@ -278,7 +271,7 @@ class Trainer(Stateful, Configurable):
 
     def close(self) -> None:
         """Release files and workers. The process group stays, for this process's next trainer."""
-        self._batches.close()
+        self.feed.close()
         self.checkpointer.close()
         self.metrics.close()
 
@@ -303,9 +296,10 @@ class Trainer(Stateful, Configurable):
 
     def _build_data(self, split: str) -> Any:
         return self.config.dataloader.build(
-            dp_world_size=self.world,
-            dp_rank=self.rank,
+            dp_world_size=self.ranks.size,
+            dp_rank=self.ranks.rank,
             local_batch_size=self.config.training.local_batch_size,
+            global_batch_size=self.config.training.global_batch_size,
             split=split,
         )
 
@@ -328,13 +322,12 @@ class Trainer(Stateful, Configurable):
             train__skipped=self.skipped.total,
             speed__tokens_per_second=tokens,
             speed__step_seconds=now.seconds,
-            speed__data_seconds=self._data_seconds / len(records),
+            speed__data_seconds=self.feed.seconds_waited() / len(records),
             memory__peak_gib=peak_memory(self.device) / 2**30,
             **cost,
             **training_cost(self.model, cost),
         )
         progress.report(now, tokens)
-        self._data_seconds = 0.0
         if self.skipped.too_many:
             raise self.skipped.error(self._save_what_was_good())
 

@@ -144,3 +144,12 @@ def test_a_clip_is_the_same_whatever_else_is_asked(folder):
     long = open_folder(folder, num_frames=12, stride=1)
     short = open_folder(folder, num_frames=6, stride=1)
     assert np.array_equal(long[0]["video"][:, :6], short[0]["video"])
+
+
+def test_splits_in_subfolders_are_taken_whole(tmp_path, write_scenes, origin_of):
+    for name in ("train", "validation"):
+        write_scenes(tmp_path / "videos" / name / "a.mov", [20, 9] if name == "train" else [30])
+    wanted = {"train": set(range(29)), "validation": set(range(30))}
+    for split, frames in wanted.items():
+        clips = clips_of(tmp_path / "videos", split, origin_of, stride=1)
+        assert {number for _, origins in clips for _, number in origins} == frames

@@ -86,7 +86,7 @@ def test_parquet_files_of_others_are_let_alone(tmp_path, run, encoded, caplog):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "theirs.parquet").write_text("x")
     assert run() == 1 and not encoded
-    assert "holds parquet files but no _latents.json" in said(caplog)[-1]
+    assert "holds *.parquet but no _latents.json" in said(caplog)[-1]
     assert files(tmp_path / "out") == {"theirs.parquet": b"x"}
 
 
