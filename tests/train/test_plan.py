@@ -15,7 +15,9 @@ from train.configs import video_dit, wan
 from train.flow import flow_loss
 from train.lora import LoRAConfig, add_lora
 from train.metrics import peak_memory, reset_peak_memory
+from train.parallelize import ParallelConfig
 from train.plan import plan
+from train.plan.layout import Layout
 from train.plan.live import Live
 from train.plan.memory import states
 from train.plan.plan import parameters_of
@@ -155,6 +157,16 @@ def test_traffic_of_a_ring():
     assert ulysses_bytes(**layer, gates=1, degree=1) == 0
     out_and_back = 2 * (2 * 16 * 8 * 2) * 3 / 4  # of one tensor
     assert ulysses_bytes(**layer, gates=1, degree=4) == 3 * 5 * out_and_back
+
+
+def test_ranks_that_share_a_clip_own_weights_together():
+    config = tiny("unused", parallel=ParallelConfig(replicas=2, context_parallel_degree=2))
+    layout = Layout.of(config, 8)
+    assert (layout.replicas, layout.shards, layout.degree, layout.owners) == (2, 2, 2, 4)
+    training = config.training.resolved(4, torch.device("cpu"))
+    assert training.global_batch_size == 16 and layout.passes(training) == 1
+    with pytest.raises(ValueError, match="2 heads cannot be shared by 4 ranks"):
+        Layout.of(tiny("unused", parallel=ParallelConfig(context_parallel_degree=4)), 8)
 
 
 def test_a_plan_for_many_gpus_allocates_nothing(capsys):

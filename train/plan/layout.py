@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from flexsparse.ulysses import check_heads
 from train.settings import TrainingConfig
 
 
@@ -25,8 +26,7 @@ class Layout:
     def of(cls, config: Any, processes: int) -> "Layout":
         """ValueError where the sizes do not make up the processes, or heads do not divide."""
         parallel = config.parallel
-        # a trainer that can't share sequences has no such field
-        degree = getattr(parallel, "context_parallel_degree", 1)
+        degree = parallel.context_parallel_degree
         if processes < 1:
             raise ValueError(f"--plan-gpus is {processes}: give at least 1")
         rest = max(1, parallel.replicas * degree)
@@ -34,14 +34,10 @@ class Layout:
         if min(parallel.replicas, degree) < 1 or rest * shards != processes:
             raise ValueError(
                 f"parallel.replicas {parallel.replicas} x parallel.shards {parallel.shards} x "
-                f"context_parallel_degree {degree} do not make up {processes} processes: give "
-                f"numbers whose product is {processes}"
+                f"parallel.context_parallel_degree {degree} do not make up {processes} processes: "
+                f"give numbers whose product is {processes}"
             )
-        if config.model.heads % degree:
-            raise ValueError(
-                f"{degree} ranks can't share the {config.model.heads} heads of the model: give "
-                "parallel.context_parallel_degree a divisor of them"
-            )
+        check_heads(config.model.heads, degree)
         return cls(processes, parallel.replicas, shards, degree)
 
     @property
