@@ -3,7 +3,8 @@
     python -m benchmarks.plan_memory [--processes 1 2] [--results FILE]
 
 On a CPU, in fp32: each case trains in processes of its own, which measure how far their resident
-memory rises above what it was before the trainer was built. Weights, gradients, moments and average
+memory rises above what it was before the trainer was built; glibc is told to keep nothing that is
+freed. Weights, gradients, moments and average
 are also added up from the tensors themselves. Rows go to ``benchmarks/results/plan_memory.jsonl``.
 """
 
@@ -140,6 +141,7 @@ def _start(case: list[str], processes: int, results: Path) -> None:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
     shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    shared |= {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc then gives back at once what is freed
     command = [sys.executable, "-m", "benchmarks.plan_memory", "--results", str(results)]
     started = [
         subprocess.Popen([*command, "--case", *case], env={**os.environ, **shared, "RANK": str(i)})
