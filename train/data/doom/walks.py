@@ -5,6 +5,7 @@ one hugs walls. A walk is drawn from its map and number alone: its pixels and ca
 in every process and on every machine that has the same version of ViZDoom.
 """
 
+import contextlib
 import re
 import zlib
 from collections.abc import Iterator
@@ -75,9 +76,11 @@ class Walk:
         self.name = name
 
     def __enter__(self) -> "Walk":
-        self._scratch = TemporaryDirectory()  # the game writes its settings, here rather than there
-        self.game.set_doom_config_path(f"{self._scratch.name}/vizdoom.ini")
-        self.game.init()
+        self._scratch = (
+            TemporaryDirectory()
+        )  # for the settings that the game writes where it starts
+        with contextlib.chdir(self._scratch.name):
+            self.game.init()
         return self
 
     def __exit__(self, *exc: object) -> None:
