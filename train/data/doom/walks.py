@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -109,7 +110,7 @@ class Walk:
         for cheat in ("god", "notarget"):
             self.game.send_game_command(cheat)
 
-    def _state(self, rng: np.random.Generator):
+    def _state(self, rng: np.random.Generator) -> Any:
         """What is to be seen now; from the map's beginning, where the walk came to its end."""
         while (state := self.game.get_state()) is None:
             self._begin(rng)
