@@ -70,7 +70,7 @@ def test_a_row_group_is_read_once_an_epoch_for_each_size(tmp_path, monkeypatch):
         return plain(self, number, columns=columns)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counting)
-    take(config(tmp_path, buckets=SIZES, holdout=0).build(local_batch_size=2), 9)
+    take(config(tmp_path, buckets=SIZES, holdout=0).build(), 18)  # clip by clip
     assert len(read) == 12  # 6 row groups, both sizes in each
 
 
