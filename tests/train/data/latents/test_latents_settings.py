@@ -71,7 +71,10 @@ def test_clips_are_cut_where_they_begin(length, data):
         assert clip[0, :, 0, 0].tolist() == list(range(start, start + clip.shape[1]))
 
 
-@given(*[st.integers(-5, 100)] * 3)
+sides = st.integers(-5, 100) | st.integers(0, 12).map(lambda n: 8 * n)
+
+
+@given(st.integers(-5, 100) | st.just(9), sides, sides)
 def test_the_size_that_is_proposed_is_taken(frames, height, width):
     class Model:
         config = {"scale_factor_temporal": 4, "scale_factor_spatial": 8}
