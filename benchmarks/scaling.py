@@ -20,15 +20,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.flops import StepFlops, step_flops
+from benchmarks.evidence.flops import step_flops
 from benchmarks.evidence.runs import Run, all_of, leave, parser
-from benchmarks.evidence.scale import CPU, GPU, METHODS, POINTS, Scale, here
+from benchmarks.evidence.scale import CPU, DATA, GPU, METHODS, POINTS, Scale, here
 from benchmarks.gpu.tables import markdown
 from flexsparse.flops import attention_flops
 from models.attention import Slot
 from models.video_dit import VideoDiTConfig, dit_1b4, dit_60m, dit_120m, dit_410m
 from train.demo.measure import try_steps
-from train.demo.model import PixelDiTConfig
 
 Video = tuple[int, int, int]
 
@@ -72,16 +71,17 @@ def steps_for(cell: Cell, attention: Slot, data: str, seconds: float) -> int:
     return max(2 * POINTS, int(seconds / step / 1.15) // POINTS * POINTS)
 
 
-def planned(cell: Cell, attention: Slot) -> StepFlops:
-    """What a clip costs, without a model in memory."""
-    model = replace(cell.scale.model, attention=attention)
+def attention_of(cell: Cell, attention: Slot) -> int:
+    """Its FLOPs for a clip in all layers, forward and backward."""
+    model = cell.scale.model
     tiling: Any = attention.tiling(model.grid)
     cost: dict[str, Any] = {}
     if tiling is not None:
         top_k, q_rows = attention.top_k_for(tiling), attention.q_rows_for(tiling)
         cost = dict(tiling=tiling, top_k=top_k, q_rows=q_rows)
-    layer = attention_flops(cell.tokens, model.heads, model.head_dim, backward=True, **cost)
-    return step_flops(PixelDiTConfig(model), [layer] * model.layers)
+    return model.layers * attention_flops(
+        cell.tokens, model.heads, model.head_dim, backward=True, **cost
+    )
 
 
 def plan(scale: Scale, tflops: float) -> str:
@@ -89,13 +89,14 @@ def plan(scale: Scale, tflops: float) -> str:
     lines = []
     for cell in cells(scale):
         for name, attention in METHODS.items():
-            cost = planned(cell, attention)
+            run = cell.scale.trainer(attention, "doom", seed=0, steps=POINTS, folder=Path())
+            cost, of_attention = step_flops(run), attention_of(cell, attention)
             clips = -(-20 * cost.parameters // cell.tokens)
-            total = clips * (cost.attention + cost.other)
+            total = clips * (of_attention + cost.other)
             lines.append(
                 [
                     *(f"{cost.parameters / 1e6:,.1f}M", f"{cell.tokens:,}", name),
-                    *(f"{x / 1e12:,.3f}" for x in (cost.attention, cost.other)),
+                    *(f"{x / 1e12:,.3f}" for x in (of_attention, cost.other)),
                     *(f"{clips:,}", f"{total:.2e}", f"{total / tflops / 3.6e15:,.2f}"),
                 ]
             )
@@ -113,6 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         print(plan(GPU, given.tflops))
         return 0
     every = list(cells(here()))
+    DATA[given.data].prepare(every[0].scale)
     seconds = 60 * given.minutes / (len(every) * len(METHODS))
     for cell in every:
         for name, attention in METHODS.items():

@@ -24,6 +24,7 @@ def steps_within(seconds: float, scale: Scale, data: list[str], seeds: int) -> i
     """As many for each run as all of them have time for, a multiple of the points of a curve."""
     each = 0.0
     for name in data:
+        DATA[name].prepare(scale)
         for attention in METHODS.values():
             with tempfile.TemporaryDirectory() as folder:
                 config = scale.trainer(attention, name, seed=0, steps=LEAST, folder=Path(folder))

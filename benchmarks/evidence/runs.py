@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from benchmarks.evidence.flops import StepFlops, step_flops
+from benchmarks.evidence.flops import step_flops
 from benchmarks.evidence.scale import DATA, Scale
 from benchmarks.record import RESULTS, Row, read, write_row
 from models.attention import Slot
@@ -50,6 +50,8 @@ def all_of(runs: Iterable[Run], scale: Scale, steps: int, out: Path, results: Pa
     anew. A line tells of each when it is done, with the time that the rest will take.
     """
     todo, rows, spent = list(runs), [], []
+    for data in dict.fromkeys(run.data for run in todo):
+        DATA[data].prepare(scale)
     known = {tuple(row[k] for k in KEY): row for row in read("evidence", results)}
     for number, run in enumerate(todo, start=1):
         row = known.get(tuple(run.row(scale, steps).values()))
@@ -112,13 +114,13 @@ def told_of(trainer: Trainer) -> dict[str, Any]:
     assert trainer.validator is not None
     with trainer.averaged() as model:
         layers = attention_stats(model, *trainer.validator.noisy())
-    flops: StepFlops = step_flops(trainer.config.model, [layer.flops for layer in layers])
+    flops = step_flops(trainer.config)
     clips = trainer.config.training.global_batch_size
     return dict(
         parameters=flops.parameters,
         tokens=trainer.tokens,
         sparsity=[round(layer.sparsity, 4) for layer in layers],
-        attention_flops=flops.attention * clips,
+        attention_flops=sum(layer.flops for layer in layers) * clips,
         other_flops=flops.other * clips,
     )
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +18,7 @@ from benchmarks.evidence.recall import best, held, tile_mass
 from benchmarks.evidence.slots import MaxPooledVSA, UngatedVSA, ZeroFillBSA, pool_max
 from flexsparse import VideoTiling, prune_queries
 from flexsparse.reference import tile_of_token
-from models.attention import BSA, VSA
-from train.demo.model import PixelDiTConfig
+from models.attention import BSA, VSA, Dense
 
 LAW = 5.0, -0.25
 
@@ -107,14 +107,18 @@ def test_zero_fill_leaves_pruned_queries_without_output():
 
 
 def test_flops_are_six_for_each_weight_and_token_and_gates_count():
-    model = replace(scale.CPU.model, video=(4, 16, 32), layers=2)
-    dense = step_flops(PixelDiTConfig(model), [10, 20])
-    assert dense.attention == 30
-    vsa = step_flops(PixelDiTConfig(replace(model, attention=VSA(sparsity=0.5))), [10, 20])
+    model = replace(scale.CPU.model, video=(4, 16, 32), layers=3)
+    here = replace(scale.CPU, model=model)
+    dense, vsa = (
+        step_flops(here.trainer(slot, "doom", seed=0, steps=16, folder=Path()))
+        for slot in (Dense(), VSA(sparsity=0.5))
+    )
     gates = 2 * model.layers * model.dim**2
     assert vsa.parameters - dense.parameters == gates + 2 * model.layers * model.dim
     tokens = math.prod(model.grid)  # whole tiles: no padding
     assert vsa.other - dense.other == 6 * tokens * gates
+    in_rows = model.layers * (4 * model.dim**2 + 2 * model.dim * model.ffn + 2 * model.dim**2)
+    assert dense.other > 6 * tokens * in_rows
 
 
 def test_schedules_of_adaptation_reach_their_target_at_half():
@@ -135,7 +139,8 @@ def tiny():
 
 
 def test_the_experiments_run_and_are_not_run_twice(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(scale.DATA, "digits", lambda: dict(source="digits"))
+    digits = scale.Source(lambda scale: None, lambda scale: dict(source="digits"))
+    monkeypatch.setitem(scale.DATA, "digits", digits)
     for module in (parity, ablations, adaptation, selection):
         monkeypatch.setattr(module, "here", lambda: tiny)
     given = ["--data", "digits", "--steps", "16", "--out", str(tmp_path / "out")]
