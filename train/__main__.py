@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
             print("\n".join(lines(told)))
             return 0
         trainer = config.build()
-    except (ValueError, OSError, LostPeerError) as error:
+    except (ValueError, OSError, *FAULTS) as error:
         log.logger.error("error: %s", error)
         return 1
     try:

@@ -19,6 +19,7 @@ from train.checkpoint import check_load_step, complete_steps
 from train.log import logger
 from train.lora import add_lora
 from train.run_dir import check_config, write_config
+from train.schedules import Constant, DenseWarmup
 from train.starts import record_start
 
 
@@ -53,13 +54,7 @@ def open_folder(config: Any) -> bool:
 
 def _check_start(config: Any, fresh: bool) -> None:
     """Raise unless `build_model` could do its work; reads headers alone."""
-    size, names = getattr(config.model, "video", None), ("num_frames", "height", "width")
-    clips = tuple(getattr(config.dataloader, name, None) for name in names)
-    if size is not None and None not in clips and clips != tuple(size):
-        raise ValueError(
-            f"model.video is {tuple(size)}, but the dataloader's num_frames, height and width are "
-            f"{clips}: give both the same"
-        )
+    _check_sizes(config)
     initial, step = config.initial, config.checkpoint.initial_load_path
     if fresh and initial.required and not (initial.weights or step):
         raise ValueError(
@@ -76,6 +71,31 @@ def _check_start(config: Any, fresh: bool) -> None:
     if config.lora.rank:
         with torch.device("meta"):
             add_lora(config.model.build(), config.lora)
+
+
+def _check_sizes(config: Any) -> None:
+    """Raise unless the model takes the clips' sizes; that of its `video` is one of them."""
+    size, names = getattr(config.model, "video", None), ("num_frames", "height", "width")
+    clips = tuple(getattr(config.dataloader, name, None) for name in names)
+    buckets = [tuple(bucket) for bucket in getattr(config.dataloader, "buckets", ())]
+    if size is not None and None not in clips and tuple(size) not in (buckets or [clips]):
+        given = f"buckets are {buckets}: make it one of them"
+        raise ValueError(
+            f"model.video is {tuple(size)}, but the dataloader's "
+            + (given if buckets else f"{', '.join(names)} are {clips}: give both the same")
+        )
+    if len(buckets) < 2:
+        return
+    if not getattr(config.model, "any_size", False):
+        raise ValueError(
+            f"dataloader.buckets are {len(buckets)} sizes, but {type(config.model).__qualname__} "
+            "is built for one: leave out all but one, or train a model that takes any, as WanConfig"
+        )
+    if not isinstance(config.sparsity.schedule, Constant | DenseWarmup):
+        raise ValueError(
+            f"dataloader.buckets are {len(buckets)} sizes, but sparsity.schedule counts the tiles "
+            "of one: leave out all but one, or the schedule"
+        )
 
 
 def build_model(config: Any, fresh: bool) -> nn.Module:

@@ -141,8 +141,10 @@ def parallelize(
     apply_activation_checkpointing(model, activation_checkpoint)
     layers = cast(nn.ModuleDict, model.layers)
     if compile:
+        # clips of each size are a program, of static sizes, and another one without gradients
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for block in layers.children():
-            block.compile(fullgraph=True)
+            block.compile(fullgraph=True, dynamic=False)
     mesh = cast(DeviceMesh, dims.get_activated_mesh(["dp_replicate", "fsdp"]))
     policy = MixedPrecisionPolicy(
         param_dtype=param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False

@@ -81,7 +81,8 @@ class Trainer(Stateful, Configurable):
         model: Any
         """A dataclass with `.build()`."""
         dataloader: Any
-        """A dataclass with `.build(dp_world_size=, dp_rank=, local_batch_size=, split=)`."""
+        """A dataclass with `.build(dp_world_size=, dp_rank=, local_batch_size=,
+        global_batch_size=, split=)`."""
         dump_folder: str = "out/run"
         """Directory of the run; one that holds checkpoints is resumed."""
         initial: InitialConfig = field(default_factory=InitialConfig)
@@ -298,6 +299,7 @@ class Trainer(Stateful, Configurable):
             dp_world_size=self.ranks.size,
             dp_rank=self.ranks.rank,
             local_batch_size=self.config.training.local_batch_size,
+            global_batch_size=self.config.training.global_batch_size,
             split=split,
         )
 

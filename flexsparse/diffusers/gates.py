@@ -55,7 +55,7 @@ def fill_from_origin(model: nn.Module, gates: Mapping[str, nn.Parameter]) -> Non
     """
     if not isinstance(model, ConfigMixin) or not gates:
         return
-    origin = model.config.get("_name_or_path")
+    origin = model.config.get("_name_or_path") or ""
     found = _read(Path(origin)) if origin else {}
     if found:
         _fill(gates, found, origin)

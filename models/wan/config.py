@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from models.attention import Dense, Slot
 
@@ -27,9 +27,12 @@ class WanConfig:
         pos_embed_seq_len: number of picture tokens that have a position embedding, 2 x 257 in the
             model for first and last frame; None for no such embedding.
         eps: of all norms but those of the picture's embedding, which have 1e-5.
-        video: (frames, height, width) of the latent that is trained on. The model takes any other.
+        video: (frames, height, width) of the latent that is trained on. The model takes any other,
+            as `any_size` says.
         attention: the slot of the self-attention, see `models.attention`.
     """
+
+    any_size: ClassVar[bool] = True
 
     dim: int
     heads: int

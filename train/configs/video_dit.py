@@ -105,6 +105,34 @@ def dit_1b4_bsa() -> Trainer.Config:
     return _folder(dit_1b4, BSA(), lr=2e-4, name="dit_1b4_bsa")
 
 
+def real_footage_dense() -> Trainer.Config:
+    """Real clips, `python -m train.data.fetch real-footage`, the tail of each shot held out: few
+    enough to be learnt by heart."""
+    return _real_footage(Dense(), "real_footage_dense")
+
+
+def real_footage_vsa() -> Trainer.Config:
+    return _real_footage(VSA(), "real_footage_vsa")
+
+
+def real_footage_bsa() -> Trainer.Config:
+    return _real_footage(BSA(), "real_footage_bsa")
+
+
+def doom_dense() -> Trainer.Config:
+    """Clips that `python -m train.data.doom --out DIR` films, validated on maps held out; as many
+    as wanted. `--dataloader.path DIR`"""
+    return _doom(Dense(), "doom_dense")
+
+
+def doom_vsa() -> Trainer.Config:
+    return _doom(VSA(), "doom_vsa")
+
+
+def doom_bsa() -> Trainer.Config:
+    return _doom(BSA(), "doom_bsa")
+
+
 def loader(model: VideoDiTConfig, **options: Any) -> VideoDataLoader.Config:
     """Clips of the size that the model takes."""
     frames, height, width = model.video
@@ -132,12 +160,31 @@ def _digits(model: VideoDiTConfig, name: str) -> Trainer.Config:
     )
 
 
+def _real_footage(attention: Any, name: str) -> Trainer.Config:
+    """Two seconds at 128 x 192: 32 x 16 x 24 tokens."""
+    model = dit_60m(channels=3, video=(32, 128, 192), patch=(1, 8, 8), attention=attention)
+    data = loader(model, source="real-footage", fps=15, stride=8, num_workers=4)
+    return _pixels(model, data, lr=6e-4, name=name)
+
+
+def _doom(attention: Any, name: str) -> Trainer.Config:
+    """32 of the 33 frames, at 96 x 128: 32 x 12 x 16 tokens."""
+    model = dit_60m(channels=3, video=(32, 96, 128), patch=(1, 8, 8), attention=attention)
+    return _pixels(model, loader(model, num_workers=4), lr=6e-4, name=name)
+
+
 def _folder(size: Any, attention: Any, *, lr: float, name: str) -> Trainer.Config:
     """Two seconds of pixels at 256 x 256: 16 x 32 x 32 tokens, VSA's pretraining grid."""
     model = size(channels=3, video=(16, 256, 256), patch=(1, 8, 8), attention=attention)
+    return _pixels(model, loader(model, fps=8, num_workers=4), lr=lr, name=name)
+
+
+def _pixels(
+    model: VideoDiTConfig, data: VideoDataLoader.Config, *, lr: float, name: str
+) -> Trainer.Config:
     return Trainer.Config(
         model=model,
-        dataloader=loader(model, fps=8, num_workers=4),
+        dataloader=data,
         dump_folder=f"out/{name}",
         training=TrainingConfig(steps=20_000, local_batch_size=4),
         flow=FlowConfig(shift=3.0),

@@ -62,7 +62,7 @@ def cached_video(
     frames decoded so far. Raises UnreadableVideo for whatever is wrong with the video, and OSError
     for what is wrong with the cache: in one line when the disk is full.
     """
-    identity = (FORMAT, *_identity(video), height, width, fps)
+    identity = (FORMAT, *file_identity(video), height, width, fps)
     entry = cache_dir / hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
     frames_file, index_file = entry.with_suffix(".frames"), entry.with_suffix(".json")
     try:
@@ -86,7 +86,8 @@ def cached_video(
     return CachedVideo(frames_file, index["num_frames"], height, width, tuple(index["changes"]))
 
 
-def _identity(video: Path) -> tuple[str, int, int]:
+def file_identity(video: Path) -> tuple[str, int, int]:
+    """Path, size and time of change; UnreadableVideo for what is no regular file."""
     try:
         found = video.stat()
         if not stat.S_ISREG(found.st_mode):

@@ -16,21 +16,27 @@ from typing import Any, BinaryIO
 MANIFEST = "_latents.json"
 
 
-def claim_folder(folder: Path, holds: dict[str, Any]) -> None:
+def claim_folder(
+    folder: Path, holds: dict[str, Any], name: str = MANIFEST, files: str = "*.parquet"
+) -> None:
     """Make the folder, or go on with one whose manifest says the same; `holds` is JSON values.
+
+    Args:
+        name: of the manifest.
+        files: a pattern for what runs put there.
 
     Raises ValueError for a folder of something else, OSError for one that takes no file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):  # fails now rather than after the first hour
         pass
-    manifest = folder / MANIFEST
+    manifest = folder / name
     if not manifest.exists():
-        if next(folder.rglob("*.parquet"), None):
+        if next(folder.rglob(files), None):
             raise ValueError(
-                f"{folder} holds parquet files but no {MANIFEST}: give a folder of its own as --out"
+                f"{folder} holds {files} but no {name}: give a folder of its own as --out"
             )
-        draft = folder / f"{MANIFEST}.{os.getpid()}"
+        draft = folder / f"{name}.{os.getpid()}"
         draft.write_text(json.dumps(holds, indent=2) + "\n")
         draft.replace(manifest)
     there = json.loads(manifest.read_text())
@@ -41,7 +47,7 @@ def claim_folder(folder: Path, holds: dict[str, Any]) -> None:
     ]
     if differ:
         raise ValueError(
-            f"{folder} holds the latents of another run ({'; '.join(differ)}): give another --out"
+            f"{folder} holds the files of another run ({'; '.join(differ)}): give another --out"
         )
 
 

@@ -1,5 +1,6 @@
 """Frames of a video file at one size and one rate, by PyAV."""
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator
@@ -8,6 +9,8 @@ from pathlib import Path
 import av
 import av.error
 import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
 
 
 class UnreadableVideo(Exception):
@@ -23,19 +26,34 @@ def decode_frames(path: Path, height: int, width: int, fps: float) -> Iterator[n
 
     Raises UnreadableVideo.
     """
+    with _opened(path) as (container, stream):
+        stream.thread_type = "AUTO"
+        rate = float(stream.average_rate or 25)
+        images = _at_rate(container.decode(stream), rate, height, width, fps)
+        first = next(images, None)
+        if first is None:
+            raise UnreadableVideo("it has no frame")
+        yield first
+        yield from images
+
+
+def video_size(path: Path) -> tuple[int, int]:
+    """(height, width) of the first frame, turned upright. Raises UnreadableVideo."""
+    with _opened(path) as (container, stream):
+        frame = next(container.decode(stream), None)
+        if frame is None:
+            raise UnreadableVideo("it has no frame")
+        return _upright(frame)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """A video file and its first stream; what goes wrong within is UnreadableVideo."""
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
             if not container.streams.video:
                 raise UnreadableVideo("it has no video stream")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            rate = float(stream.average_rate or 25)
-            images = _at_rate(container.decode(stream), rate, height, width, fps)
-            first = next(images, None)
-            if first is None:
-                raise UnreadableVideo("it has no frame")
-            yield first
-            yield from images
+            yield container, container.streams.video[0]
     except (av.error.FFmpegError, OSError) as e:
         raise UnreadableVideo(e.strerror or str(e)) from e
     except UnicodeDecodeError as e:
@@ -69,9 +87,14 @@ def _with_ends(
         yield held, begin - first + spacing
 
 
+def _upright(frame: av.VideoFrame) -> tuple[int, int]:
+    """Its height and width as it is to be shown."""
+    turned = frame.rotation // 90 % 2
+    return (frame.width, frame.height) if turned else (frame.height, frame.width)
+
+
 def _fit(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
-    turns = frame.rotation // 90 % 4
-    upright = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
+    turns, upright = frame.rotation // 90 % 4, _upright(frame)
     scale = max(height / upright[0], width / upright[1])
     h, w = max(height, round(upright[0] * scale)), max(width, round(upright[1] * scale))
     small = frame.reformat(

@@ -4,10 +4,13 @@ The digits are drawn from a 5x7 font below rather than from a dataset of handwri
 there to move, overlap and match their captions, and 35 bits a digit do that with no dependency.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from train.data.batch import Sample
+from train.data.buckets import Size, check_sizes
 
 # Ten glyphs of 5x7 points, row by row, each row five bits.
 FONT = [
@@ -38,19 +41,30 @@ class MovingDigits:
     """`length` clips of two coloured digits that drift and bounce off the edges.
 
     A clip is `dict(video=uint8 [3, num_frames, height, width], caption=str)` and a pure function of
-    `first + index`; the caption names each digit, its colour and how it sets off.
+    `first + index`; the caption names each digit, its colour and how it sets off. With `buckets`,
+    sizes in place of that one, clips have them in turn.
     """
 
     def __init__(
-        self, length: int = 1024, *, first: int = 0, num_frames=17, height=64, width=64
+        self,
+        length: int = 1024,
+        *,
+        first: int = 0,
+        num_frames: int = 17,
+        height: int = 64,
+        width: int = 64,
+        buckets: Sequence[Size] = (),
     ) -> None:
-        if min(height, width) < 32 or num_frames < 1:
-            raise ValueError(
-                f"two digits need a frame of 32x32 or more: enlarge num_frames={num_frames}, "
-                f"height={height}, width={width}"
-            )
-        self.length, self.first, self.num_frames = length, first, num_frames
-        self.size = np.array([height, width])
+        self.sizes: list[Size] = [(t, h, w) for t, h, w in buckets or [(num_frames, height, width)]]
+        check_sizes(self.sizes)
+        for num_frames, height, width in self.sizes:
+            if min(height, width) < 32:
+                raise ValueError(
+                    f"two digits need a frame of 32x32 or more: enlarge num_frames={num_frames}, "
+                    f"height={height}, width={width}"
+                )
+        self.length, self.first = length, first
+        self.buckets = [range(i, length, len(self.sizes)) for i in range(len(self.sizes))]
 
     def __len__(self) -> int:
         return self.length
@@ -59,15 +73,16 @@ class MovingDigits:
         if not 0 <= index < self.length:
             raise IndexError(f"clip {index} of {self.length}")
         rng = np.random.default_rng(self.first + index)
-        video = np.zeros((self.num_frames, *self.size, 3), dtype=np.uint8)
+        num_frames, *size = self.sizes[index % len(self.sizes)]
+        video = np.zeros((num_frames, *size, 3), dtype=np.uint8)
         phrases = []
         for colour in rng.permutation(list(COLOURS))[:2]:
             digit = int(rng.integers(10))
             speed = rng.integers(1, 1 + FASTEST, size=2) * rng.choice((-1, 1), size=2)
             shape = glyph(digit)
-            room = self.size - shape.shape
+            room = np.subtract(size, shape.shape)
             start = rng.integers(FASTEST, room - FASTEST + 1)
-            path = self._path(start, speed, room)
+            path = _path(start, speed, room, num_frames)
             for frame, (y, x) in zip(video, path, strict=True):
                 frame[y : y + shape.shape[0], x : x + shape.shape[1]][shape] = COLOURS[colour]
             vertical = "down" if speed[0] > 0 else "up"
@@ -78,7 +93,8 @@ class MovingDigits:
             "caption": ", ".join(phrases),
         }
 
-    def _path(self, start: np.ndarray, speed: np.ndarray, room: np.ndarray) -> np.ndarray:
-        """Top left corners [num_frames, 2] of a point reflected at 0 and at `room`."""
-        straight = start + speed * np.arange(self.num_frames)[:, None]
-        return room - np.abs(room - straight % (2 * room))
+
+def _path(start: np.ndarray, speed: np.ndarray, room: np.ndarray, frames: int) -> np.ndarray:
+    """Top left corners [frames, 2] of a point reflected at 0 and at `room`."""
+    straight = start + speed * np.arange(frames)[:, None]
+    return room - np.abs(room - straight % (2 * room))

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.data.decode import decode_frames
+from train.data.buckets import Size, best_length, best_shape
+from train.data.cache import file_identity
+from train.data.decode import decode_frames, video_size
 from train.data.shots import find_shots, frame_change, windows_of_shot
 
+PATCH = 2  # latents along each side of a token, in Wan and all who share its latents
 
-def load_vae(folder: Path) -> Any:
-    """The VAE in a folder, in fp32, on the accelerator if there is one.
 
-    Any class of diffusers with the interface of AutoencoderKLWan will do. Raises ValueError in one
-    line where diffusers, the folder or the interface is wanting.
+def load_vae(folder: Path, device: torch.device | None = None) -> Any:
+    """The VAE in a folder, in fp32, on `device` (default: the CPU).
+
+    Any video VAE of diffusers will do: one with `encode`, whose config or attributes say by how
+    much it compresses, as those of Wan, HunyuanVideo, LTX-Video and CogVideoX. Raises ValueError in
+    one line where diffusers, the folder or the interface is wanting.
     """
     try:
         import diffusers
@@ -40,17 +45,52 @@ def load_vae(folder: Path) -> Any:
     vae, info = loaded
     if lacking := info["missing_keys"]:  # diffusers draws them, and warns
         raise ValueError(f"{folder} lacks {len(lacking)} weights, {sorted(lacking)[0]} first")
-    if not hasattr(vae, "encode") or "scale_factor_temporal" not in vae.config:
+    if not hasattr(vae, "encode") or compression(vae) is None:
         raise ValueError(
-            f"{folder} is a {type(vae).__name__}: give a VAE with the interface of AutoencoderKLWan"
+            f"{folder} is a {type(vae).__name__}: give a VAE of videos, as AutoencoderKLWan"
         )
-    accelerator = torch.accelerator.current_accelerator()
-    return vae.to(accelerator or torch.device("cpu")).eval().requires_grad_(False)
+    return vae.to(device or torch.device("cpu")).eval().requires_grad_(False)
+
+
+def compression(vae: Any) -> tuple[int, int] | None:
+    """By how much a VAE compresses time and space; None where it does not say."""
+    found = []
+    for config_name, name in (
+        ("scale_factor_temporal", "temporal_compression_ratio"),
+        ("scale_factor_spatial", "spatial_compression_ratio"),
+    ):
+        factor = vae.config.get(config_name) or vae.config.get(name) or getattr(vae, name, None)
+        if factor is None and "block_out_channels" in vae.config and found:  # CogVideoX says one
+            factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+        if factor is None:
+            return None
+        found.append(int(factor))
+    return found[0], found[1]
+
+
+def normalisation(vae: Any) -> tuple[list[float], list[float]]:
+    """Mean and deviation of a VAE's latents, channel by channel, as config or buffers have them.
+
+    Where that has one factor for all channels, the mean is its shift and the deviation 1 / factor.
+    """
+    mean, std = (
+        vae.config.get(name) or getattr(vae, name, None) for name in ("latents_mean", "latents_std")
+    )
+    if mean is None or std is None:
+        scale = float(vae.config.get("scaling_factor") or 1.0)
+        shift = float(vae.config.get("shift_factor") or 0.0)
+        channels = int(vae.config.get("latent_channels") or vae.config.get("z_dim") or 0)
+        return [shift] * channels, [1 / scale] * channels
+    factor = float(vae.config.get("scaling_factor") or 1.0)
+    return [float(x) for x in mean], [float(x) / factor for x in std]
 
 
 def check_clip_size(vae: Any, num_frames: int, height: int, width: int) -> None:
-    """ValueError with the nearest size that fits, for one that the VAE does not divide."""
-    t, s = vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
+    """ValueError with the nearest size that fits, for one that the VAE, or a model's patches of
+    its latents, do not divide."""
+    t, s = compression(vae) or (1, 1)
+    if 1 < s < 32:  # LTX-Video, whose VAE makes 32 of one, has no patches
+        s *= PATCH
     whole = (num_frames - 1) % t == 0 and height % s == 0 and width % s == 0
     if whole and min(num_frames, height, width) >= 1:
         return
@@ -58,7 +98,8 @@ def check_clip_size(vae: Any, num_frames: int, height: int, width: int) -> None:
     sides = [max(1, round(side / s)) * s for side in (height, width)]
     raise ValueError(
         f"num_frames={num_frames}, height={height}, width={width}: this VAE takes {t}k + 1 frames "
-        f"and sides that are multiples of {s}: try {frames}, {sides[0]} and {sides[1]}"
+        f"and, with patches of {PATCH}x{PATCH} latents, sides that are multiples of {s}: "
+        f"try {frames}, {sides[0]} and {sides[1]}"
     )
 
 
@@ -73,29 +114,41 @@ def encode_clip(vae: Any, frames: Tensor) -> Tensor:
 
 
 def find_clips(
-    video: Path, num_frames: int, stride: int, *, height: int, width: int, fps: float
-) -> list[int]:
-    """First frames of a video's clips, none across a cut; decodes it whole, keeps no frame.
+    video: Path, sizes: Sequence[Size], stride: int, fps: float
+) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+    """Height and width of a video's clips, and the first frame and length of each.
 
-    Raises UnreadableVideo.
+    Of several sizes those that fit best (see `buckets.py`); no clip is across a cut. Clips begin
+    `stride` frames apart, 0: their length. Decodes the video whole and keeps no frame. Raises
+    UnreadableVideo.
     """
+    height, width = sizes[0][1:]
+    if len({(h, w) for _, h, w in sizes}) > 1:
+        file_identity(video)
+        height, width = best_shape(sizes, *video_size(video))
     frames = decode_frames(video, height, width, fps)
     changes = [frame_change(a, b) for a, b in itertools.pairwise(frames)]
-    return [
-        start
-        for shot in find_shots(changes)
-        for start in windows_of_shot(shot, num_frames, stride, 0.0, "train")
-    ]
+    clips = []
+    for shot in find_shots(changes):
+        length = best_length(sizes, (height, width), shot[1] - shot[0])
+        starts = windows_of_shot(shot, length, stride or length, 0.0, "train")
+        clips += [(start, length) for start in starts]
+    return (height, width), clips
 
 
 def cut_clips(
-    frames: Iterable[np.ndarray], starts: Sequence[int], num_frames: int
+    frames: Iterable[np.ndarray], clips: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[int, Tensor]]:
-    """The clips that begin at `starts`, as uint8 [3, num_frames, H, W]; in memory one at a time."""
-    held: deque[np.ndarray] = deque(maxlen=num_frames)
-    wanted = set(starts)
+    """The clips of these first frames and lengths, with the first frame, as uint8 [3, T, H, W].
+
+    In memory are no more frames than the longest clip has.
+    """
+    held: deque[np.ndarray] = deque(maxlen=max((length for _, length in clips), default=1))
+    lengths = defaultdict(list)
+    for start, length in clips:
+        lengths[start + length - 1].append(length)
     for i, frame in enumerate(frames):
         held.append(frame)
-        start = i - num_frames + 1
-        if start in wanted:
-            yield start, torch.from_numpy(np.stack(held)).permute(3, 0, 1, 2)
+        for length in lengths.get(i, ()):
+            film = np.stack(list(held)[-length:])
+            yield i - length + 1, torch.from_numpy(film).permute(3, 0, 1, 2)

@@ -1,5 +1,6 @@
 """A folder of parquet files as a sequence of latents, held in memory a row group at a time."""
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from train.data.buckets import Size, check_sizes
 from train.data.latent_records import TENSOR_COLUMNS, read_tensor
 from train.data.progress import WorkProgress
 from train.data.shots import Split
@@ -32,10 +34,12 @@ class LatentFolder:
 
     A clip is `Latent`: (the latent - mean) / std for each channel (as stored where both are empty),
     and the text embedding, padded with zeros to text_tokens; a record without text is all zeros.
-    Latents of other shapes than `latent` (C, T, H, W) are left out and counted in the log.
+    Latents of other shapes than `latent` (C, T, H, W) are left out and counted in the log. With
+    `buckets`, sizes (T, H, W) in place of that one, `self.buckets` are the clips of each.
 
     The split "validation" is the last `holdout` of the clips in the order of files and rows, at
-    least one if there are two; "train" is the rest. One video at most has clips in both.
+    least one if there are two; "train" is the rest. One video at most has clips in both. Of several
+    sizes each is split so by itself.
 
     Row groups are read one at a time and whole, so clips are quick to read in the order of
     `shuffled`. Raises FileNotFoundError, and ValueError for a file that is none of these, for no
@@ -47,6 +51,7 @@ class LatentFolder:
         path: str | Path,
         *,
         latent: tuple[int, int, int, int],
+        buckets: Sequence[Size] = (),
         text_tokens: int,
         text_dim: int,
         mean: Sequence[float] = (),
@@ -64,42 +69,51 @@ class LatentFolder:
                 f"{len(mean)} latents_mean and {len(std)} latents_std: give one of each, the std "
                 f"above 0, for each of the {latent[0]} channels, or none for latents as stored"
             )
+        self.sizes: list[Size] = [(t, h, w) for t, h, w in buckets or [latent[1:]]]
+        check_sizes(self.sizes)
         self.text_tokens, self.text_dim = text_tokens, text_dim
         self.mean, self.std = (torch.tensor(x).view(-1, 1, 1, 1) for x in (mean, std))
         self.files = sorted(Path(path).rglob("*.parquet"))
         if not self.files:
             raise FileNotFoundError(f"{path} holds no parquet file: set path to a folder of them")
         self.groups: list[tuple[int, int]] = []
-        clips, others, texts = [], Counter(), Counter()
+        shapes = [(latent[0], *size) for size in self.sizes]
+        found: dict[tuple, list[tuple[int, int]]] = {shape: [] for shape in shapes}
+        others, texts = Counter(), Counter()
         for group, row, shape, text in self._read_shapes():
-            if shape == latent:
-                clips.append((group, row))
+            if shape in found:
+                found[shape].append((group, row))
                 texts[text] += 1
             else:
                 others[shape] += 1
-        found = ", ".join(f"{n} of {list(shape)}" for shape, n in others.most_common(5))
-        total = len(clips) + others.total()
-        if not clips:
+        there = ", ".join(f"{n} of {list(shape)}" for shape, n in others.most_common(5))
+        total = sum(map(len, found.values())) + others.total()
+        wanted = " or ".join(str(list(shape)) for shape in shapes)
+        if total == others.total():
             raise ValueError(
-                f"{path} has no latent of [C, T, H, W] = {list(latent)} among {total}: it has "
-                f"{found or 'none'}; set channels, num_frames, height and width to what there is"
+                f"{path} has no latent of [C, T, H, W] = {wanted} among {total}: it has "
+                f"{there or 'none'}; set channels, num_frames, height and width to what there is"
             )
         self._check_texts(path, texts)
-        held = max(1, round(len(clips) * holdout)) if holdout and len(clips) > 1 else 0
-        border = len(clips) - held
-        self.clips = np.array(clips[:border] if split == "train" else clips[border:])
+        mine = [_part(clips, split, holdout) for clips in found.values()]
+        borders = itertools.accumulate(map(len, mine), initial=0)
+        self.buckets = [range(a, b) for a, b in itertools.pairwise(borders)]
+        self.clips = np.array([clip for clips in mine for clip in clips])
         if not len(self.clips):
             raise ValueError(
-                f"{path} has {len(clips)} clips, none of them for {split} with holdout={holdout}: "
-                "raise holdout, add clips, or do without validation"
+                f"{path} has {total - others.total()} clips, none of them for {split} with "
+                f"holdout={holdout}: raise holdout, add clips, or do without validation"
             )
         if split == "train" and others:
             logger.warning(
                 "%s: left out %d of %d latents, which are not of %s: %s",
-                *(path, others.total(), total, list(latent), found),
+                *(path, others.total(), total, wanted, there),
             )
-        logger.info("%s: %d %s clips in %d files", path, len(self), split, len(self.files))
-        self._held: tuple[int, pa.Table] | None = None
+        counts = ", ".join(f"{len(b)} of {t}x{h}x{w}" for b, (t, h, w) in zip(mine, self.sizes))
+        logger.info(
+            "%s: %d %s clips (%s) in %d files", path, len(self), split, counts, len(self.files)
+        )
+        self._held: dict[int, tuple[int, pa.Table]] = {}  # one for each bucket
 
     def _read_shapes(self) -> Iterator[tuple[int, int, tuple, tuple]]:
         """Each record's row group, row in it, and the shapes of its latent and its text."""
@@ -145,7 +159,8 @@ class LatentFolder:
 
     def __getitem__(self, index: int) -> Latent:
         group, row = (int(x) for x in self.clips[index])
-        table = self._table(group)
+        bucket = next(i for i, clips in enumerate(self.buckets) if index in clips)
+        table = self._table(group, bucket)
         try:
             video = read_tensor(table, "vae_latent", row)
             text = read_tensor(table, "text_embedding", row)
@@ -158,18 +173,28 @@ class LatentFolder:
         text = text.reshape(tokens, self.text_dim)
         return {"video": video, "context": F.pad(text, (0, 0, 0, self.text_tokens - tokens))}
 
-    def shuffled(self, rng: np.random.Generator) -> np.ndarray:
-        """All indices, row groups in a random order and the clips of each in a random order."""
-        place = rng.permutation(len(self.groups))[self.clips[:, 0]]
-        return np.lexsort((rng.random(len(self)), place))
+    def shuffled(self, rng: np.random.Generator, clips: np.ndarray) -> np.ndarray:
+        """These indices, row groups in a random order and the clips of each in a random order."""
+        place = rng.permutation(len(self.groups))[self.clips[clips, 0]]
+        return clips[np.lexsort((rng.random(len(clips)), place))]
 
-    def _table(self, group: int) -> pa.Table:
-        if self._held is None or self._held[0] != group:
-            self._held = None  # before the next is read: there is room for one
+    def _table(self, group: int, bucket: int) -> pa.Table:
+        held = self._held.get(bucket)
+        if held is None or held[0] != group:
+            del held
+            self._held.pop(bucket, None)  # before the next is read: there is room for one
             file, number = self.groups[group]
             with _opened(self.files[file]) as parquet:
-                self._held = group, parquet.read_row_group(number, columns=TENSOR_COLUMNS)
-        return self._held[1]
+                table = parquet.read_row_group(number, columns=TENSOR_COLUMNS)
+            self._held[bucket] = group, table
+        return self._held[bucket][1]
+
+
+def _part(clips: list[tuple[int, int]], split: Split, holdout: float) -> list[tuple[int, int]]:
+    """Those of a split; the last ones are held out."""
+    held = max(1, round(len(clips) * holdout)) if holdout and len(clips) > 1 else 0
+    border = len(clips) - held
+    return clips[:border] if split == "train" else clips[border:]
 
 
 def _opened(file: Path) -> pq.ParquetFile:

@@ -4,7 +4,7 @@ They come from FastVideo's preprocessing as it is, or from `python -m train.data
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from torch.utils.data import default_collate
@@ -12,8 +12,9 @@ from torch.utils.data import default_collate
 from train.data.batch import Batch
 from train.data.latent_folder import Latent, LatentFolder
 from train.data.latent_records import WAN_LATENTS_MEAN, WAN_LATENTS_STD
-from train.data.loader import ClipStream, VideoDataLoader
+from train.data.loader import VideoDataLoader
 from train.data.shots import Split
+from train.data.stream import ClipStream
 
 
 class RowGroupStream(ClipStream[Latent]):
@@ -25,12 +26,8 @@ class RowGroupStream(ClipStream[Latent]):
 
     clips: LatentFolder
 
-    def index(self, position: int) -> int:
-        epoch, i = divmod(position, len(self.clips))
-        if self.shuffle and epoch != self._epoch:
-            self._order = self.clips.shuffled(np.random.default_rng((self.seed, epoch)))
-            self._epoch = epoch
-        return int(self._order[i])
+    def shuffled(self, rng: np.random.Generator, clips: np.ndarray) -> np.ndarray:
+        return self.clips.shuffled(rng, clips)
 
 
 class LatentDataLoader(VideoDataLoader):
@@ -49,6 +46,8 @@ class LatentDataLoader(VideoDataLoader):
         num_frames: int = 21
         height: int = 60
         width: int = 104
+        buckets: tuple[tuple[int, int, int], ...] = ()
+        """Several sizes (num_frames, height, width), of latents too, in place of that one."""
         latents_mean: tuple[float, ...] = WAN_LATENTS_MEAN
         """For each channel of the VAE, to take off; none, and no std: the latents as stored."""
         latents_std: tuple[float, ...] = WAN_LATENTS_STD
@@ -62,7 +61,8 @@ class LatentDataLoader(VideoDataLoader):
         timeout_seconds: int = 300
         """How long a worker may take for a batch; less than parallel.timeout_seconds."""
         num_workers: int = 0
-        """Each holds one row group in memory (while it is read, about three times its size)."""
+        """Each holds one row group in memory (while it is read, about three times its size), and
+        one for each of several sizes."""
 
         def build(
             self,
@@ -70,6 +70,7 @@ class LatentDataLoader(VideoDataLoader):
             dp_world_size: int = 1,
             dp_rank: int = 0,
             local_batch_size: int = 1,
+            global_batch_size: int = 0,
             split: Split = "train",
         ) -> "LatentDataLoader":
             return LatentDataLoader(
@@ -77,41 +78,26 @@ class LatentDataLoader(VideoDataLoader):
                 dp_world_size=dp_world_size,
                 dp_rank=dp_rank,
                 local_batch_size=local_batch_size,
+                global_batch_size=global_batch_size,
                 split=split,
             )
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        dp_world_size: int = 1,
-        dp_rank: int = 0,
-        local_batch_size: int = 1,
-        split: Split = "train",
-    ) -> None:
+    def _open(self, **stream: Any) -> tuple[LatentFolder, RowGroupStream]:
+        config: LatentDataLoader.Config = self.config
         if not config.path:  # Path("") is the current directory
             raise ValueError("give --dataloader.path, a folder of latents in parquet files")
-        self.config, self.split = config, split
-        self.clips = LatentFolder(
+        clips = LatentFolder(
             config.path,
             latent=(config.channels, config.num_frames, config.height, config.width),
+            buckets=config.buckets,
             text_tokens=config.text_tokens,
             text_dim=config.text_dim,
             mean=config.latents_mean,
             std=config.latents_std,
-            split=split,
+            split=self.split,
             holdout=config.holdout,
         )
-        self.stream = RowGroupStream(
-            self.clips,
-            batch_size=local_batch_size,
-            rank=dp_rank,
-            world_size=dp_world_size,
-            seed=config.seed,
-            shuffle=split == "train",
-        )
-        self.clips_a_step = dp_world_size * local_batch_size
-        self.position = 0
+        return clips, RowGroupStream(clips, buckets=clips.buckets, **stream)
 
     def collate(self, clips: list[Latent]) -> Batch:
         return cast(Batch, default_collate(clips))

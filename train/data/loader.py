@@ -1,79 +1,30 @@
-"""Clips -> batches: sharded over ranks and workers, shuffled, resumed exactly.
-
-Everything hangs on one number, the position: how many clips all ranks together have been given. The
-clip at a position depends on the seed alone, so a rank, a worker or a resumed run needs to know
-nothing else to find its own.
-"""
+"""Clips -> batches: sharded over ranks and workers, shuffled, resumed exactly (see `stream.py`)."""
 
 import itertools
 import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
-from train.data.batch import Batch, Clips, Sample, name_of
+from train.data.batch import Batch, Sample, name_of
 from train.data.captions import embed_caption
-from train.data.digits import MovingDigits
 from train.data.shots import Split
-from train.data.video_folder import VideoFolder
+from train.data.sources import open_clips
+from train.data.stream import ClipStream
 from train.data.workers import watched
 
 logger = logging.getLogger(__name__)
-Item = TypeVar("Item")
-
-
-class ClipStream(IterableDataset[Item]):
-    """One rank's share of an endless stream of clips; in a worker process, that worker's share.
-
-    Epoch e is every clip once, in an order drawn from (seed, e) (shuffle=False: as they are), and
-    epochs follow without a gap. From position `start` on, batches of `batch_size` go to the ranks
-    in turn, and a rank's batches to its workers in turn, as DataLoader collects them.
-    """
-
-    def __init__(
-        self,
-        clips: Clips[Item],
-        *,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        seed: int = 0,
-        shuffle: bool = True,
-    ) -> None:
-        self.clips, self.batch_size = clips, batch_size
-        self.rank, self.world_size = rank, world_size
-        self.seed, self.shuffle = seed, shuffle
-        self.start = 0
-        self._epoch, self._order = -1, np.arange(len(clips))
-
-    def __iter__(self) -> Iterator[Item]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        for batch in itertools.count(worker, workers):
-            for position in self.positions(batch):
-                yield self.clips[self.index(position)]
-
-    def positions(self, batch: int) -> range:
-        """Where in the stream this rank's batch i since `start` is."""
-        first = self.start + (batch * self.world_size + self.rank) * self.batch_size
-        return range(first, first + self.batch_size)
-
-    def index(self, position: int) -> int:
-        """Which clip is at this position of the stream."""
-        epoch, i = divmod(position, len(self.clips))
-        if self.shuffle and epoch != self._epoch:
-            self._order = np.random.default_rng((self.seed, epoch)).permutation(len(self.clips))
-            self._epoch = epoch
-        return int(self._order[i])
 
 
 class VideoDataLoader:
     """Batches `dict(video=float [B, 3, T, H, W] in [-1, 1], context=float [B, N, context_dim])`.
+
+    All clips of a batch have one size, and so have those of all ranks at the same time. With
+    several sizes the clips of a global batch have one, `global_batch_size` in a row.
 
     The split "train" has no end, and a new iterator goes on where the last one stopped. The split
     "validation" is the held-out clips in their order, `len(loader)` batches, the same number and
@@ -84,12 +35,16 @@ class VideoDataLoader:
     @dataclass(kw_only=True, slots=True)
     class Config:
         source: str = "folder"
-        """Where clips come from: "folder" (videos under `path`) or "digits" (moving digits)."""
+        """Where clips come from: "folder" (videos under `path`), "digits" (moving digits) or the
+        name of a recipe, "real-footage" (see train/data/fetch.py)."""
         path: str = ""
         """Folder of videos; its layout is detected (train/data/folder.py)."""
         num_frames: int = 17
         height: int = 64
         width: int = 64
+        buckets: tuple[tuple[int, int, int], ...] = ()
+        """Several sizes (frames, height, width), in place of that one: each video goes to the one
+        that fits it best (train/data/buckets.py). For models that take any size."""
         fps: float = 0
         """Frames for each second of video; 0 takes them as filmed."""
         stride: int = 0
@@ -112,6 +67,7 @@ class VideoDataLoader:
             dp_world_size: int = 1,
             dp_rank: int = 0,
             local_batch_size: int = 1,
+            global_batch_size: int = 0,
             split: Split = "train",
         ) -> "VideoDataLoader":
             return VideoDataLoader(
@@ -119,34 +75,42 @@ class VideoDataLoader:
                 dp_world_size=dp_world_size,
                 dp_rank=dp_rank,
                 local_batch_size=local_batch_size,
+                global_batch_size=global_batch_size,
                 split=split,
             )
 
     def __init__(
         self,
-        config: Config,
+        config: Any,
         *,
         dp_world_size: int = 1,
         dp_rank: int = 0,
         local_batch_size: int = 1,
+        global_batch_size: int = 0,
         split: Split = "train",
     ) -> None:
-        self.config, self.split = config, split
-        self.clips = open_clips(config, split)
-        self.stream = ClipStream(
-            self.clips,
+        """`config` is a Config; `global_batch_size` of 0: the clips that all ranks take at once."""
+        self.config = config
+        self.split: Split = split
+        self.clips_a_step = dp_world_size * local_batch_size
+        self.position = 0
+        together = global_batch_size if split == "train" else 0
+        self.clips, self.stream = self._open(
             batch_size=local_batch_size,
             rank=dp_rank,
             world_size=dp_world_size,
             seed=config.seed,
             shuffle=split == "train",
+            group=together or self.clips_a_step,
         )
-        self.clips_a_step = dp_world_size * local_batch_size
-        self.position = 0
+
+    def _open(self, **stream: Any) -> tuple[Any, ClipStream[Any]]:
+        clips = open_clips(self.config, self.split)
+        return clips, ClipStream(clips, buckets=clips.buckets, **stream)
 
     def __len__(self) -> int:
-        """Batches in one pass over the clips, the last one filled up."""
-        return math.ceil(len(self.clips) / self.clips_a_step)
+        """Batches in one pass over the clips, the last one of each size filled up."""
+        return math.ceil(self.stream.round_length() / self.clips_a_step)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.split == "validation":
@@ -190,27 +154,9 @@ class VideoDataLoader:
                 "in another order",
                 *(state["clips"], len(self.clips), state["position"]),
             )
-        self.position = state["position"]
-
-
-def open_clips(config: VideoDataLoader.Config, split: Split) -> Clips[Sample]:
-    """The clips of a split, as the config names them."""
-    size = {"num_frames": config.num_frames, "height": config.height, "width": config.width}
-    if config.source == "digits":
-        train, validation = 1024, 64
-        if split == "train":
-            return MovingDigits(train, **size)
-        return MovingDigits(validation, first=train, **size)
-    if config.source != "folder":
-        raise ValueError(f'source="{config.source}": it is "folder" or "digits"')
-    if not config.path:  # Path("") is the current directory
-        raise ValueError("give --dataloader.path, a folder of videos")
-    return VideoFolder(
-        config.path,
-        **size,
-        fps=config.fps,
-        split=split,
-        stride=config.stride,
-        holdout=config.holdout,
-        cache_dir=config.cache_dir,
-    )
+        self.position = -(-state["position"] // self.stream.group) * self.stream.group
+        if self.position != state["position"]:
+            logger.warning(
+                "position %d is amid %d clips of one size: the run goes on after them, at %d",
+                *(state["position"], self.stream.group, self.position),
+            )

@@ -2,16 +2,21 @@
 
 import logging
 import math
-from collections.abc import Iterator
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import torch
 
 from train.data.batch import Sample
-from train.data.cache import CachedVideo, cached_video, default_cache_dir
-from train.data.decode import UnreadableVideo
-from train.data.folder import list_videos
+from train.data.buckets import Size, best_length, best_shape, check_sizes
+from train.data.cache import CachedVideo, cached_video, default_cache_dir, file_identity
+from train.data.decode import UnreadableVideo, video_size
+from train.data.folder import list_videos, split_folder
 from train.data.progress import WorkProgress
 from train.data.shots import Split, find_shots, windows_of_shot
 
@@ -24,7 +29,12 @@ class Clip:
 
     video: CachedVideo
     start: int
+    num_frames: int
     caption: str
+
+    @property
+    def size(self) -> Size:
+        return self.num_frames, self.video.height, self.video.width
 
 
 class VideoFolder:
@@ -34,7 +44,12 @@ class VideoFolder:
     each second (0: as filmed). No clip crosses a cut. Clips of a shot begin `stride` frames apart
     (0: half a clip). The split "validation" is the tail of each shot, about `holdout` of it,
     "train" the rest, and they share no frame (see `windows_of_shot`). The tails are other moments
-    of the same scenes: a validation loss here says nothing about scenes never seen.
+    of the same scenes: a validation loss here says nothing about scenes never seen. A folder with a
+    subfolder for each split, `train` and `validation`, is split so, and `holdout` is not used.
+
+    With `buckets`, sizes in place of that one, a video has the height and width of the one that
+    crops it least, and each shot the most frames that one of these sizes has and the shot can give;
+    `self.buckets` are the clips of each size.
 
     Decoded frames are kept in `cache_dir` ("": ~/.cache/flexsparse/frames). A file that cannot be
     read or is too short for a clip is left out: `skipped` has it with the reason, and the log names
@@ -48,67 +63,102 @@ class VideoFolder:
         num_frames: int,
         height: int,
         width: int,
+        buckets: Sequence[Size] = (),
         fps: float = 0,
         split: Split = "train",
         stride: int = 0,
         holdout: float = 0.1,
         cache_dir: str | Path = "",
     ) -> None:
-        if min(num_frames, height, width) < 1 or fps < 0 or stride < 0 or not 0 <= holdout < 1:
+        self.sizes: list[Size] = [(t, h, w) for t, h, w in buckets or [(num_frames, height, width)]]
+        check_sizes(self.sizes)
+        if fps < 0 or stride < 0 or not 0 <= holdout < 1:
             raise ValueError(
-                f"num_frames={num_frames}, height={height} and width={width} must be positive, "
-                f"fps={fps} and stride={stride} not negative, and holdout={holdout} in [0, 1)"
+                f"fps={fps} and stride={stride} must not be negative, and holdout={holdout} "
+                "in [0, 1)"
             )
-        self.num_frames = num_frames
         self.skipped: list[tuple[Path, str]] = []
         self.clips: list[Clip] = []
         cache = Path(cache_dir) if cache_dir else default_cache_dir() / "frames"
-        listed = list_videos(Path(path))
-        size = {"height": height, "width": width, "fps": fps}
-        stride, longest = stride or math.ceil(num_frames / 2), 0
-        for file, caption, video in self._decode(listed, cache, size):
+        own, part = split_folder(Path(path), split), split
+        if own:
+            holdout, part = 0.0, "train"
+        listed, longest = list_videos(own or Path(path)), 0
+        for file, caption, video in self._decode(listed, cache, fps):
             shots = find_shots(video.changes)
             most = max(stop - start for start, stop in shots)
-            if most < num_frames:
-                reason = (
-                    f"its longest shot has {most} frames at fps={fps}, a clip takes {num_frames}"
-                )
+            least = best_length(self.sizes, (video.height, video.width), 0)
+            if most < least:
+                reason = f"its longest shot has {most} frames at fps={fps}, a clip takes {least}"
                 self.skipped.append((file, reason))
             longest = max(longest, most)
             for shot in shots:
-                starts = windows_of_shot(shot, num_frames, stride, holdout, split)
-                self.clips += [Clip(video, start, caption) for start in starts]
+                t = best_length(self.sizes, (video.height, video.width), shot[1] - shot[0])
+                starts = windows_of_shot(shot, t, stride or math.ceil(t / 2), holdout, part)
+                self.clips += [Clip(video, start, t, caption) for start in starts]
+        self.buckets = [
+            [i for i, clip in enumerate(self.clips) if clip.size == size] for size in self.sizes
+        ]
         self._report(path, split, len(listed))
         if not self.clips:
-            due = num_frames if split == "train" else 2 * num_frames
+            frames = min(t for t, _, _ in self.sizes)
+            due = frames if part == "train" else 2 * frames
             raise ValueError(
                 f"{path} has no {split} clip: {len(self.skipped)} of {len(listed)} videos left "
                 f"out, the longest shot has {longest} frames at fps={fps}, {due} are due for "
-                f"num_frames={num_frames} and holdout={holdout}: shorten num_frames or raise fps"
+                f"num_frames={frames} and holdout={holdout}: shorten num_frames or raise fps"
             )
 
     def _decode(
-        self, listed: list[tuple[Path, str]], cache: Path, size: dict
+        self, listed: list[tuple[Path, str]], cache: Path, fps: float
     ) -> Iterator[tuple[Path, str, CachedVideo]]:
-        with WorkProgress("decoding videos", len(listed)) as progress:
-            for i, (file, caption) in enumerate(listed):
+        """As many at a time as there are cores, in the order of the list."""
+        stopped, frames = Event(), Counter()
 
-                def on_frame(n: int, done: int = i, name: str = file.name) -> None:
-                    progress.show(done, f"{n} frames of {name}")
+        def decode(file: Path) -> CachedVideo:
+            def on_frame(n: int) -> None:
+                if stopped.is_set():
+                    raise InterruptedError(f"no longer asked for {file}")
+                frames[file] = n
 
-                try:
-                    yield file, caption, cached_video(file, cache, **size, on_frame=on_frame)
-                except UnreadableVideo as e:
-                    self.skipped.append((file, str(e)))
+            height, width = self._shape(file)
+            size = {"height": height, "width": width, "fps": fps}
+            return cached_video(file, cache, **size, on_frame=on_frame)
+
+        with (
+            WorkProgress("decoding videos", len(listed)) as progress,
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+        ):
+            futures = [pool.submit(decode, file) for file, _ in listed]
+            try:
+                for i, ((file, caption), future) in enumerate(zip(listed, futures)):
+                    while not future.done():
+                        wait([future], timeout=1)
+                        progress.show(i, f"{frames[file]} frames of {file.name}")
+                    try:
+                        yield file, caption, future.result()
+                    except UnreadableVideo as e:
+                        self.skipped.append((file, str(e)))
+            finally:
+                stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _shape(self, file: Path) -> tuple[int, int]:
+        """Height and width of a video's clips."""
+        if len({(h, w) for _, h, w in self.sizes}) == 1:
+            return self.sizes[0][1:]
+        file_identity(file)  # what is no regular file may keep its reader waiting for ever
+        return best_shape(self.sizes, *video_size(file))
 
     def _report(self, path: str | Path, split: Split, listed: int) -> None:
         if split == "train":  # the other split leaves out the same files
             for file, reason in self.skipped:
                 logger.warning("left out %s: %s", file, reason)
         left_out = len(self.skipped)
+        counts = [f"{len(b)} of {t}x{h}x{w}" for b, (t, h, w) in zip(self.buckets, self.sizes)]
         logger.info(
-            "%s: %d %s clips of %d frames from %d videos, %d videos left out",
-            *(path, len(self.clips), split, self.num_frames, listed - left_out, left_out),
+            "%s: %d %s clips (%s) from %d videos, %d videos left out",
+            *(path, len(self.clips), split, ", ".join(counts), listed - left_out, left_out),
         )
 
     def __len__(self) -> int:
@@ -121,5 +171,5 @@ class VideoFolder:
 
     def __getitem__(self, index: int) -> Sample:
         clip = self.clips[index]
-        frames = torch.from_numpy(clip.video.read(clip.start, self.num_frames))
+        frames = torch.from_numpy(clip.video.read(clip.start, clip.num_frames))
         return {"video": frames.permute(3, 0, 1, 2).contiguous(), "caption": clip.caption}

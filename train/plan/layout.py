@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from flexsparse.ulysses import check_heads
 from train.settings import TrainingConfig
 
 
@@ -33,14 +34,10 @@ class Layout:
         if min(parallel.replicas, degree) < 1 or rest * shards != processes:
             raise ValueError(
                 f"parallel.replicas {parallel.replicas} x parallel.shards {parallel.shards} x "
-                f"context_parallel_degree {degree} do not make up {processes} processes: give "
-                f"numbers whose product is {processes}"
+                f"parallel.context_parallel_degree {degree} do not make up {processes} processes: "
+                f"give numbers whose product is {processes}"
             )
-        if config.model.heads % degree:
-            raise ValueError(
-                f"{degree} ranks can't share the {config.model.heads} heads of the model: give "
-                "parallel.context_parallel_degree a divisor of them"
-            )
+        check_heads(config.model.heads, degree)
         return cls(processes, parallel.replicas, shards, degree)
 
     @property

@@ -3,7 +3,14 @@ import sys
 
 import pytest
 
-from train.data.folder import SUFFIXES, list_videos
+from train.data.folder import (
+    PATHS,
+    PROMPTS,
+    SUFFIXES,
+    VALIDATION,
+    list_videos,
+    split_folder,
+)
 
 
 def touch(path, text=""):
@@ -109,3 +116,70 @@ def test_two_metadata_files_are_one_too_many(tmp_path):
 def test_a_missing_folder_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         list_videos(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("paths", PATHS)
+@pytest.mark.parametrize("prompts", PROMPTS)
+def test_two_lists_line_by_line(tmp_path, paths, prompts):
+    a, b = touch(tmp_path / "videos/b.mp4"), touch(tmp_path / "a.mp4")
+    touch(tmp_path / "unlisted.mp4")
+    touch(tmp_path / paths, "videos/b.mp4\n a.mp4\r\n")
+    touch(tmp_path / prompts, "two, with\u2028a separator\n\n\n")
+    assert list_videos(tmp_path) == [(b, ""), (a, "two, with\u2028a separator")]
+
+
+def test_fastvideo_s_list(tmp_path):
+    a, b = touch(tmp_path / "videos/a.mp4"), touch(tmp_path / "videos/deep/b.mp4")
+    touch(tmp_path / "videos/unlisted.mp4")
+    rows = [
+        {"path": "deep/b.mp4", "cap": ["two", "another"], "fps": 16, "resolution": {"width": 8}},
+        {"path": "a.mp4", "cap": "one"},
+    ]
+    touch(tmp_path / "videos2caption.json", json.dumps(rows))
+    assert list_videos(tmp_path) == [(a, "one"), (b, "two")]
+
+
+def test_a_list_of_paths_may_be_a_caption(tmp_path):
+    video = touch(tmp_path / "videos.mp4")
+    touch(tmp_path / "videos.txt", "many of them")
+    assert list_videos(tmp_path) == [(video, "many of them")]
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"videos.txt": "a.mp4"}, "videos.txt has no list of captions beside it"),
+        ({"videos.txt": "a", "prompt.txt": "x", "prompts.txt": "x"}, "has prompt.txt and prompts"),
+        ({"videos.txt": "a\nb", "prompt.txt": "x"}, "has 2 lines, prompt.txt 1: give a path"),
+        ({"videos.txt": "a\n\nc", "prompt.txt": "x\ny\nz"}, "no line of paths empty"),
+        ({"videos.txt": "", "prompt.txt": ""}, "videos.txt names no video"),
+        ({"videos2caption.json": "[]"}, "videos2caption.json names no video"),
+        ({"videos2caption.json": '{"path": 1}'}, 'no list of objects with "path" and "cap"'),
+        ({"videos2caption.json": '[{"path": "a"}]'}, "no list of objects .*KeyError: 'cap'"),
+        ({"videos2caption.json": '[{"path": "a", "cap": []}]'}, "no list of objects"),
+        ({"videos2caption.json": "[", "metadata.csv": ""}, "2 metadata files"),
+        ({"videos2caption.json": "["}, "no list of objects .*JSONDecodeError"),
+    ],
+)
+def test_lists_that_make_no_sense_say_so(tmp_path, files, says):
+    for name, text in files.items():
+        touch(tmp_path / name, text)
+    with pytest.raises(ValueError, match=says) as caught:
+        list_videos(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_caption_in_jsonl_may_hold_any_line_separator(tmp_path):
+    row = json.dumps({"file_name": "a.mp4", "text": "one\u2028two\x85three"}, ensure_ascii=False)
+    touch(tmp_path / "metadata.jsonl", row)
+    assert list_videos(tmp_path) == [(tmp_path / "a.mp4", "one\u2028two\x85three")]
+
+
+@pytest.mark.parametrize("name", VALIDATION)
+def test_subfolders_may_be_the_splits(tmp_path, name):
+    assert split_folder(tmp_path, "train") is None
+    (tmp_path / "train").mkdir()
+    assert split_folder(tmp_path, "validation") is None
+    (tmp_path / name).mkdir()
+    assert split_folder(tmp_path, "train") == tmp_path / "train"
+    assert split_folder(tmp_path, "validation") == tmp_path / name

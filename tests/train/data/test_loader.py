@@ -164,7 +164,7 @@ def test_digits_of_the_two_splits_differ():
 
 
 def test_an_unknown_source_is_refused():
-    with pytest.raises(ValueError, match='source="films": it is "folder" or "digits"'):
+    with pytest.raises(ValueError, match='source="films": it is one of "folder", "digits", "demo"'):
         VideoDataLoader.Config(source="films").build()
 
 

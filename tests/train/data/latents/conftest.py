@@ -53,13 +53,13 @@ def embeds(tmp_path, videos):
 
 @pytest.fixture
 def run(tmp_path, videos, vae):
-    """run(out="out", **options): the command's exit status."""
+    """run(out="out", extra=[argument, ...], **options): the command's exit status."""
 
-    def run(out="out", **options):
+    def run(out="out", extra=(), **options):
         given = {"videos": videos, "vae": vae, "out": tmp_path / out, "videos_per_file": 2}
         given |= {"num_frames": FRAMES, "height": HEIGHT, "width": WIDTH, "fps": 10}
         pairs = ((f"--{key.replace('_', '-')}", str(x)) for key, x in (given | options).items())
-        return command.main([*itertools.chain(*pairs)])
+        return command.main([*itertools.chain(*pairs), *extra])
 
     return run
 

@@ -1,0 +1,121 @@
+"""Which clip comes when: for all ranks and workers, from one number, the position.
+
+The position is how many clips all ranks together have been given. What stands at a position depends
+on the seed (and, with several sizes, on the size of the global batch) alone, so a rank, a worker or
+a resumed run needs to know nothing else to find its own.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+
+from train.data.batch import Clips
+
+Item = TypeVar("Item")
+
+
+class ClipStream(IterableDataset[Item]):
+    """One rank's share of an endless stream of clips; in a worker process, that worker's share.
+
+    Epoch e is every clip once, in an order drawn from (seed, e) (shuffle=False: as they are), and
+    epochs follow without a gap. From position `start` on, batches of `batch_size` go to the ranks
+    in turn, and a rank's batches to its workers in turn, as DataLoader collects them.
+
+    Clips of several sizes come in `buckets`, lists of indices that make up all clips: `group` clips
+    in a row are of one bucket (its last group is filled up from its next epoch), and groups of all
+    buckets are mixed anew in each round through them (shuffle=False: spread evenly). `group` must
+    be a multiple of batch_size x world_size, and `start` of `group`, so that a batch is of one size
+    and all ranks have the same size at the same time.
+    """
+
+    def __init__(
+        self,
+        clips: Clips[Item],
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        buckets: Sequence[Sequence[int]] = (),
+        group: int = 1,
+    ) -> None:
+        self.clips, self.batch_size = clips, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.seed, self.shuffle = seed, shuffle
+        self.start = 0
+        self.buckets = [np.asarray(b) for b in buckets if len(b)] or [np.arange(len(clips))]
+        self.group = group if len(self.buckets) > 1 else 1
+        if len(self.buckets) > 1 and group % (batch_size * world_size):
+            raise ValueError(
+                f"{group} clips of one size in a row are no multiple of {batch_size} clips on each "
+                f"of {world_size} ranks: give a multiple of {batch_size * world_size}"
+            )
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+        self._round: tuple[int, np.ndarray, np.ndarray] | None = None
+
+    def __iter__(self) -> Iterator[Item]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        for batch in itertools.count(worker, workers):
+            for position in self.positions(batch):
+                yield self.clips[self.index(position)]
+
+    def positions(self, batch: int) -> range:
+        """Where in the stream this rank's batch i since `start` is."""
+        first = self.start + (batch * self.world_size + self.rank) * self.batch_size
+        return range(first, first + self.batch_size)
+
+    def round_length(self) -> int:
+        """Positions in which every clip comes once, groups being whole."""
+        return sum(-(-len(bucket) // self.group) * self.group for bucket in self.buckets)
+
+    def index(self, position: int) -> int:
+        """Which clip is at this position of the stream."""
+        bucket, place = 0, position
+        if len(self.buckets) > 1:
+            group, within = divmod(position, self.group)
+            bucket, before = self._bucket_of(group)
+            place = before * self.group + within
+        clips = self.buckets[bucket]
+        epoch, i = divmod(place, len(clips))
+        if not self.shuffle:
+            return int(clips[i])
+        held, order = self._orders.get(bucket, (-1, clips))
+        if held != epoch:
+            order = self.shuffled(np.random.default_rng((self.seed, epoch)), clips)
+            self._orders[bucket] = epoch, order
+        return int(order[i])
+
+    def shuffled(self, rng: np.random.Generator, clips: np.ndarray) -> np.ndarray:
+        """These indices in the order of an epoch."""
+        return clips[rng.permutation(len(clips))]
+
+    def _bucket_of(self, group: int) -> tuple[int, int]:
+        """A group's bucket, and how many groups of that bucket came before it."""
+        counts = np.array([-(-len(bucket) // self.group) for bucket in self.buckets])
+        number, i = divmod(group, int(counts.sum()))
+        if self._round is None or self._round[0] != number:
+            labels = np.repeat(np.arange(len(counts)), counts)
+            within = np.concatenate([np.arange(n) for n in counts])
+            if self.shuffle:
+                order = np.random.default_rng((self.seed, number)).permutation(len(labels))
+                labels = labels[order]
+            else:
+                labels = labels[np.argsort((within + 0.5) / counts[labels], kind="stable")]
+            self._round = number, labels, _occurrences(labels, len(counts))
+        _, labels, before = self._round
+        bucket = int(labels[i])
+        return bucket, number * int(counts[bucket]) + int(before[i])
+
+
+def _occurrences(labels: np.ndarray, kinds: int) -> np.ndarray:
+    """How often each label stood before in the list."""
+    before = np.empty_like(labels)
+    for kind in range(kinds):
+        (places,) = np.nonzero(labels == kind)
+        before[places] = np.arange(len(places))
+    return before
