@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -11,11 +11,15 @@ from torch import Tensor, nn
 from flexsparse.bsa import bsa_attention, bsa_tile_map
 from flexsparse.dense import dense_attention
 from flexsparse.kv_rules import Rule
+from flexsparse.layer import AttentionLayer
 from flexsparse.queries import Fill, prune_queries
 from flexsparse.scaled import Scaled
 from flexsparse.tiling import VideoTiling
 from flexsparse.vsa import vsa_attention, vsa_tile_map
-from flexsparse.windows import fit_window
+from flexsparse.windows import FitWindow, fit_window
+
+if TYPE_CHECKING:
+    from flexsparse.ulysses import Ulysses
 
 
 class Choice(NamedTuple):
@@ -32,7 +36,7 @@ class Choice(NamedTuple):
     q_rows: int | None
 
 
-class VSA(nn.Module):
+class VSA(AttentionLayer):
     """Video Sparse Attention with learned gates (VSA, arXiv 2505.13389).
 
     Owns the gate projections only; q, k, v and the output projection belong to the block around it.
@@ -98,40 +102,43 @@ class VSA(nn.Module):
             nn.init.normal_(self.gate_fine.weight, std=0.02)
             nn.init.ones_(self.gate_fine.bias)
 
-    def forward(
+    def gates(
         self,
         x: Tensor,
+        tiling: VideoTiling,
+        text_lengths: Tensor | None,
+        shards: Ulysses | None,
+    ) -> tuple[Tensor, ...]:
+        if self.gate_coarse is None:
+            return ()
+        # padding may hold anything, and the gates' weights have gradients, too
+        if shards is None:
+            x = tiling.zero_padding(x, text_lengths)
+        elif tiling.has_padding or text_lengths is not None:
+            valid = shards.shard(tiling.valid(x.device, text_lengths), -1)
+            x = torch.where(valid.unsqueeze(-1), x, 0)
+        made = [gate(x) for gate in (self.gate_coarse, self.gate_fine) if gate is not None]
+        return tuple(rearrange(y, "b l (h d) -> b h l d", h=self.num_heads) for y in made)
+
+    def attend(
+        self,
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        gate_coarse: Tensor | None = None,
+        gate_fine: Tensor | None = None,
+        *,
         tiling: VideoTiling,
         text_lengths: Tensor | None = None,
     ) -> Tensor:
-        """Attend; everything tile-major.
-
-        Args:
-            x: ``[B, padded_tokens, dim]``, the block's (normed) input, from which gates are made.
-            q, k, v: ``[B, num_heads, padded_tokens, head_dim]``.
-            tiling: the shape.
-            text_lengths: where texts of the batch differ in length, int ``[B]``.
-
-        Returns:
-            ``[B, num_heads, padded_tokens, head_dim]``.
-        """
-        if self.gate_coarse is not None:
-            x = tiling.zero_padding(x, text_lengths)  # the gates' weights have gradients, too
-        coarse, fine = (
-            None if gate is None else self._heads(gate(x)).to(v.dtype)
-            for gate in (self.gate_coarse, self.gate_fine)
-        )
         return vsa_attention(
             q,
             k,
             v,
             tiling,
             top_k=self.kv_rule,
-            gate_coarse=coarse,
-            gate_fine=fine,
+            gate_coarse=gate_coarse,
+            gate_fine=gate_fine,
             query_tiles=min(self.query_tiles, tiling.num_tiles),
             text_lengths=text_lengths,
             kernel_options=self.kernel_options,
@@ -146,16 +153,13 @@ class VSA(nn.Module):
         tile_map = vsa_tile_map(q, k, tiling, top_k=self.kv_rule, query_tiles=together)
         return Choice(tile_map, tiling.valid(q.device).expand(*q.shape[:2], -1), None)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b l (h d) -> b h l d", h=self.num_heads)
-
     def extra_repr(self) -> str:
         gates = "" if self.gate_coarse is not None else ", gates=False"
         shown = f"num_heads={self.num_heads}, top_k={self.kv_rule}, adapt={self.adapt}{gates}"
         return f"{shown}, query_tiles={self.query_tiles}"
 
 
-class BSA(nn.Module):
+class BSA(AttentionLayer):
     """Bidirectional Sparse Attention (BSA, arXiv 2509.01085); it has no parameters.
 
     Args:
@@ -176,41 +180,28 @@ class BSA(nn.Module):
         kv: Rule | Scaled | int | None,
         *,
         keep: float = 0.5,
-        window: tuple[int, int, int] | None = None,
+        window: FitWindow = None,
         fill: Fill = "nearest",
         query_tiles: int = 1,
         kernel_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         _check_rule("kv", kv)
-        self.kv_rule, self.keep, self.window = kv, keep, window
+        self.kv_rule, self.keep = kv, keep
+        self.window: FitWindow = window
         self.fill: Fill = fill
         self.query_tiles, self.kernel_options = query_tiles, kernel_options
 
-    def reset_parameters(self) -> None:
-        """There are none."""
-
-    def forward(
+    def attend(
         self,
-        x: Tensor,
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        *,
         tiling: VideoTiling,
         text_lengths: Tensor | None = None,
     ) -> Tensor:
-        """Attend; everything tile-major.
-
-        Args:
-            x: the block's input, which is not used: VSA makes its gates from it.
-            q: ``[B, num_heads, padded_tokens, head_dim]``.
-            k, v: likewise, with a divisor of the heads.
-            tiling: the shape.
-            text_lengths: where texts of the batch differ in length, int ``[B]``.
-
-        Returns:
-            ``[B, num_heads, padded_tokens, head_dim]``.
-        """
+        """Attend; k and v may have a divisor of q's heads."""
         gqa = q.shape[1] != k.shape[1]
         if self.kv_rule is None:
             return dense_attention(q, k, v, tiling, enable_gqa=gqa, text_lengths=text_lengths)

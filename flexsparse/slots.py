@@ -11,7 +11,8 @@ modules have one signature,
 
 with x [B, L, dim] the layer's input and q, k, v [B, H, L, D], and `reset_parameters()`. L is
 `tokens`, in raster order, when `tiling` is None, else `tiling.padded_tokens`, in tile-major order:
-a model reorders its tokens once, at its door.
+a model reorders its tokens once, at its door. Those that derive from `flexsparse.layer` run under
+sequence parallelism as well, forward(..., shards=Ulysses(...)).
 """
 
 from dataclasses import dataclass
@@ -24,9 +25,10 @@ import flexsparse.nn
 from flexsparse import Scaled, Threshold, VideoTiling
 from flexsparse.checks import check_query_tiles
 from flexsparse.kv_rules import Rule
+from flexsparse.layer import AttentionLayer
 from flexsparse.queries import Fill
 from flexsparse.scaled import as_rule
-from flexsparse.windows import Windows, fit_window
+from flexsparse.windows import FitWindow, Windows, fit_window
 
 
 class Slot(Protocol):
@@ -125,7 +127,8 @@ class BSA:
         kv: another rule, in place of `sparsity`; an int means TopK.
         keep: fraction of the queries of each window that stays.
         window: tokens of a window along (T, H, W), a divisor of the tile's; None: the whole tile.
-            Along an axis where one tile spans the video, the whole of it if need be.
+            Along an axis where one tile spans the video, the whole of it if need be. "fit": 2 along
+            the tile's even sides, the whole of the odd ones, which for 4x4x4 is 2x2x2.
         fill: where the output of a pruned query comes from, "nearest" or "center".
         tile: tokens of a tile along (T, H, W); None lets `VideoTiling.fit` choose.
         query_tiles: adjacent query tiles that choose together, for fuller query blocks on a GPU.
@@ -137,7 +140,7 @@ class BSA:
     sparsity: float = 0.875
     kv: Rule | Scaled | int | None = None
     keep: float = 0.5
-    window: tuple[int, int, int] | None = (2, 2, 2)
+    window: FitWindow = "fit"
     fill: Fill = "nearest"
     tile: tuple[int, int, int] | None = (4, 4, 4)
     query_tiles: int = 1
@@ -190,9 +193,8 @@ def tiled(
     return VideoTiling.fit(grid, text=text) if tile is None else VideoTiling(grid, tile, text=text)
 
 
-class DenseAttention(nn.Module):
-    def reset_parameters(self) -> None:
-        """There are none."""
-
-    def forward(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, tiling: None) -> Tensor:
+class DenseAttention(AttentionLayer):
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, *, tiling: None, text_lengths: None = None
+    ) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flexsparse.tiling import VideoTiling
+
+FitWindow = tuple[int, int, int] | Literal["fit"] | None  # what fit_window takes
 
 
 class Tables(NamedTuple):
@@ -129,15 +131,19 @@ class Windows:
         return torch.where(valid, window * self.volume + token, -1)
 
 
-def fit_window(
-    window: tuple[int, int, int] | None, tiling: VideoTiling
-) -> tuple[int, int, int] | None:
+def fit_window(window: FitWindow, tiling: VideoTiling) -> tuple[int, int, int] | None:
     """The window for videos of any size: along an axis where one tile spans the video, and the
-    window does not divide it, the whole of it.
+    window does not divide it, the whole of it. "fit" is a window for any tile: 2 along its even
+    sides, the whole of the odd ones.
 
     >>> fit_window((2, 2, 2), VideoTiling((1, 7, 8)))
     (1, 2, 2)
+    >>> fit_window("fit", VideoTiling((21, 30, 52), tile=(3, 5, 4)))
+    (3, 5, 2)
     """
+    if window == "fit":
+        t, h, w = (side if side % 2 else 2 for side in tiling.tile)
+        return t, h, w
     if window is None or len(window) != 3:
         return window  # Windows says what is wrong with it
     t, h, w = (

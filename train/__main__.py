@@ -1,8 +1,12 @@
 """python -m train --module models.video_dit --config debug_vsa [--training.steps 10 ...]
 
 On several processes: torchrun --nproc-per-node 8 -m train --module ... --config ...
+
+With --plan it says what the run would take here, or with --plan-gpus N on N GPUs, and ends.
 """
 
+import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,21 +14,38 @@ import torch.distributed as dist
 
 from train import log
 from train.checkpoint import CheckpointNotSavedError
-from train.history import NonFiniteError
+from train.data.workers import DataWorkerError
+from train.nonfinite import NonFiniteError
+from train.peers import LostPeerError
+from train.plan import plan
+from train.plan.text import lines
 from train.registry import load_config
+from train.titan import device_type
+
+FAULTS = (NonFiniteError, CheckpointNotSavedError, LostPeerError, DataWorkerError)
 
 
 def main(argv: Sequence[str]) -> int:
     """0 when the run ended, or saved as it was told to stop; 1 for an error, 130 for two Ctrl-C."""
     log.to_console()
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--plan", action="store_true")
+    parser.add_argument("--plan-gpus", type=int, metavar="N")
+    asked, options = parser.parse_known_args(argv)
     try:
-        trainer = load_config(argv).build()
-    except (ValueError, OSError) as error:
+        config = load_config(options)
+        if asked.plan or asked.plan_gpus is not None:
+            here = int(os.environ.get("WORLD_SIZE", "1")), device_type
+            told = plan(config, *here if asked.plan_gpus is None else (asked.plan_gpus, "cuda"))
+            print("\n".join(lines(told)))
+            return 0
+        trainer = config.build()
+    except (ValueError, OSError, *FAULTS) as error:
         log.logger.error("error: %s", error)
         return 1
     try:
         trainer.train()
-    except (NonFiniteError, CheckpointNotSavedError) as error:
+    except FAULTS as error:
         log.logger.error("error: %s", error)
         return 1
     except KeyboardInterrupt:

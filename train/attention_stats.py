@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from flexsparse import VideoTiling
 from flexsparse.flops import attention_flops
+from flexsparse.nn import Choice
+from flexsparse.ulysses import Ulysses
 
 
 @dataclass(frozen=True)
@@ -55,22 +57,32 @@ def attention_stats(model: nn.Module, *inputs: Tensor) -> list[LayerStats]:
         if stats is not None:
             found.append(stats)
 
-    if _slots(model):
+    if slots(model):
         with watched_slots(model, see), torch.no_grad():
             model(*inputs)
     return found
 
 
 def layer_stats(
-    slot: Any, x: Tensor, q: Tensor, k: Tensor, v: Tensor, tiling: VideoTiling | None
+    slot: Any,
+    x: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tiling: VideoTiling | None,
+    shards: Ulysses | None = None,
 ) -> LayerStats | None:
-    """Those of what a slot was called with; None where it does not say what it chooses."""
+    """Those of what a slot was called with; None where it does not say what it chooses.
+
+    Where ranks share the rows a collective, with the same answer, of all heads, on each.
+    """
     heads, length, dim = q.shape[1:]
     if tiling is not None and not hasattr(slot, "choose"):
         return None
-    choice = None if tiling is None else slot.choose(q, k, tiling)
+    choice = None if tiling is None else choice_of(slot, q, k, tiling, shards)
     if tiling is None or choice is None:
-        tokens = length if tiling is None else tiling.tokens
+        rows = length if shards is None else shards.length
+        tokens = rows if tiling is None else tiling.tokens
         return LayerStats(None, None, 0.0, attention_flops(tokens, heads, dim, backward=True))
     admitted = choice.tile_map.sum(-1).cpu()
     mean = admitted.double().mean().item()
@@ -89,14 +101,37 @@ def layer_stats(
     return LayerStats(admitted, kept, 1 - mean / tiling.num_tiles * rows_share, cost)
 
 
+def choice_of(
+    slot: Any, q: Tensor, k: Tensor, tiling: VideoTiling, shards: Ulysses | None
+) -> Choice | None:
+    """What a slot chooses for q and k, of all heads; None where it is dense.
+
+    Where ranks share the rows a collective, with the same answer on each.
+    """
+    if shards is None:
+        return slot.choose(q, k, tiling)
+    q, k = shards.to_heads(q, k)
+    choice = slot.choose(q, k, tiling)
+    if choice is None:
+        return None
+    tile_map, kept = (shards.gather_heads(x.byte()).bool() for x in choice[:2])
+    return Choice(tile_map, kept, choice.q_rows)
+
+
 @contextmanager
 def watched_slots(model: nn.Module, see: Callable[[nn.Module, tuple], None]) -> Iterator[None]:
     """Within it, `see(slot, inputs)` is told of each call of a layer's slot, before it is made.
 
+    The inputs are x, q, k, v and tiling, and how ranks share the rows, where they do.
+
     Hooks within a compiled block do not run, so blocks run uncompiled; what the slots compile for
     themselves stays compiled.
     """
-    hooks = [slot.register_forward_pre_hook(see) for slot in _slots(model)]
+
+    def told(slot: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        see(slot, (*args, *kwargs.values()))
+
+    hooks = [slot.register_forward_pre_hook(told, with_kwargs=True) for slot in slots(model)]
     compiled = {block: block._compiled_call_impl for block in _blocks(model)}
     try:
         for block in compiled:
@@ -109,14 +144,15 @@ def watched_slots(model: nn.Module, see: Callable[[nn.Module, tuple], None]) -> 
             hook.remove()
 
 
+def slots(model: nn.Module) -> list[nn.Module]:
+    """The modules of the attention slots, layer by layer."""
+    modules = [module for block in _blocks(model) for module in block.modules()]
+    found = [getattr(module, "slot", None) for module in modules]
+    return [slot for slot in found if isinstance(slot, nn.Module)]
+
+
 def _blocks(model: nn.Module) -> list[nn.Module]:
     return list(cast(nn.ModuleDict, model.layers).children())
-
-
-def _slots(model: nn.Module) -> list[nn.Module]:
-    modules = [module for block in _blocks(model) for module in block.modules()]
-    slots = [getattr(module, "slot", None) for module in modules]
-    return [slot for slot in slots if isinstance(slot, nn.Module)]
 
 
 def kept_pixels(kept: Tensor, size: tuple[int, int, int]) -> Tensor:

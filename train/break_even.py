@@ -57,7 +57,13 @@ class BreakEven:
 
 
 def measure_break_even(
-    model: Any, batch: int, dtype: torch.dtype, *, compile: bool = False, rounds: int = 5
+    model: Any,
+    batch: int,
+    dtype: torch.dtype,
+    *,
+    compile: bool = False,
+    rounds: int = 5,
+    degree: int = 1,
 ) -> BreakEven:
     """Time a layer's attention as `model` has it, on its device, dense and sparse in turns.
 
@@ -67,10 +73,12 @@ def measure_break_even(
         dtype: that training computes in.
         compile: whether training compiles it.
         rounds: timed ones, after one that is not.
+        degree: ranks that share the rows: in attention each has so many fewer heads.
     """
     c, tiling = model.config, model.tiling
     device = next(model.parameters()).device
-    layer: Any = c.attention.build(c.dim, c.heads, tiling).to(device, dtype)
+    dim, count = c.dim // degree, c.heads // degree
+    layer: Any = c.attention.build(dim, count, tiling).to(device, dtype)
     n, rule = tiling.num_tiles, as_rule(layer.kv_rule, tiling.num_tiles)
     generator = torch.Generator(device).manual_seed(0)
 
@@ -78,8 +86,8 @@ def measure_break_even(
         x = torch.randn(shape, generator=generator, device=device, dtype=dtype)
         return x.requires_grad_()
 
-    x = draw(batch, tiling.padded_tokens, c.dim)
-    heads = [draw(batch, c.heads, tiling.padded_tokens, c.head_dim) for _ in range(3)]
+    x = draw(batch, tiling.padded_tokens, dim)
+    heads = [draw(batch, count, tiling.padded_tokens, c.head_dim) for _ in range(3)]
     if compile:
         layer.compile()
     tiles = torch.tensor(n, device=device)
@@ -107,7 +115,8 @@ def agree_on_break_even(model: Any, config: Any) -> float:
     if sparsity < 0 and dist.get_rank() == 0:
         training = config.training
         dtype = getattr(torch, training.param_dtype)
-        found = measure_break_even(model, training.local_batch_size, dtype, compile=config.compile)
+        options = dict(compile=config.compile, degree=config.parallel.context_parallel_degree)
+        found = measure_break_even(model, training.local_batch_size, dtype, **options)
         logger.log(logging.INFO if found.pays else logging.WARNING, str(found))
         sparsity = found.sparsity
     agreed = torch.tensor(sparsity, dtype=torch.float64)

@@ -40,10 +40,17 @@ class EMA(Stateful, Configurable):
         self.average = {name: p.detach().clone() for name, p in weights.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after step `step`, counted from 1."""
+    def update(self, step: int, skip: Tensor | None = None) -> None:
+        """Take in the weights after step `step`, counted from 1; nothing where `skip` (0-dim) is 1.
+
+        The host does not wait to know.
+        """
         decay = min(self.decay, (1 + step) / (10 + step))
-        get_ema_multi_avg_fn(decay)(_local(self.average.values()), _local(self.weights), step)
+        averages, weights = _local(self.average.values()), _local(self.weights)
+        if skip is None:
+            get_ema_multi_avg_fn(decay)(averages, weights, step)
+        else:
+            torch._foreach_lerp_(averages, weights, [(1 - decay) * (1 - skip)] * len(weights))
 
     @torch.no_grad()
     def restart(self) -> None:

@@ -5,12 +5,9 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-
-class NonFiniteError(FloatingPointError):
-    """The loss or the norm of the gradient became NaN or infinite."""
+from train.ranks import DataRanks
 
 
 @dataclass(frozen=True)
@@ -23,6 +20,16 @@ class StepRecord:
     lr: float
     seconds: float
 
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+    @property
+    def what_is_not_finite(self) -> str:
+        if math.isfinite(self.loss):
+            return f"the norm of its gradient is {self.grad_norm}"
+        return f"its loss is {self.loss}"
+
 
 @dataclass
 class History:
@@ -33,6 +40,8 @@ class History:
     """
 
     steps: list[StepRecord] = field(default_factory=list)
+    skipped: list[StepRecord] = field(default_factory=list)
+    """Those that changed no weights, their loss or gradient being no number; not among `steps`."""
     validation: list[tuple[int, float]] = field(default_factory=list)
     """(step, loss)"""
     peak_memory: int = 0
@@ -42,8 +51,8 @@ class History:
 class Unread:
     """Losses and norms still on the device: reading makes the host wait, so many at once."""
 
-    def __init__(self, history: History) -> None:
-        self.history = history
+    def __init__(self, history: History, ranks: DataRanks) -> None:
+        self.history, self.ranks = history, ranks
         self._steps: list[tuple[int, float, Tensor, Tensor]] = []
         self.restart_clock()
 
@@ -56,29 +65,15 @@ class Unread:
         self._steps.append((step, lr, loss, grad_norm))
 
     def read(self) -> list[StepRecord]:
-        """Move all to the history: a collective. NonFiniteError names the first bad step."""
+        """Move all to the history, and return them: a collective."""
         steps, lrs, losses, norms = zip(*self._steps, strict=True)
-        total = torch.stack(losses)
-        dist.all_reduce(total)
-        losses, norms = total.tolist(), torch.stack(norms).tolist()
+        losses = self.ranks.total(torch.stack(losses)).tolist()
+        norms = torch.stack(norms).tolist()
         seconds = (time.perf_counter() - self._clock) / len(steps)
         rows = zip(steps, losses, norms, lrs, strict=True)
         records = [StepRecord(*row, seconds) for row in rows]
         for record in records:
-            self._check(record)
-            self.history.steps.append(record)
+            (self.history.steps if record.finite else self.history.skipped).append(record)
         self._steps.clear()
         self.restart_clock()
         return records
-
-    def _check(self, record: StepRecord) -> None:
-        for name, value in (("loss", record.loss), ("norm of the gradient", record.grad_norm)):
-            if not math.isfinite(value):
-                past = self.history.steps
-                before = (
-                    f", and the loss was {past[-1].loss:.4g} at the step before" if past else ""
-                )
-                raise NonFiniteError(
-                    f"the {name} is {value} at step {record.step}{before}: lower the learning rate "
-                    f"or training.max_norm; nothing since the last checkpoint was saved"
-                )

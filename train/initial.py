@@ -20,6 +20,7 @@ from train.log import logger
 from train.lora import add_lora
 from train.run_dir import check_config, write_config
 from train.schedules import Constant, DenseWarmup
+from train.starts import record_start
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,8 +34,8 @@ class InitialConfig:
 def open_folder(config: Any) -> bool:
     """Whether the run starts afresh, and has no checkpoint to go on from: a collective.
 
-    Its folder gets the config, if the config and what lies there go together; else ValueError or
-    FileNotFoundError in a line, with nothing written.
+    Its folder gets the config and a line about this start, if the config and what lies there go
+    together; else ValueError or FileNotFoundError in a line, with nothing written.
     """
     folder = Path(config.dump_folder)
     checkpoints = folder / config.checkpoint.folder
@@ -47,6 +48,7 @@ def open_folder(config: Any) -> bool:
     dist.barrier()
     if dist.get_rank() == 0:
         write_config(folder, config)
+        record_start(folder, config, 0 if fresh else steps[-1])
     return fresh
 
 

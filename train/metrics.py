@@ -60,6 +60,12 @@ class Metrics(MetricsProcessor):
                         image = kept_queries(clips[0], layer.kept[0])
                         writer.add_image(f"{name}/kept_queries", image, step)
 
+    def flush(self) -> None:
+        """Write what is held back: a run that is killed later has its curves until now."""
+        with self._surviving_a_full_disk():
+            for writer in self._tensorboards():
+                writer.flush()
+
     def _tensorboards(self) -> list[SummaryWriter]:
         loggers = self.logger._loggers if isinstance(self.logger, LoggerContainer) else []
         return [log.writer for log in loggers if isinstance(log, TensorBoardLogger)]
@@ -120,6 +126,21 @@ def attention_cost(model: nn.Module, top_k: float | None) -> dict[str, float]:
         share = 1 if m.q_rows is None else m.q_rows / m.tiling.rows
         sparsity = 1 - share * top_k / m.tiling.num_tiles
     return {"attention__sparsity": sparsity, "attention__flops_per_clip": flops}
+
+
+def training_cost(model: nn.Module, attention: dict[str, float]) -> dict[str, float]:
+    """FLOPs that training takes for a clip, by `attention_cost` and a rule of thumb for the rest.
+
+    Each row of a clip, padding included, meets each parameter in a multiply and an add: forward,
+    backward to the row, and, where the parameter trains, to the parameter. {} where attention's are
+    not known. `python -m train --plan` counts exactly.
+    """
+    if not attention:
+        return {}
+    m = cast(Any, model)
+    rows = m.tokens if m.tiling is None else m.tiling.padded_tokens
+    products = sum(p.numel() * (3 if p.requires_grad else 2) for p in model.parameters())
+    return {"train__flops_per_clip": 2 * rows * products + attention["attention__flops_per_clip"]}
 
 
 def reset_peak_memory(device: torch.device) -> None:

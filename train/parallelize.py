@@ -3,27 +3,48 @@
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.rendezvous import rendezvous
 
+from flexsparse.layer import AttentionLayer
+from flexsparse.ulysses import check_heads
 from train.activation_checkpoint import Mode, apply_activation_checkpointing
+from train.attention_stats import slots
 from train.titan import ParallelDims, device_type
 
 
 @dataclass(kw_only=True, slots=True)
 class ParallelConfig:
-    """The world is replicas x shards: (1, N) is FSDP, (N, 1) DDP, anything else HSDP."""
+    """The world is replicas x shards x context_parallel_degree.
+
+    (1, N, 1) is FSDP, (N, 1, 1) DDP, (R, N, 1) HSDP; each rank has clips of its own. With a degree
+    of P, P ranks work on the same clips, and each replica's weights are sharded over shards x P.
+    """
 
     replicas: int = 1
     shards: int = -1
     """-1: as many as there are processes for each replica."""
+    context_parallel_degree: int = 1
+    """Ranks that share the tokens of each clip; a divisor of the model's attention heads."""
+    context_parallel_method: str = "ulysses"
+    """How they do: "ulysses" (flexsparse/ulysses.py)."""
     timeout_seconds: int = 600
     """How long one process waits for the others."""
+
+    def __post_init__(self) -> None:
+        if self.context_parallel_method != "ulysses":
+            raise ValueError(
+                f'parallel.context_parallel_method is "{self.context_parallel_method}": give '
+                f'"ulysses". In a ring, keys and values would have to go past all ranks whatever '
+                f"was chosen of them: a query tile's key tiles may be on any rank"
+            )
 
 
 def init_process_group(timeout_seconds: int) -> torch.device:
@@ -36,36 +57,69 @@ def init_process_group(timeout_seconds: int) -> torch.device:
     if device.type != "cpu":
         torch.accelerator.set_device_index(local_rank)
     if not dist.is_initialized():
-        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-        alone = {"store": store, "rank": 0, "world_size": 1}
+        timeout = timedelta(seconds=timeout_seconds)
         dist.init_process_group(
             "gloo" if device.type == "cpu" else f"cpu:gloo,{device_type}:nccl",
-            timeout=timedelta(seconds=timeout_seconds),
+            timeout=timeout,
             device_id=None if device.type == "cpu" else device,
-            **({} if "RANK" in os.environ else alone),
+            **_meeting_place(timeout),
         )
     return device
 
 
+def _meeting_place(timeout: timedelta) -> dict[str, Any]:
+    """Where processes leave their addresses for each other, and which of them this one is."""
+    if "RANK" not in os.environ:
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        return {"store": store, "rank": 0, "world_size": 1}
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    # torchrun keeps one store for all its restarts, with the addresses of processes that are gone
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return {"store": PrefixStore(f"start_{start}", store), "rank": rank, "world_size": world_size}
+
+
 def parallel_dims(config: ParallelConfig) -> ParallelDims:
     """The mesh's sizes; ValueError where they do not make up the world."""
-    world = dist.get_world_size()
-    shards = world // config.replicas if config.shards == -1 else config.shards
-    if config.replicas < 1 or config.replicas * shards != world:
+    world, degree = dist.get_world_size(), config.context_parallel_degree
+    rest = max(1, config.replicas * degree)
+    shards = world // rest if config.shards == -1 else config.shards
+    if min(config.replicas, degree) < 1 or rest * shards != world:
         raise ValueError(
-            f"parallel.replicas {config.replicas} x parallel.shards {config.shards} do not make up "
-            f"the {world} processes of this run: give numbers whose product is {world}"
+            f"parallel.replicas {config.replicas} x parallel.shards {config.shards} x "
+            f"parallel.context_parallel_degree {degree} do not make up the {world} processes of "
+            f"this run: give numbers whose product is {world}"
         )
     return ParallelDims(
         dp_replicate=config.replicas,
         dp_shard=shards,
-        cp=1,
+        cp=degree,
         tp=1,
         pp=1,
         ep=1,
         world_size=world,
         spmd_backend="partial_dtensor",
     )
+
+
+def check_shared_sequences(config: Any, degree: int) -> None:
+    """Raise ValueError unless so many ranks can share a clip's tokens in the model of a config."""
+    if degree == 1:
+        return
+    with torch.device("meta"):
+        model = config.build()
+    name = f"parallel.context_parallel_degree is {degree}"
+    if not hasattr(model, "sequence_group"):
+        raise ValueError(f"{name}, but {type(model).__name__} has no sequence_group: set it to 1")
+    try:
+        check_heads(model.config.heads, degree)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    for slot in slots(model):
+        if not isinstance(slot, AttentionLayer):
+            raise ValueError(
+                f"{name}, but {type(slot).__name__} is no flexsparse.layer.AttentionLayer, which "
+                f"keeps apart what is made of a row and what of all: derive it from there"
+            )
 
 
 def parallelize(
@@ -76,12 +130,14 @@ def parallelize(
     compile: bool = False,
     param_dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """Activation checkpointing, then torch.compile of each block, then FSDP2, in place.
+    """Shared sequences, activation checkpointing, torch.compile of each block, FSDP2; in place.
 
     The model must be whole and the same on every rank: FSDP keeps a shard of what it finds.
     (Sharding first and initialising after is the usual order, but on CPU every rank would draw the
     same shard.)
     """
+    if dims.cp_enabled:
+        cast(Any, model).sequence_group = dims.get_mesh("cp").get_group()
     apply_activation_checkpointing(model, activation_checkpoint)
     layers = cast(nn.ModuleDict, model.layers)
     if compile:

@@ -1,6 +1,7 @@
 """The directory of a run, and whether the checkpoints in it are of the run that is about to start.
 
 config.json    the resolved config of the last start, and the module that its model is from
+starts.jsonl   of each start: when, command, processes, device, seeds, versions, git state
 train.log      plain lines, from every start
 checkpoint/    step-N, one folder each
 tb/            TensorBoard
@@ -32,9 +33,11 @@ FREE = (
     "training.steps",
     "training.local_batch_size",
     "training.param_dtype",
+    "training.max_skipped",
     "dataloader.path",
     "dataloader.cache_dir",
     "dataloader.num_workers",
+    "dataloader.timeout_seconds",
 )
 
 
@@ -88,7 +91,7 @@ def check_config(folder: str | Path, config: Any, sections: tuple[str, ...] = BI
     path = Path(folder, CONFIG)
     if not path.exists():
         return
-    there, here = dict(_flat(json.loads(path.read_text()))), dict(_flat(describe(config)))
+    there, here = dict(leaves(json.loads(path.read_text()))), dict(leaves(describe(config)))
     fields = [key for key in here | there if key.startswith(sections) and key not in FREE]
     differing = [
         f"{key} ({there.get(key, 'absent')} there, {here.get(key, 'absent')} here)"
@@ -102,7 +105,7 @@ def check_config(folder: str | Path, config: Any, sections: tuple[str, ...] = BI
         )
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, leaf) of nested dicts and lists."""
     if isinstance(value, list):
         value = {str(i): item for i, item in enumerate(value)}
@@ -110,4 +113,4 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
         return
     for key, item in value.items():
-        yield from _flat(item, f"{prefix}.{key}" if prefix else key)
+        yield from leaves(item, f"{prefix}.{key}" if prefix else key)

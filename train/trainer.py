@@ -10,7 +10,6 @@ From Python, with any of the configs in `configs/`:
 """
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -27,16 +26,31 @@ from train.activation_checkpoint import Mode
 from train.annealing import Annealing, SparsityConfig
 from train.break_even import agree_on_break_even
 from train.checkpoint import Checkpointer
-from train.data.batch import endless
 from train.ema import EMA, reshard
-from train.flow import FlowConfig, draw, flow_loss
+from train.feed import Feed
+from train.flow import FlowConfig, flow_loss
 from train.history import History, Unread
 from train.initial import InitialConfig, build_model, open_folder
 from train.log import logger
 from train.lora import LoRAConfig
-from train.metrics import Metrics, attention_cost, peak_memory, reset_peak_memory
-from train.parallelize import ParallelConfig, init_process_group, parallel_dims, parallelize
+from train.metrics import (
+    Metrics,
+    attention_cost,
+    peak_memory,
+    reset_peak_memory,
+    training_cost,
+)
+from train.nonfinite import Skipped, backward, step_if_finite
+from train.parallelize import (
+    ParallelConfig,
+    check_shared_sequences,
+    init_process_group,
+    parallel_dims,
+    parallelize,
+)
+from train.peers import Waiting
 from train.progress import Progress
+from train.ranks import DataRanks
 from train.run_dir import describe
 from train.settings import TrainingConfig
 from train.signals import StopSignal
@@ -92,22 +106,25 @@ class Trainer(Stateful, Configurable):
     def __init__(self, config: Config) -> None:
         self.device = init_process_group(config.parallel.timeout_seconds)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        training = config.training.resolved(self.world, self.device)
-        self.config = replace(config, training=training)
         dims = parallel_dims(config.parallel)
-        fresh = open_folder(self.config)
-        with self._logging():
-            self._build(dims, fresh)
+        check_shared_sequences(config.model, dims.cp)
+        self.ranks = DataRanks.of(dims)
+        training = config.training.resolved(self.ranks.size, self.device)
+        self.config = replace(config, training=training)
+        with Waiting(config.parallel.timeout_seconds, "the start of the run"):
+            fresh = open_folder(self.config)
+            with self._logging():
+                self._build(dims, fresh)
 
     def _build(self, dims: ParallelDims, fresh: bool) -> None:
         c, training = self.config, self.config.training
-        self.accumulation = training.global_batch_size // (training.local_batch_size * self.world)
         self.dataloader = self._build_data("train")
+        place: Any = dict(flow=c.flow, ranks=self.ranks, device=self.device)
+        self.feed = Feed(self.dataloader, training=training, **place)
         self.validator = None
         if c.validation.interval:
-            self.validator = c.validation.build(
-                dataloader=self._build_data("validation"), device=self.device, flow=c.flow
-            )
+            held_out = self._build_data("validation")
+            self.validator = c.validation.build(dataloader=held_out, **place)
 
         model: Any = build_model(c, fresh)
         self.tokens = int(model.tokens)
@@ -128,9 +145,8 @@ class Trainer(Stateful, Configurable):
         self.annealing = Annealing(self.model, c.sparsity.schedule, training.steps)
         self.step = 0
         self.history = History()
-        self._unread = Unread(self.history)
-        self._batches = endless(self.dataloader)
-        self._data_seconds = 0.0
+        self._unread = Unread(self.history, self.ranks)
+        self.skipped = Skipped(training.max_skipped)
         self.metrics = c.metrics.build(
             parallel_dims=dims, dump_folder=c.dump_folder, config_dict=describe(c)
         )
@@ -163,8 +179,12 @@ class Trainer(Stateful, Configurable):
         The end is validated and saved. SIGTERM or Ctrl-C ends the step at hand, saves and returns.
 
         Raises:
-            NonFiniteError: names step and value; what they spoilt is not saved.
+            NonFiniteError: loss or gradient was no number training.max_skipped steps in a row. They
+                changed no weights, and what was good before them since the start is saved with the
+                data's position behind them.
             CheckpointNotSavedError: the checkpoint at the end did not fit on the disk.
+            LostPeerError: another process is gone or stuck.
+            DataWorkerError: a data loading process is gone or stuck.
         """
         c = self.config
         last = c.training.steps if until is None else min(until, c.training.steps)
@@ -172,6 +192,7 @@ class Trainer(Stateful, Configurable):
         with (
             self._logging(),
             StopSignal() as stop,
+            Waiting(c.parallel.timeout_seconds, "the first validation") as waiting,
             Progress(step=self.step, steps=c.training.steps, show=self.rank == 0) as progress,
             c.profiler.build(global_step=self.step, base_folder=c.dump_folder) as profiler,
         ):
@@ -179,6 +200,7 @@ class Trainer(Stateful, Configurable):
                 self.validate()
             self._unread.restart_clock()
             while self.step < last:
+                waiting.what = f"step {self.step + 1}"
                 self.train_step()
                 profiler.step()
                 signal = stop.agreed()
@@ -188,8 +210,11 @@ class Trainer(Stateful, Configurable):
                 if validates or saves or self.step == last or self.metrics.should_log(self.step):
                     self._report(progress)
                 if validates:
+                    waiting.what = f"the validation at step {self.step}"
                     self.validate()
                 if saves:
+                    self.metrics.flush()
+                    waiting.what = f"the saving of step {self.step}"
                     save = self.checkpointer.save_now if ends else self.checkpointer.save
                     save(self.step)
                 if validates or saves:
@@ -202,37 +227,26 @@ class Trainer(Stateful, Configurable):
         return self.history
 
     def train_step(self) -> None:
-        """One optimizer step on the next global batch."""
+        """One optimizer step on the next global batch.
+
+        Weights, moments and average stay as they are if its loss or gradient is no number.
+        """
         training = self.config.training
         self.step += 1
         self.annealing.apply(self.step)
         loss = torch.zeros((), device=self.device)
         self.optimizers.zero_grad()
-        for part in range(self.accumulation):
-            asked = time.perf_counter()
-            batch = next(self._batches)
-            self._data_seconds += time.perf_counter() - asked
-            x0 = batch["video"].to(self.device, non_blocking=True)
-            context = batch["context"].to(self.device, non_blocking=True)
-            first = (part * self.world + self.rank) * training.local_batch_size
-            noise, t = draw(
-                x0,
-                seed=training.seed,
-                step=self.step,
-                positions=range(first, first + len(x0)),
-                shift=self.config.flow.shift,
-                least=self.config.flow.least,
-            )
-            share = flow_loss(self.model, x0, context, noise, t).sum() / training.global_batch_size
-            share.backward()
+        for given in self.feed.step(self.step):
+            share = flow_loss(self.model, *given).sum() / training.global_batch_size
+            backward(share)
             loss += share.detach()
         grad_norm = clip_grad_norm_(self.model.parameters(), training.max_norm)
         lr = float(self.lr_schedulers.schedulers[0].get_last_lr()[0])
         self.checkpointer.maybe_wait_for_staging()
-        self.optimizers.step()
+        skip = step_if_finite(self.optimizers, grad_norm)
         self.lr_schedulers.step()
         if self.ema:
-            self.ema.update(self.step)
+            self.ema.update(self.step, skip)
         self._unread.add(self.step, lr, loss, grad_norm)
 
     def validate(self) -> float:
@@ -257,16 +271,21 @@ class Trainer(Stateful, Configurable):
 
     def close(self) -> None:
         """Release files and workers. The process group stays, for this process's next trainer."""
-        self._batches.close()
+        self.feed.close()
         self.checkpointer.close()
         self.metrics.close()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "break_even": self.annealing.break_even}
+        return {
+            "step": self.step,
+            "break_even": self.annealing.break_even,
+            "skipped": self.skipped.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.step = state_dict["step"]
         self.annealing.break_even = state_dict["break_even"]
+        self.skipped.load_state_dict(state_dict["skipped"])
 
     def _logging(self) -> AbstractContextManager[None]:
         """Within it, this trainer's lines go to its own train.log; there may be other trainers."""
@@ -277,8 +296,8 @@ class Trainer(Stateful, Configurable):
 
     def _build_data(self, split: str) -> Any:
         return self.config.dataloader.build(
-            dp_world_size=self.world,
-            dp_rank=self.rank,
+            dp_world_size=self.ranks.size,
+            dp_rank=self.ranks.rank,
             local_batch_size=self.config.training.local_batch_size,
             global_batch_size=self.config.training.global_batch_size,
             split=split,
@@ -291,18 +310,31 @@ class Trainer(Stateful, Configurable):
 
     def _report(self, progress: Progress) -> None:
         records = self._unread.read()
+        self.skipped.see(records)
         now = records[-1]
         tokens = self.config.training.global_batch_size * self.tokens / now.seconds
+        cost = attention_cost(self.model, self.annealing.tiles_at(self.step))
         self.metrics.scalars(
             self.step,
             train__loss=now.loss,
             train__lr=now.lr,
             train__grad_norm=now.grad_norm,
+            train__skipped=self.skipped.total,
             speed__tokens_per_second=tokens,
             speed__step_seconds=now.seconds,
-            speed__data_seconds=self._data_seconds / len(records),
+            speed__data_seconds=self.feed.seconds_waited() / len(records),
             memory__peak_gib=peak_memory(self.device) / 2**30,
-            **attention_cost(self.model, self.annealing.tiles_at(self.step)),
+            **cost,
+            **training_cost(self.model, cost),
         )
         progress.report(now, tokens)
-        self._data_seconds = 0.0
+        if self.skipped.too_many:
+            raise self.skipped.error(self._save_what_was_good())
+
+    def _save_what_was_good(self) -> str:
+        """Save, if this start has done a step that was not skipped; in words, what there is."""
+        saved = self.config.checkpoint.enable and bool(self.history.steps)
+        if saved:
+            self.checkpointer.save_now(self.step)
+            return f"saved at step {self.step}, behind them, with the weights from before them"
+        return "nothing was saved, since no step of this start was any better"

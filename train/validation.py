@@ -6,12 +6,12 @@ from itertools import islice
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from train.attention_stats import attention_stats
 from train.flow import FlowConfig, flow_loss, keyed_generator, sample, shifted
 from train.metrics import Metrics
+from train.ranks import DataRanks
 from train.titan import Configurable
 
 
@@ -34,9 +34,15 @@ class Validator(Configurable):
         seed: int = 0
 
     def __init__(
-        self, config: Config, *, dataloader: Any, device: torch.device, flow: FlowConfig
+        self,
+        config: Config,
+        *,
+        dataloader: Any,
+        device: torch.device,
+        flow: FlowConfig,
+        ranks: DataRanks,
     ) -> None:
-        self.config, self.device, self.flow = config, device, flow
+        self.config, self.device, self.flow, self.ranks = config, device, flow, ranks
         self.batches = list(islice(dataloader, config.batches))
         if not self.batches:
             raise ValueError(
@@ -46,25 +52,24 @@ class Validator(Configurable):
     @torch.no_grad()
     def loss(self, model: nn.Module) -> float:
         """Mean over all clips, the same on every rank."""
-        world, rank = dist.get_world_size(), dist.get_rank()
         size = len(self.batches[0]["video"])
-        clips = len(self.batches) * world * size
+        clips = len(self.batches) * self.ranks.size * size
         total = torch.zeros((), device=self.device)
         for i, batch in enumerate(self.batches):
             x0 = batch["video"].to(self.device)
-            positions = [(i * world + rank) * size + j for j in range(size)]
+            first = (i * self.ranks.size + self.ranks.rank) * size
+            positions = range(first, first + size)
             noise = self._noise(x0, positions)
             even = (torch.tensor(positions, device=self.device) + 0.5) / clips
             t = shifted(even, self.flow.shift, self.flow.least)
             total += flow_loss(model, x0, batch["context"].to(self.device), noise, t).sum()
-        dist.all_reduce(total)
-        return total.item() / clips
+        return self.ranks.total(total).item() / clips
 
     def noisy(self, time: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
         """This rank's first clip as a model meets it: x_t [1, C, T, H, W], t, context."""
         size = len(self.batches[0]["video"])
         x0, context = (self.batches[0][name][:1].to(self.device) for name in ("video", "context"))
-        noise = self._noise(x0, [dist.get_rank() * size])
+        noise = self._noise(x0, [self.ranks.rank * size])
         return (1 - time) * x0 + time * noise, torch.full((1,), time, device=self.device), context
 
     def run(self, model: nn.Module, metrics: Metrics, step: int) -> float:

@@ -8,8 +8,9 @@
 Read convert.py, call.py, one of the models' files. This package alone imports diffusers.
 """
 
-from flexsparse.diffusers.convert import load_gates, restore, sparsify
+from flexsparse.diffusers.convert import restore, sparsify
 from flexsparse.diffusers.families import Family, register
+from flexsparse.diffusers.gates import load_gates
 from flexsparse.slots import BSA, VSA
 
 __all__ = ["BSA", "VSA", "Family", "load_gates", "register", "restore", "sparsify"]

@@ -30,7 +30,9 @@ class Call:
     def __init__(self, method: VSA | BSA, grid_of: Any, layers: Any) -> None:
         self.method, self._grid_of, self._layers = replace(method, query_tiles=1), grid_of, layers
         self.grid: Grid | None = None
-        self._grids: Any = WeakIdKeyDictionary()  # of each call, by its rotary table
+        # of each call, by its rotary table, and as long as that lives
+        self._grids: Any = WeakIdKeyDictionary()
+        self._tiled: Any = WeakIdKeyDictionary()
 
     def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the model."""
@@ -82,6 +84,21 @@ class Call:
         t, h, w, rows = map(int, self._tile_and_rows(grid, text).split())
         return VideoTiling(grid, (t, h, w), rows, text)
 
+    def rotary(self, table: tuple[Tensor, Tensor], tiling: VideoTiling) -> tuple[Tensor, Tensor]:
+        """The call's cosines and sines in tile-major order, made once for all of its layers.
+
+        Args:
+            table: ``[..., tokens of the video, C]``, or ``[1, tokens, 1, C]``, which gets
+                ``[1, 1, rows, C]``. Text is not turned.
+        """
+        if torch.compiler.is_compiling():  # weak keys are nothing that it could trace
+            return tile_rotary(table, tiling)
+        key = table[0]
+        made_for = tiling, torch.is_inference_mode_enabled()  # whose tensors no backward may save
+        if self._tiled.get(key, (None,))[0] != made_for:
+            self._tiled[key] = made_for, tile_rotary(table, tiling)
+        return self._tiled[key][1]
+
     @torch.compiler.assume_constant_result
     def _tile_and_rows(self, grid: Grid, text: int) -> str:
         """As text, since of a constant's numbers torch.compile would want to guard each."""
@@ -123,11 +140,11 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def tile_rotary(rotary: tuple[Tensor, Tensor], tiling: VideoTiling) -> Any:
-    """Cosines and sines ``[..., tokens of the video, C]`` in tile-major order, a tuple of two; text
-    is not turned."""
+def tile_rotary(table: tuple[Tensor, Tensor], tiling: VideoTiling) -> tuple[Tensor, Tensor]:
+    """As :meth:`Call.rotary`, made anew."""
+    cos, sin = (x.transpose(1, 2) if x.ndim == 4 else x for x in table)
     cos, sin = (
         tiling.to_tiles(F.pad(x, (0, 0, 0, tiling.text), value=of_text))
-        for x, of_text in zip(rotary, (1, 0))
+        for x, of_text in ((cos, 1), (sin, 0))
     )
     return cos, sin

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-from flexsparse.diffusers.call import Grid, Processor, split_heads, tile_rotary
+from flexsparse.diffusers.call import Grid, Processor, split_heads
 from flexsparse.diffusers.families import Family, layers_of, register
 
 rotate: Any = apply_rotary_emb  # whose annotations are those of another mode
@@ -34,7 +34,7 @@ class CogVideoXProcessor(Processor):
         q = q if attn.norm_q is None else attn.norm_q(q)
         k = k if attn.norm_k is None else attn.norm_k(k)
         if image_rotary_emb is not None:
-            rotary = tile_rotary(image_rotary_emb, tiling)
+            rotary: Any = self.call.rotary(image_rotary_emb, tiling)
             q, k = (rotate(y, rotary) for y in (q, k))
         out = self.attend(attn, x, q, k, v, tiling)
         out = attn.to_out[1](attn.to_out[0](out))

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-from flexsparse.diffusers.call import Grid, Processor, tile_rotary
+from flexsparse.diffusers.call import Grid, Processor
 from flexsparse.diffusers.families import Family, layers_of, register
 from flexsparse.text import split
 
@@ -40,7 +40,7 @@ class HunyuanVideoProcessor(Processor):
         else:
             q, k, v = _project(attn, x, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
         if image_rotary_emb is not None:
-            rotary = tile_rotary(image_rotary_emb, tiling)
+            rotary: Any = self.call.rotary(image_rotary_emb, tiling)
             q, k = (rotate(y, rotary, sequence_dim=1) for y in (q, k))
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         lengths = None

@@ -7,7 +7,7 @@ from typing import Any
 from diffusers.models.transformers.transformer_ltx import apply_rotary_emb
 from torch import Tensor
 
-from flexsparse.diffusers.call import Grid, Processor, split_heads, tile_rotary
+from flexsparse.diffusers.call import Grid, Processor, split_heads
 from flexsparse.diffusers.families import Family, layers_of, register
 
 
@@ -26,7 +26,7 @@ class LTXProcessor(Processor):
         x = tiling.to_tiles(hidden_states)
         q, k, v = attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x)
         if image_rotary_emb is not None:
-            rotary = tile_rotary(image_rotary_emb, tiling)
+            rotary: Any = self.call.rotary(image_rotary_emb, tiling)
             q, k = apply_rotary_emb(q, rotary), apply_rotary_emb(k, rotary)
         q, k, v = (split_heads(y, attn.heads) for y in (q, k, v))
         out = self.attend(attn, x, q, k, v, tiling)
@@ -49,7 +49,8 @@ def ltx_grid(
     if num_frames is None or height is None or width is None:
         raise ValueError(
             "LTX was called without num_frames, height and width, so that its tokens have no "
-            "grid: give them, as LTXPipeline does; LTXConditionPipeline's tokens cannot be tiled"
+            "grid: give them, as LTXPipeline and LTXImageToVideoPipeline do; "
+            "LTXConditionPipeline's tokens cannot be tiled"
         )
     return num_frames, height, width
 

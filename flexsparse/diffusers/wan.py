@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2 (WanTransformer3DModel)."""
+"""Wan 2.1 and 2.2 (WanTransformer3DModel), and VACE, whose control has blocks of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexsparse.diffusers.call import Grid, Processor, split_heads, tile_rotary
+from flexsparse.diffusers.call import Grid, Processor, split_heads
 from flexsparse.diffusers.families import Family, layers_of, register
 
 
@@ -30,8 +30,7 @@ class WanProcessor(Processor):
             q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
         q, k, v = (split_heads(y, attn.heads) for y in (attn.norm_q(q), attn.norm_k(k), v))
         if rotary_emb is not None:  # [1, tokens, 1, D], each angle twice
-            cos, sin = (y.transpose(1, 2) for y in rotary_emb)
-            rotary = tile_rotary((cos, sin), tiling)
+            rotary = self.call.rotary(rotary_emb, tiling)
             q, k = rotate_pairs(q, *rotary), rotate_pairs(k, *rotary)
         out = self.attend(attn, x, q, k, v, tiling)
         return attn.to_out[1](attn.to_out[0](out))
@@ -53,3 +52,5 @@ def wan_grid(model: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Gr
 
 _layers = layers_of("blocks", attention="attn1")
 register(Family("WanTransformer3DModel", wan_grid, _layers, WanProcessor))
+_layers = layers_of("vace_blocks", "blocks", attention="attn1")
+register(Family("WanVACETransformer3DModel", wan_grid, _layers, WanProcessor))

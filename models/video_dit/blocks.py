@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from flexsparse import VideoTiling
+from flexsparse.ulysses import Ulysses
 from models.video_dit.config import VideoDiTConfig
 from models.video_dit.rope import rotate
 
@@ -26,6 +27,21 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 def merge_heads(x: Tensor) -> Tensor:
     return rearrange(x, "b h l d -> b l (h d)")
+
+
+def attend(
+    slot: nn.Module,
+    x: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tiling: VideoTiling | None,
+    shards: Ulysses | None,
+) -> Tensor:
+    """What a slot makes of these rows; where there are no shards it need not know of them."""
+    if shards is None:
+        return slot(x, q, k, v, tiling)
+    return slot(x, q, k, v, tiling, shards=shards)
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -52,11 +68,14 @@ class SelfAttention(nn.Module):
         self.slot = config.attention.build(config.dim, config.heads, tiling)
         self.out = nn.Linear(config.dim, config.dim)
 
-    def forward(self, x: Tensor, rotary: Tensor, tiling: VideoTiling | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: Tensor, tiling: VideoTiling | None, shards: Ulysses | None
+    ) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, -1)
         q = rotate(split_heads(self.q_norm(q), self.heads), rotary)
         k = rotate(split_heads(self.k_norm(k), self.heads), rotary)
-        return self.out(merge_heads(self.slot(x, q, k, split_heads(v, self.heads), tiling)))
+        v = split_heads(v, self.heads)
+        return self.out(merge_heads(attend(self.slot, x, q, k, v, tiling, shards)))
 
 
 class CrossAttention(nn.Module):
@@ -109,10 +128,14 @@ class Block(nn.Module):
         context: Tensor,
         rotary: Tensor,
         tiling: VideoTiling | None,
+        shards: Ulysses | None = None,
     ) -> Tensor:
-        """x [B, L, dim], modulation [B, 6, dim], context [B, N, dim], rotary [2, L, D / 2]."""
+        """x [B, L, dim], modulation [B, 6, dim], context [B, N, dim], rotary [2, L, D / 2].
+
+        With `shards`, x and rotary are this rank's rows.
+        """
         scale1, shift1, gate1, scale2, shift2, gate2 = (self.table + modulation).split(1, dim=1)
-        attended = self.self_attention(modulate(x, scale1, shift1), rotary, tiling)
+        attended = self.self_attention(modulate(x, scale1, shift1), rotary, tiling, shards)
         x = add_gated(x, gate1, attended)
         x = x + self.cross_attention(self.cross_norm(x), context)
         return add_gated(x, gate2, self.mlp(modulate(x, scale2, shift2)))

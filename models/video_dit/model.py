@@ -9,7 +9,9 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
+from flexsparse.ulysses import Ulysses
 from models.video_dit.blocks import Block, Head
 from models.video_dit.config import VideoDiTConfig
 from models.video_dit.embed import patchify, timestep_embedding, unpatchify
@@ -28,10 +30,15 @@ class VideoDiT(nn.Module):
         top_k: tiles that a query tile selects; None for dense attention.
         q_rows: rows of queries for a tile, where attention prunes them; else None.
         layers: the blocks "0", "1", ...: what activation checkpointing, compile and FSDP wrap.
+        sequence_group: the ranks that share the rows of each clip (`flexsparse.ulysses`), or None.
+            They call the model together, with the same input, and all get the whole output; the
+            gradients of a rank's weights are the part that its rows have in them.
 
     A new model is initialised; one built under `torch.device("meta")` wants `to_empty` and then
     `init_weights`. There are no buffers.
     """
+
+    sequence_group: ProcessGroup | None = None
 
     def __init__(self, config: VideoDiTConfig):
         super().__init__()
@@ -69,6 +76,10 @@ class VideoDiT(nn.Module):
         rotary = rotary_table(self.grid, config.head_dim, x.device)
         if self.tiling is not None:
             patches, rotary = self.tiling.to_tiles(patches), self.tiling.to_tiles(rotary)
+        shards = None
+        if self.sequence_group is not None:
+            shards = Ulysses.even(self.sequence_group, patches.shape[1])
+            patches, rotary = shards.shard(patches, 1), shards.shard(rotary, 1)
         time = self.time_in(timestep_embedding(t, TIME_CHANNELS).to(dtype))
         time = self.time_out(F.silu(time))
         modulation = self.modulation(F.silu(time)).unflatten(-1, (6, -1))
@@ -76,8 +87,10 @@ class VideoDiT(nn.Module):
         context = self.context_in(context.to(dtype))
         rows = self.patch_in(patches)
         for block in self.layers.values():
-            rows = block(rows, modulation, context, rotary, self.tiling)
+            rows = block(rows, modulation, context, rotary, self.tiling, shards)
         out = self.head(rows, time)
+        if shards is not None:
+            out = shards.gather(out, 1)
         if self.tiling is not None:
             out = self.tiling.from_tiles(out)
         return unpatchify(out, self.grid, config.patch).to(x.dtype)

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flexsparse import VideoTiling
-from models.video_dit.blocks import merge_heads, split_heads
+from flexsparse.ulysses import Ulysses
+from models.video_dit.blocks import attend, merge_heads, split_heads
 from models.wan.config import WanConfig
 from models.wan.embed import WideLayerNorm, wide
 from models.wan.rope import rotate
@@ -51,10 +52,12 @@ class SelfAttention(Attention):
         super().__init__(config)
         self.slot = config.attention.build(config.dim, config.heads, None)
 
-    def forward(self, x: Tensor, rotary: Tensor, tiling: VideoTiling | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: Tensor, tiling: VideoTiling | None, shards: Ulysses | None
+    ) -> Tensor:
         q, k, v = self.split(self.norm_q(self.q(x)), self.norm_k(self.k(x)), self.v(x))
-        attended = self.slot(x, rotate(q, rotary), rotate(k, rotary), v, tiling)
-        return self.o(merge_heads(attended))
+        q, k = rotate(q, rotary), rotate(k, rotary)
+        return self.o(merge_heads(attend(self.slot, x, q, k, v, tiling, shards)))
 
 
 class CrossAttention(Attention):
@@ -107,11 +110,14 @@ class Block(nn.Module):
         image: Tensor | None,
         rotary: Tensor,
         tiling: VideoTiling | None,
+        shards: Ulysses | None = None,
     ) -> Tensor:
         """x [B, L, dim], modulation [B, 6, dim] in fp32 at least, text [B, N, dim], image
-        [B, M, dim] or None, rotary [2, L, D / 2]."""
+        [B, M, dim] or None, rotary [2, L, D / 2]. With `shards`, x and rotary are this rank's
+        rows."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + modulation).split(1, 1)
-        attended = self.self_attn(modulate(x, shift1, scale1, self.eps), rotary, tiling)
+        rows = modulate(x, shift1, scale1, self.eps)
+        attended = self.self_attn(rows, rotary, tiling, shards)
         x = add_gated(x, gate1, attended)
         x = x + self.cross_attn(self.norm3(x), text, image)
         return add_gated(x, gate2, self.ffn(modulate(x, shift2, scale2, self.eps)))

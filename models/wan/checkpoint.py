@@ -5,6 +5,7 @@ tensors are read one by one into the parameters, so that loading takes no more m
 """
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from models.wan.formats import Format, to_key
 from models.wan.model import WanModel
 from models.wan.shards import STEM, CheckpointError, Weights, shorten
 
+logger = logging.getLogger(__name__)
 HEAD_DIM = 128  # of every Wan
 
 
@@ -70,6 +72,7 @@ def load(
     path: str | Path,
     *,
     new_gates: bool = False,
+    drop_gates: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | Callable[[str], torch.dtype] | None = None,
 ) -> WanModel:
@@ -85,10 +88,13 @@ def load(
             memory, while those that have memory are filled where they are, in their own dtype.
         path: the transformer's folder, a pipeline's folder that has a `transformer` folder, or a
             file: safetensors, in shards or not, or a pickle that torch.load takes with
-            `weights_only=True, mmap=True`, whose mapped pages are resident beside the weights.
+            `weights_only=True, mmap=True`, whose mapped pages are resident beside the weights. Of
+            ComfyUI's files, whose keys begin with `model.diffusion_model.` or `diffusion_model.`, a
+            line says that this is left out.
         new_gates: take a checkpoint without VSA's gates for a model that has them. They start as
             the slot initialises them, with `VSA(adapt=True)` the coarse gate at zero; gates that
             have memory stay as they are.
+        drop_gates: leave out those of VSA's gates in the checkpoint that the model doesn't have.
         device: of what gets memory; default torch's default device.
         dtype: of what gets memory, or a function from parameter names to dtypes, such as
             :func:`compute_dtypes`; default, for each parameter, what it is stored in. New gates
@@ -101,8 +107,8 @@ def load(
         FileNotFoundError: nothing at `path`.
         CheckpointError: a ValueError in one line: broken files, a checkpoint that is not of Wan,
             another size, keys that are missing or left over, shapes that differ, gates that the
-            checkpoint has and the model doesn't, or the other way round without `new_gates`. The
-            model is as it was.
+            checkpoint has and the model doesn't, without `drop_gates`, or the other way round,
+            without `new_gates`. The model is as it was.
         ValueError: a device or dtype for a model that has memory already.
     """
     weights = Weights.open(path)
@@ -117,7 +123,10 @@ def load(
             f"the model has its memory, so that device={device} and dtype={dtype} would change "
             f"nothing: leave them out, or give its config"
         )
-    check_fit(model, names, weights, format, new_gates)
+    check_fit(model, names, weights, format, new_gates, drop_gates)
+    if weights.prefix:
+        left = f", without {weights.others} tensors that don't have it" if weights.others else ""
+        logger.warning("%s: keys are read without %s%s", path, weights.prefix, left)
     device = torch.get_default_device() if device is None else torch.device(device)
     of: Callable[[str], torch.dtype | None] = dtype if callable(dtype) else lambda name: dtype
     for key, name in names.items():

@@ -1,5 +1,6 @@
 """Whether a checkpoint is what a model wants, from the headers of its files alone."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -27,7 +28,13 @@ def format_of(weights: Weights) -> Format:
 
 
 def sizes_of(weights: Weights, format: Format) -> dict[str, Any]:
-    """Fields of a WanConfig, of which shapes and `config.json` must say the same."""
+    """Fields of a WanConfig, of which shapes and `config.json` must say the same; CheckpointError
+    if they don't, or if `config.json` says what no Wan has."""
+    if unlike := formats.unlike_wan(weights.json):
+        words = ", ".join(f"{k} {json.dumps(v)}" for k, v in unlike.items())
+        raise CheckpointError(
+            f"{weights.path}: config.json has {words}: no model of Wan 2.1's is so, and none here"
+        )
     shapes = {key: entry.shape for key, entry in weights.entries.items()}
     found, said = formats.sizes_of_shapes(shapes, format), formats.sizes_of_json(weights.json)
     if wrong := [
@@ -41,7 +48,12 @@ def sizes_of(weights: Weights, format: Format) -> dict[str, Any]:
 
 
 def check_fit(
-    model: WanModel, names: Mapping[str, str], weights: Weights, format: Format, new_gates: bool
+    model: WanModel,
+    names: Mapping[str, str],
+    weights: Weights,
+    format: Format,
+    new_gates: bool,
+    drop_gates: bool = False,
 ) -> None:
     """Raise CheckpointError, with all that is wrong in one line, if the checkpoint doesn't fit.
 
@@ -50,6 +62,7 @@ def check_fit(
         names: the key of each of its parameters, with the parameter's own name, in their order.
         weights, format: the checkpoint.
         new_gates: gates may be missing, if they are so in all layers.
+        drop_gates: gates may be left over.
     """
     sizes = sizes_of(weights, format)
     own = {field: getattr(model.config, field) for field in sizes}
@@ -68,6 +81,8 @@ def check_fit(
         if formats.is_gate(key) and _kind(key).rpartition(".")[0] not in there
     ]
     spare = [key for key in weights.entries if key not in names and not formats.is_ignored(key)]
+    if drop_gates:
+        spare = [key for key in spare if not formats.is_gate(key)]
     faults = []
     if new_gates:
         missing = [key for key in missing if key not in gates]
@@ -81,7 +96,7 @@ def check_fit(
     if spare and all(map(formats.is_gate, spare)):
         faults.append(
             f"gates left over: {len(spare)} ({_grouped(spare)}): they are VSA's, give the model "
-            f"attention=VSA() (--attention vsa)"
+            f"attention=VSA() (--attention vsa), or drop_gates=True (--drop-gates)"
         )
     elif spare:
         faults.append(f"keys left over: {len(spare)} ({_grouped(spare)})")

@@ -69,6 +69,13 @@ _FIELDS = {
     "image_dim": "image_dim",
     "pos_embed_seq_len": "pos_embed_seq_len",
     "eps": "eps",
+    "patch_size": "patch",
+}
+_FIXED = {  # what all of Wan's models have in common, as either format has it
+    "qk_norm": (True, "rms_norm_across_heads"),
+    "cross_attn_norm": (True,),
+    "window_size": ([-1, -1],),
+    "text_len": (512,),
 }
 CLASSES: dict[Format, str] = {"wan": "WanModel", "diffusers": "WanTransformer3DModel"}
 
@@ -137,7 +144,14 @@ def sizes_of_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     named = {_FIELDS[k]: v for k, v in settings.items() if k in _FIELDS and v is not None}
     if "attention_head_dim" in settings and "heads" in named:
         named["dim"] = named["heads"] * settings["attention_head_dim"]
+    if isinstance(named.get("patch"), list):
+        named["patch"] = tuple(named["patch"])
     return named
+
+
+def unlike_wan(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `config.json` of either format says that the model here does not compute."""
+    return {k: settings[k] for k in _FIXED if k in settings and settings[k] not in _FIXED[k]}
 
 
 def to_json(config: WanConfig, format: Format) -> dict[str, Any]:

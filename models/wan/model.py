@@ -9,8 +9,10 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from flexsparse import VideoTiling
+from flexsparse.ulysses import Ulysses
 from models.video_dit.embed import patchify, timestep_embedding
 from models.wan.blocks import Block, Head
 from models.wan.config import WanConfig
@@ -34,6 +36,7 @@ class WanModel(nn.Module):
             None for raster order; tiles that a query tile selects, None for dense attention; rows
             of queries for a tile where attention prunes them, else None.
         layers: the blocks "0", "1", ...: what activation checkpointing, compile and FSDP wrap.
+        sequence_group: the ranks that share the rows of each latent, as VideoDiT has it, or None.
 
     A new model is initialised; one built under `torch.device("meta")` wants `to_empty` and then
     `init_weights`, or a checkpoint. There are no buffers.
@@ -45,6 +48,8 @@ class WanModel(nn.Module):
     >>> model(x, torch.tensor([0.7]), text).shape
     torch.Size([1, 16, 3, 10, 14])
     """
+
+    sequence_group: ProcessGroup | None = None
 
     def __init__(self, config: WanConfig):
         super().__init__()
@@ -98,6 +103,10 @@ class WanModel(nn.Module):
         rotary = rotary_table(grid, config.head_dim, x.device)
         if tiling is not None:
             patches, rotary = tiling.to_tiles(patches), tiling.to_tiles(rotary)
+        shards = None
+        if self.sequence_group is not None:
+            shards = Ulysses.even(self.sequence_group, patches.shape[1])
+            patches, rotary = shards.shard(patches, 1), shards.shard(rotary, 1)
         rows = F.linear(patches, weight.flatten(1), self.patch_embedding.bias)
         first = cast(nn.Linear, self.time_embedding[0])
         time = timestep_embedding(t, config.freq_dim).to(first.weight.dtype)
@@ -107,8 +116,10 @@ class WanModel(nn.Module):
         if image is not None:
             image = self.img_emb(image.to(weight.dtype))
         for block in self.layers.values():
-            rows = block(rows, modulation, text, image, rotary, tiling)
+            rows = block(rows, modulation, text, image, rotary, tiling, shards)
         out = self.head(rows, time)
+        if shards is not None:
+            out = shards.gather(out, 1)
         if tiling is not None:
             out = tiling.from_tiles(out)
         return unpatchify(out, grid, config.patch).to(x.dtype)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 STEM = "diffusion_pytorch_model"
+PREFIXES = "model.diffusion_model.", "diffusion_model."
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -43,12 +44,16 @@ class Weights:
     Attributes:
         path: the file, or the folder that the files are in.
         entries: key to file, shape and dtype.
+        prefix: what stands before each key in files of ComfyUI.
+        others: tensors of other models in those files, which have no such prefix.
         json: the `config.json` that stands beside the files; empty if there is none.
     """
 
     path: Path
     entries: dict[str, Entry]
     json: dict[str, Any]
+    prefix: str = ""
+    others: int = 0
 
     @classmethod
     def open(cls, path: str | Path) -> "Weights":
@@ -75,23 +80,27 @@ class Weights:
                     raise CheckpointError(f"{path}: {key} is in both {names}: remove one of them")
                 entries[key] = entry
         settings = (path if path.is_dir() else path.parent) / "config.json"
-        return cls(path, entries, _read_json(settings) if settings.exists() else {})
+        said = _read_json(settings) if settings.exists() else {}
+        prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in entries)), "")
+        own = {k.removeprefix(prefix): x for k, x in entries.items() if k.startswith(prefix)}
+        return cls(path, own, said, prefix, others=len(entries) - len(own))
 
     def stream(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """These keys' tensors on the CPU, file by file, each in memory of its own."""
         by_file: dict[Path, set[str]] = {}
         for key in keys:
-            by_file.setdefault(self.entries[key].file, set()).add(key)
+            by_file.setdefault(self.entries[key].file, set()).add(self.prefix + key)
         for file, wanted in by_file.items():
             if file.suffix != ".safetensors":
                 for key, tensor in _load_pickle(file).items():
                     if key in wanted:
-                        yield key, tensor.clone(memory_format=torch.contiguous_format)
+                        own = tensor.clone(memory_format=torch.contiguous_format)
+                        yield key.removeprefix(self.prefix), own
                 continue
             with safe_open(file, "pt", backend="pread") as tensors:
                 for key in tensors.offset_keys():
                     if key in wanted:
-                        yield key, tensors.get_tensor(key)
+                        yield key.removeprefix(self.prefix), tensors.get_tensor(key)
 
 
 def _find_files(path: Path) -> list[Path]:

@@ -55,11 +55,28 @@ def test_a_short_video_takes_its_whole_side_as_window():
     assert layer(None, q, q, q, slot.tiling((3, 9, 2))).shape == q.shape
 
 
+@given(st.tuples(*[st.integers(1, 60)] * 3), st.sampled_from([None, (4, 4, 4), (3, 5, 4)]))
+@settings(max_examples=30)
+def test_the_default_window_fits_any_tile_and_is_2x2x2_where_that_fits(video, tile):
+    slot = BSA(tile=tile)
+    tiling = slot.tiling(video)
+    window = fit_window(slot.window, tiling)
+    assert window == tuple(side if side % 2 else 2 for side in tiling.tile)
+    try:
+        replace(slot, window=(2, 2, 2)).tiling(video)
+    except ValueError:
+        assert any(side % 2 and side < size for side, size in zip(tiling.tile, video))
+    else:
+        assert window == fit_window((2, 2, 2), tiling)
+    rows = slot.q_rows_for(tiling)
+    assert slot.build(32, 2, None).window == "fit" and rows <= tiling.rows
+
+
 def test_what_cannot_be_is_refused_before_any_work():
     with pytest.raises(ValueError, match="sparsity is 1"):
         BSA(sparsity=1.0)
     with pytest.raises(ValueError, match=r"window=.* does not divide the tile \(3, 5, 4\)"):
-        BSA(tile=None).tiling((21, 30, 52))
+        BSA(tile=None, window=(2, 2, 2)).tiling((21, 30, 52))
     with pytest.raises(ValueError, match="keep=0"):
         BSA(keep=0).tiling((8, 8, 8))
     assert BSA(tile=None, window=(3, 5, 2)).tiling((21, 30, 52)) == VideoTiling(

@@ -115,6 +115,23 @@ def test_a_pickle_of_tensors_is_read(tmp_path):
     assert_same(load(debug(), tmp_path).state_dict(), saved.state_dict())
 
 
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model."])
+@pytest.mark.parametrize("format", get_args(Format))
+@pytest.mark.parametrize("others", [{}, {"vae.weight": torch.ones(2), "clip.bias": torch.ones(1)}])
+def test_the_prefix_of_comfyuis_keys_is_left_out(tmp_path, caplog, prefix, format, others):
+    saved = awake(debug(dim=256))
+    weights = {prefix + to_key(name, format): x for name, x in saved.state_dict().items()}
+    save_file(weights | others, tmp_path / "wan.safetensors")
+    torch.save(weights | others, tmp_path / "wan.pth")
+    for file in ("wan.safetensors", "wan.pth"):
+        config = read_config(tmp_path / file)
+        caplog.clear()
+        assert_same(load(config, tmp_path / file).state_dict(), saved.state_dict())
+        (said,) = caplog.messages
+        left = ", without 2 tensors that don't have it" if others else ""
+        assert said == f"{tmp_path / file}: keys are read without {prefix}{left}"
+
+
 def test_without_a_config_shapes_say_all_but_the_heads(tmp_path):
     config = debug(dim=256, heads=2, **KINDS["flf2v"])
     save(config.build(), tmp_path / "new", "wan")

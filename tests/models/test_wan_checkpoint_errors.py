@@ -98,6 +98,35 @@ def test_heads_that_make_another_width(folder):
     assert "the weights have dim 64, not 96 as config.json says" in refusal(folder)
 
 
+@pytest.mark.parametrize("format", ["wan", "diffusers"])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (dict(patch_size=[1, 4, 1]), "patch (1, 2, 2), not (1, 4, 1) as config.json says"),
+        (dict(patch_size=2), "patch (1, 2, 2), not 2 as config.json says"),
+        (dict(qk_norm=None), "config.json has qk_norm null: no model of Wan 2.1's is so"),
+        (dict(qk_norm="rms_norm"), 'config.json has qk_norm "rms_norm"'),
+        (dict(cross_attn_norm=False, text_len=256), "has cross_attn_norm false, text_len 256"),
+        (dict(window_size=[4, 4]), "config.json has window_size [4, 4]"),
+    ],
+)
+def test_a_config_that_we_do_not_compute(tmp_path, format, change, said):
+    save(awake(debug()), tmp_path / "a", format)
+    settings = json.loads((tmp_path / "a" / "config.json").read_text())
+    (tmp_path / "a" / "config.json").write_text(json.dumps(settings | change))
+    assert said in refusal(tmp_path / "a")
+    with pytest.raises(CheckpointError):
+        read_config(tmp_path / "a")
+
+
+def test_a_config_that_says_what_we_compute(tmp_path):
+    save(awake(debug()), tmp_path / "a", "wan")
+    settings = json.loads((tmp_path / "a" / "config.json").read_text())
+    settings |= dict(window_size=[-1, -1], qk_norm=True, patch_size=[1, 2, 2])
+    (tmp_path / "a" / "config.json").write_text(json.dumps(settings))
+    assert load(read_config(tmp_path / "a"), tmp_path / "a")
+
+
 def test_sizes_that_nothing_says(folder):
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match="dim 64 is no multiple of 128, so how many heads"):

@@ -1,7 +1,6 @@
-"""Wan's generation from end to end, and what sampling computes."""
+"""Wan's generation from end to end."""
 
 import shutil
-from contextlib import nullcontext
 
 import av
 import pytest
@@ -9,14 +8,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from laws import assert_accurate
 from safetensors.torch import load_file, save_file
-from small_wan import everything_in_fp64, exact_twin_of, twin_of
-from wan_generation import generate, pipeline  # noqa: F401  # a fixture
+from wan_generation import generate, pipeline, refused  # noqa: F401  # a fixture
 
-from models.attention import VSA
-from models.wan import debug
-from models.wan.checkpoint import load, read_config
 from models.wan.generate.clip import decode, load_vae
-from models.wan.generate.sampling import compile_blocks, first_step, sample, schedule
 
 SPARSE = [("dense",), ("vsa", "--top-k", "4"), ("bsa", "--sparsity", "0.5", "--tile", "fit")]
 
@@ -58,102 +52,6 @@ def test_the_clip_is_the_decoded_latent_and_a_seed_gives_the_same_one(pipeline, 
     assert not torch.equal(load_file(tmp_path / "other.safetensors")["latent"], latent)
 
 
-@pytest.mark.parametrize("sampler", ["unipc", "euler"])
-def test_sampling_is_the_loop_of_diffusers(pipeline, sampler):  # noqa: F811
-    """diffusers' own model and scheduler, with its times and guidance, in fp32 and fp64."""
-    torch.manual_seed(0)
-    noise, text, negative = torch.randn(1, 16, 2, 6, 10), *torch.randn(2, 1, 512, 32).unbind()
-    model = load(read_config(pipeline), pipeline)
-
-    def loop(theirs, dtype, step):
-        x, scheduler = noise.to(dtype), schedule(sampler, 4, 3.0, noise.device)
-        with torch.no_grad():
-            for i, t in enumerate(scheduler.timesteps):
-                with everything_in_fp64() if dtype == torch.float64 else nullcontext():
-                    positive, other = (
-                        theirs(x, t.expand(1), y.to(dtype)).sample for y in (text, negative)
-                    )
-                x = step(scheduler, i, other + 2.5 * (positive - other), x)
-        return x
-
-    def their_step(scheduler, i, velocity, x):
-        return scheduler.step(velocity, scheduler.timesteps[i], x, return_dict=False)[0]
-
-    def euler(scheduler, i, velocity, x):  # diffusers' rounds to fp32
-        return x + (scheduler.sigmas[i + 1] - scheduler.sigmas[i]).double() * velocity
-
-    plain = loop(twin_of(model), torch.float32, their_step)
-    exact_step = euler if sampler == "euler" else their_step
-    exact = loop(exact_twin_of(model), torch.float64, exact_step)
-    options = dict(steps=4, sampler=sampler, shift=3.0, guidance=2.5)
-    found = sample(model, noise, text, negative, **options)
-    assert_accurate([found], [[plain]], [exact])
-
-
-class Straight(torch.nn.Module):
-    """The true velocity of a single clip, whatever the noise level."""
-
-    def __init__(self, noise, clip):
-        super().__init__()
-        self.layers, self.velocity, self.times = torch.nn.ModuleDict(), noise - clip, []
-
-    def forward(self, x, t, text):
-        self.times.append(float(t))
-        return self.velocity
-
-
-@pytest.mark.parametrize("sampler", ["unipc", "euler"])
-def test_along_straight_paths_the_clip_is_reached(sampler):
-    noise, clip = torch.randn(2, 1, 16, 2, 4, 6).unbind()
-    model = Straight(noise, clip)
-    text = torch.zeros(1, 512, 32)
-    found = sample(model, noise, text, None, steps=7, sampler=sampler, shift=5.0)
-    exact = clip.double()
-    assert_accurate([found], [[noise - model.velocity]], [exact], [noise * 4])
-    assert model.times[0] == pytest.approx(1, abs=2e-3) and len(model.times) == 7
-    assert sorted(model.times, reverse=True) == model.times
-    model.times.clear()
-    begin = sample(model, noise, text, None, steps=7, sampler=sampler, start=clip, strength=0.6)
-    assert_accurate([begin], [[noise - model.velocity]], [exact], [noise * 4])
-    assert model.times[0] <= 0.6 and len(model.times) < 7
-
-
-def test_refining_starts_at_the_strength_asked_for():
-    scheduler = schedule("euler", 10, 3.0, torch.device("cpu"))
-    for strength in (0.2, 0.6, 0.9, 1.0):
-        first = first_step(scheduler, strength)
-        assert scheduler.sigmas[first] <= strength
-        assert first == 0 or scheduler.sigmas[first - 1] > strength
-
-
-def test_first_steps_and_layers_are_dense_if_asked():
-    model = debug(attention=VSA(sparsity=0.5, adapt=True)).build()
-    seen = []
-    for name, block in model.layers.items():
-        block.register_forward_pre_hook(
-            lambda m, args, name=name: seen.append((name, m.self_attn.slot.kv_rule is None))
-        )
-    noise, text = torch.randn(1, 16, 2, 6, 10), torch.randn(1, 512, 32)
-    sample(model, noise, text, None, steps=3, dense_steps=1, dense_layers=1)
-    assert seen == [("0", True), ("1", True)] + 2 * [("0", True), ("1", False)]
-    assert all(block.self_attn.slot.kv_rule is not None for block in model.layers.values())
-
-
-def test_sizes_in_a_row_compile_once_each():
-    model = debug(attention=VSA(sparsity=0.5, adapt=True)).build()
-    compiled = []
-
-    def backend(graph, inputs):
-        compiled.append(graph)
-        return graph
-
-    compile_blocks(model, backend=backend)
-    text = torch.randn(1, 512, 32)
-    for size, programs in (((2, 6, 10), 1), ((2, 8, 6), 2), ((2, 6, 10), 2)):
-        sample(model, torch.randn(1, 16, *size), text, None, steps=2)
-        assert len(compiled) == programs
-
-
 def test_sizes_and_prompts_make_a_clip_each(pipeline, tmp_path):  # noqa: F811
     sizes = "--size", "5x32x48", "9x16x32"
     assert generate(pipeline, tmp_path / "c.safetensors", *sizes, prompts="two") == 0
@@ -182,15 +80,6 @@ def test_compiled_it_is_the_same_and_names_the_time_of_attention(pipeline, tmp_p
     assert "of which attention (a layer by itself)" in capsys.readouterr().out
 
 
-def refused(capsys, pipeline, out, *options, prompts="one"):  # noqa: F811
-    """The one line on stderr; nothing is written."""
-    before = sorted(out.parent.iterdir())
-    assert generate(pipeline, out, *options, prompts=prompts) == 2
-    assert sorted(out.parent.iterdir()) == before
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    return line
-
-
 def test_what_cannot_be_is_refused_before_any_work(pipeline, tmp_path, capsys, monkeypatch):  # noqa: F811
     monkeypatch.setattr("models.wan.generate.__main__.load", lambda *a, **k: pytest.fail("loaded"))
     out = tmp_path / "clip.mp4"
@@ -198,13 +87,16 @@ def test_what_cannot_be_is_refused_before_any_work(pipeline, tmp_path, capsys, m
         (("--size", "8x48x80"), "8 frames are not 4k + 1; try 9"),
         (("--size", "9x50x80"), "multiples of 16; try 9x48x80"),
         (("--size", "9x48x80", "9x48x80"), "some of them twice"),
-        (("--top-k", "3"), "--top-k is for sparse attention"),
-        (("--attention", "vsa", "--top-k", "3", "--sparsity", "0.5"), "not both"),
+        (("--top-k", "3"), "--top-k is for --attention vsa or bsa, this is dense"),
         (("--attention", "vsa", "--sparsity", "1.5"), "sparsity is 1.5"),
-        (("--attention", "bsa", "--tile", "1x2x3"), "does not divide the tile"),
-        (("--dense-layers", "3"), "--dense-layers 3: the model has 2"),
+        (
+            ("--attention", "bsa", "--tile", "1x2x3", "--window", "1x2x2"),
+            "does not divide the tile",
+        ),
+        (("--attention", "vsa", "--dense-layers", "3"), "--dense-layers 3: the model has 2"),
         (("--steps", "0"), "--steps 0"),
-        (("--refine-from", "1"), "--refine-from 1.0"),
+        (("--refine-from", "0.5"), "--refine-from is for --draft"),
+        (("--refine-from", "1", "--draft", "32x48"), "--refine-from 1.0"),
         (("--vae", str(tmp_path)), "has no config.json"),
         (("--checkpoint", str(tmp_path / "none")), "none"),
         (("--prompt-embeds", str(tmp_path / "none")), "there is no such file"),
@@ -236,13 +128,6 @@ def test_embeddings_that_do_not_fit_are_named(pipeline, tmp_path, capsys):  # no
         assert words in refused(capsys, pipeline, tmp_path / "a.mp4", *options)
     file.write_bytes(b"no tensors")
     assert "is no safetensors file" in refused(capsys, pipeline, tmp_path / "a.mp4", *options)
-
-
-def test_a_clip_that_fails_to_be_written_leaves_nothing(pipeline, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("av.VideoFrame.from_ndarray", lambda *a, **k: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        generate(pipeline, tmp_path / "clip.mp4")
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_vae_that_does_not_fit_and_wan_2_2_are_refused(pipeline, tmp_path, capsys):  # noqa: F811

@@ -1,6 +1,7 @@
 """For the tests of Wan's generation: a tiny checkpoint with a VAE, embeddings, and its command."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,3 +41,13 @@ def generate(pipeline: Path, out: Path, *options: str, prompts: str = "one") -> 
     embeds = str(pipeline / f"{prompts}.safetensors")
     given = ["--checkpoint", str(pipeline), "--prompt-embeds", embeds, "--out", str(out)]
     return main([*given, "--steps", "3", "--size", "9x48x80", *options])
+
+
+def refused(capsys: Any, pipeline: Path, out: Path, *options: str, prompts: str = "one") -> str:
+    """The one line on stderr; nothing is written."""
+    before = sorted(out.parent.iterdir())
+    capsys.readouterr()
+    assert generate(pipeline, out, *options, prompts=prompts) == 2
+    assert sorted(out.parent.iterdir()) == before
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line

@@ -10,6 +10,7 @@ from diffusers import (
     HunyuanVideoTransformer3DModel,
     LTXVideoTransformer3DModel,
     WanTransformer3DModel,
+    WanVACETransformer3DModel,
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from torch import Tensor, nn
@@ -60,6 +61,17 @@ def wan_batch(grid: Grid, seed: int) -> dict[str, Any]:
         timestep=torch.tensor([100, 700]),
         encoder_hidden_states=randn(seed + 1, 2, 6, 8),
     )
+
+
+def wan_vace() -> nn.Module:
+    sizes = dict(in_channels=4, out_channels=4, text_dim=8, ffn_dim=32, num_layers=1, freq_dim=16)
+    return WanVACETransformer3DModel(**HEADS, **sizes, vace_layers=[0], vace_in_channels=6)
+
+
+def wan_vace_batch(grid: Grid, seed: int) -> dict[str, Any]:
+    t, h, w = grid
+    control = randn(seed + 2, 2, 6, t, 2 * h, 2 * w)
+    return wan_batch(grid, seed) | dict(control_hidden_states=control)
 
 
 def hunyuan_video() -> nn.Module:
@@ -117,6 +129,7 @@ def ltx_batch(grid: Grid, seed: int) -> dict[str, Any]:
 
 SMALL = {
     "wan": Small(wan, wan_batch, 0),
+    "vace": Small(wan_vace, wan_vace_batch, 0),
     "hunyuan": Small(hunyuan_video, hunyuan_video_batch, 9),
     "cogvideox": Small(cogvideox, cogvideox_batch, 7),
     "ltx": Small(ltx, ltx_batch, 0),

@@ -1,5 +1,9 @@
 """A sparse model among what else is done to models: checkpointing, autocast, fusing, subclasses."""
 
+import gc
+import weakref
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +11,7 @@ from laws import assert_accurate
 from small_models import SMALL, run
 
 from flexsparse.diffusers import BSA, VSA, restore, sparsify
+from flexsparse.diffusers.call import tile_rotary
 
 families = pytest.mark.parametrize("name", SMALL)
 SPARSE = VSA(sparsity=0.5, tile=(2, 2, 2))
@@ -31,6 +36,46 @@ def test_a_layer_that_is_run_again_in_the_backward_has_the_grid_of_its_call(name
     found = gradients_of_two_calls(model, small)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[n], wanted[n]) for n in wanted)
+
+
+@families
+def test_layers_share_a_rotary_table_that_lives_as_long_as_the_call(name):
+    small, made = SMALL[name], []
+    model = small.model(0)
+    sparsify(model, SPARSE)
+
+    def tiled(*given):
+        out = tile_rotary(*given)
+        made.append([weakref.ref(x) for x in out])
+        return out
+
+    with mock.patch("flexsparse.diffusers.call.tile_rotary", tiled):
+        for count, grid in enumerate(((2, 4, 5), (2, 2, 2)), 1):
+            run(model, small.batch(grid, 0)).sum().backward()
+            assert len(made) == count
+    gc.collect()
+    assert not any(table() is not None for tables in made for table in tables)
+
+
+def test_a_rotary_table_of_many_calls_is_tiled_for_each_kind():
+    """With other text beside it, and for a backward after inference."""
+    small = SMALL["cogvideox"]
+    model, batch = small.model(0), small.batch((2, 4, 5), 0)
+    sparsify(model, SPARSE)
+    short = batch | dict(encoder_hidden_states=batch["encoder_hidden_states"][:, :5])
+
+    def fresh(batch):
+        other = small.model(0)
+        sparsify(other, SPARSE)
+        cos, sin = batch["image_rotary_emb"]
+        return run(other, batch | dict(image_rotary_emb=(cos.clone(), sin.clone())))
+
+    with torch.inference_mode():
+        for given in (batch, short, batch):
+            assert torch.equal(run(model, given), fresh(given))
+    out = run(model, batch)
+    out.sum().backward()
+    assert torch.equal(out, fresh(batch))
 
 
 @families

@@ -15,7 +15,7 @@ from small_models import SMALL, run
 from torch import nn
 
 from flexsparse import Mass, VideoTiling, reference
-from flexsparse.diffusers import BSA, VSA, Family, load_gates, register, restore, sparsify
+from flexsparse.diffusers import BSA, VSA, Family, register, restore, sparsify
 from flexsparse.vsa import vsa_tile_map
 
 grids = st.tuples(st.integers(1, 4), st.integers(2, 6), st.integers(2, 7))
@@ -83,7 +83,7 @@ def patched(name, attend, text, video):
         where = "diffusers.models.attention_processor.F.scaled_dot_product_attention"
         stack.enter_context(mock.patch(where, take))
     else:
-        file = dict(wan="wan", hunyuan="hunyuan_video", ltx="ltx")
+        file = dict(wan="wan", vace="wan", hunyuan="hunyuan_video", ltx="ltx")
         where = f"diffusers.models.transformers.transformer_{file[name]}.dispatch_attention_fn"
         stack.enter_context(mock.patch(where, dispatched))
     return stack
@@ -132,38 +132,6 @@ def test_restore_leaves_the_model_as_it_was(name):
 
 
 @families
-def test_gates_train_and_are_saved_and_read(name, tmp_path):
-    small, batch = SMALL[name], SMALL[name].batch((2, 4, 5), 0)
-    model = small.model(0)
-    sparsify(model, VSA(sparsity=0.5, tile=(2, 2, 2)))
-    gates = {n: p for n, p in model.named_parameters() if ".slot.gate_coarse." in n}
-    assert len(gates) == 4 and not any(p.any() for p in gates.values())
-    run(model, batch).square().mean().backward()
-    assert all(p.grad.any() for p in gates.values())
-    with torch.no_grad():
-        for p in gates.values():
-            p.add_(0.1)
-    model.save_pretrained(tmp_path / "sparse")
-    loaded = type(model).from_pretrained(tmp_path / "sparse")
-    sparsify(loaded, VSA(sparsity=0.5, tile=(2, 2, 2)))
-    load_gates(loaded, tmp_path / "sparse")
-    assert torch.equal(run(loaded.eval(), batch), run(model, batch))
-    sparsify(loaded, VSA(sparsity=0.75))  # another sparsity, the same gates
-    assert all(p.eq(0.1).all() for n, p in loaded.named_parameters() if ".slot." in n)
-
-    sparsify(loaded, BSA())
-    with pytest.raises(ValueError, match="has no gates: sparsify"):
-        load_gates(loaded, tmp_path / "sparse")
-    restore(model)
-    model.save_pretrained(tmp_path / "dense")
-    sparsify(loaded, VSA())
-    with pytest.raises(ValueError, match="has 0 gates, the model 4: missing .*gate_coarse"):
-        load_gates(loaded, tmp_path / "dense")
-    with pytest.raises(FileNotFoundError, match="has no"):
-        load_gates(loaded, tmp_path)
-
-
-@families
 def test_without_gates_there_are_no_new_parameters(name):
     small, batch = SMALL[name], SMALL[name].batch((2, 4, 5), 0)
     model, gated = small.model(0, torch.float64), small.model(0, torch.float64)
@@ -194,6 +162,11 @@ def test_what_cannot_be_sparsified_is_named():
     model = small.model(0)
     sparsify(model, VSA(sparsity=0.5))
     batch = small.batch((2, 4, 5), 0)
+    sizes = "num_frames", "height", "width"
+    as_pipelines_with_conditions = {n: x for n, x in batch.items() if n not in sizes}
+    as_pipelines_with_conditions |= dict(video_coords=torch.rand(2, 3, 40))
+    with pytest.raises(ValueError, match="LTXConditionPipeline's tokens cannot be tiled"):
+        run(model, as_pipelines_with_conditions)
     with pytest.raises(ValueError, match="num_frames, height and width"):
         run(model, {n: x for n, x in batch.items() if n != "height"})
     with pytest.raises(ValueError, match=r"40 tokens of video, but the call's grid \(2, 4, 6\)"):

@@ -1,30 +1,17 @@
-"""Kills, signals, full disks, numbers that are none: the last good checkpoint survives them all."""
+"""Kills, signals, full disks: the last good checkpoint survives them all."""
 
 import logging
 import os
-import resource
 import signal
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from fault_runs import files_of_at_most
 from trainer_runs import finish, run, start, tiny
 
 from train.checkpoint import Checkpointer, CheckpointNotSavedError, complete_steps
-from train.history import NonFiniteError
-
-
-@contextmanager
-def files_of_at_most(size):
-    """A disk on which no file grows beyond `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_kill_9_while_saving_leaves_the_checkpoint_before(tmp_path, caplog):
@@ -116,18 +103,3 @@ def test_wherever_the_disk_fills_up_it_is_recognised(tmp_path):
             trainer.checkpointer.save_now(2)
     trainer.close()
     assert complete_steps(tmp_path / "checkpoint") == [1]
-
-
-@pytest.mark.parametrize("name, value", [("video", float("nan")), ("video", 1e30)])
-def test_a_loss_that_is_no_number_is_named_and_not_saved(tmp_path, name, value):
-    trainer = tiny(tmp_path, steps=9).build()
-    batches = enumerate(trainer._batches, start=1)
-    trainer._batches = ({**b, name: b[name] * value} if i == 5 else b for i, b in batches)
-    with pytest.raises(NonFiniteError) as error:
-        trainer.train()
-    trainer.close()
-    line = str(error.value)
-    assert "at step 5" in line and ("is nan" in line or "is inf" in line)
-    assert f"the loss was {trainer.history.steps[-1].loss:.4g} at the step before" in line
-    assert [record.step for record in trainer.history.steps] == [1, 2, 3, 4]
-    assert complete_steps(tmp_path / "checkpoint") == [3]

@@ -24,9 +24,9 @@ def distance(a, b):
     return (torch.as_tensor(a).double() - torch.as_tensor(b).double()).norm().item()
 
 
-def exactly(slot):
+def exactly(slot, **changes):
     """Numbers and weights in fp64, and how far plain PyTorch in fp32 is from them."""
-    config = tiny("unused", attention=slot)
+    config = tiny("unused", attention=slot, **changes)
     numbers, weights = plain_run(config, torch.float64)
     plain_numbers, plain_weights = plain_run(config, torch.float32)
     rounding = torch.tensor(numbers).norm().item() * torch.finfo(torch.float32).eps

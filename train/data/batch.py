@@ -23,11 +23,20 @@ class Batch(TypedDict):
 
 
 class Clips(Protocol[Item_co]):
-    """What a stream reads from: items by index, all of them at any time."""
+    """What a stream reads from: items by index, all of them at any time.
+
+    `name(index)`, if there is one, says which file an item comes from.
+    """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Item_co: ...
+
+
+def name_of(clips: Clips, index: int) -> str:
+    """Where item i comes from, as far as the clips tell."""
+    name = getattr(clips, "name", None)
+    return f"clip {index}" if name is None else name(index)
 
 
 def endless(dataloader: Iterable[Batch]) -> Generator[Batch, None, None]:

@@ -151,6 +151,12 @@ class LatentFolder:
     def __len__(self) -> int:
         return len(self.clips)
 
+    def name(self, index: int) -> str:
+        """Where clip i comes from."""
+        group, row = (int(x) for x in self.clips[index])
+        file, number = self.groups[group]
+        return f"{self.files[file]}, row group {number}, row {row}"
+
     def __getitem__(self, index: int) -> Latent:
         group, row = (int(x) for x in self.clips[index])
         bucket = next(i for i, clips in enumerate(self.buckets) if index in clips)

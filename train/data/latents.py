@@ -58,6 +58,8 @@ class LatentDataLoader(VideoDataLoader):
         holdout: float = 0.1
         """Share of the clips, the last ones, that is held out for validation."""
         seed: int = 0
+        timeout_seconds: int = 300
+        """How long a worker may take for a batch; less than parallel.timeout_seconds."""
         num_workers: int = 0
         """Each holds one row group in memory (while it is read, about three times its size), and
         one for each of several sizes."""

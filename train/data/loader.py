@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from train.data.batch import Batch, Sample
+from train.data.batch import Batch, Sample, name_of
 from train.data.captions import embed_caption
 from train.data.shots import Split
 from train.data.sources import open_clips
 from train.data.stream import ClipStream
+from train.data.workers import watched
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ class VideoDataLoader:
         """Where decoded frames are kept; empty: ~/.cache/flexsparse/frames."""
         seed: int = 0
         num_workers: int = 0
+        timeout_seconds: int = 300
+        """How long a worker may take for a batch; less than parallel.timeout_seconds."""
         context_tokens: int = 16
         """Words of a caption that count."""
         context_dim: int = 64
@@ -117,12 +120,22 @@ class VideoDataLoader:
             self.stream,
             batch_size=self.stream.batch_size,
             num_workers=self.config.num_workers,
+            timeout=self.config.timeout_seconds if self.config.num_workers else 0,
             collate_fn=self.collate,
             pin_memory=torch.cuda.is_available(),  # the trainer copies without waiting
         )
-        for batch in itertools.islice(loader, len(self) if self.split == "validation" else None):
+        batches = watched(loader, self.reading)
+        for batch in itertools.islice(batches, len(self) if self.split == "validation" else None):
             self.position += self.clips_a_step
             yield batch
+
+    def reading(self, batch: int) -> str:
+        """What this rank's batch i since `start` is made of."""
+        positions = self.stream.positions(batch)
+        clips = [name_of(self.clips, self.stream.index(position)) for position in positions]
+        return (
+            f"positions {positions.start} to {positions.stop - 1} of the data: {', '.join(clips)}"
+        )
 
     def collate(self, clips: list[Sample]) -> Batch:
         n, dim = self.config.context_tokens, self.config.context_dim

@@ -61,9 +61,13 @@ class ClipStream(IterableDataset[Item]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         for batch in itertools.count(worker, workers):
-            first = self.start + (batch * self.world_size + self.rank) * self.batch_size
-            for position in range(first, first + self.batch_size):
+            for position in self.positions(batch):
                 yield self.clips[self.index(position)]
+
+    def positions(self, batch: int) -> range:
+        """Where in the stream this rank's batch i since `start` is."""
+        first = self.start + (batch * self.world_size + self.rank) * self.batch_size
+        return range(first, first + self.batch_size)
 
     def round_length(self) -> int:
         """Positions in which every clip comes once, groups being whole."""

@@ -164,6 +164,11 @@ class VideoFolder:
     def __len__(self) -> int:
         return len(self.clips)
 
+    def name(self, index: int) -> str:
+        """Where clip i comes from."""
+        clip = self.clips[index]
+        return f"{clip.video.path} from frame {clip.start}"
+
     def __getitem__(self, index: int) -> Sample:
         clip = self.clips[index]
         frames = torch.from_numpy(clip.video.read(clip.start, clip.num_frames))

@@ -12,26 +12,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models.attention import VSA
-from models.wan.checkpoint import compute_dtypes, load, read_config, with_gates_of
-from models.wan.generate.clip import decode, load_vae, write_latent, write_mp4
+from models.wan.checkpoint import compute_dtypes, load, read_config
+from models.wan.generate.attention import slot_for
+from models.wan.generate.clip import load_vae, write_clip
 from models.wan.generate.clock import Clock
-from models.wan.generate.options import (
-    Prompt,
-    Size,
-    check,
-    latent_size,
-    out_paths,
-    parse,
-    read_prompts,
-    shift_of,
-)
+from models.wan.generate.options import check, out_paths, parse, shift_of
+from models.wan.generate.prompts import Prompt, read_prompts
 from models.wan.generate.sampling import (
     attention_alone,
     compile_blocks,
     draw_noise,
     sample,
 )
+from models.wan.generate.sizes import Size, latent_size
 from models.wan.model import WanModel
 
 
@@ -59,23 +52,15 @@ def run(o: argparse.Namespace) -> Clock:
             vae = load_vae(
                 o.vae or o.checkpoint / "vae", device, torch.float32, config.out_channels
             )
-        slot = with_gates_of(o.slot, o.checkpoint) if isinstance(o.slot, VSA) else o.slot
-        config = replace(config, attention=slot)
-        options: Any = dict(device=device, dtype=compute_dtypes(dtype))
+        config = replace(config, attention=slot_for(o))
+        options: Any = dict(device=device, dtype=compute_dtypes(dtype), drop_gates=o.drop_gates)
         model = load(config, o.checkpoint, **options).eval()
     if o.compile:
         compile_blocks(model)
     for size, row in zip(o.size, paths):
         for number, (prompt, path) in enumerate(zip(prompts, row)):
             latent = _sample(o, model, prompt, size, o.seed + number, clock)
-            with clock.part("VAE"):
-                frames = None if vae is None else decode(vae, latent)[0]
-            with clock.part("writing"):
-                if frames is None:
-                    write_latent(path, latent[0])
-                else:
-                    write_mp4(path, frames, o.fps)
-            print(path)
+            print(write_clip(path, latent, vae, o.fps, clock))
     print("\n".join(clock.lines()))
     return clock
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import av
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+from models.wan.generate.clock import Clock
 
 
 def load_vae(folder: Path, device: torch.device, dtype: torch.dtype, channels: int = 16) -> Any:
@@ -56,7 +61,34 @@ def decode(vae: Any, latent: Tensor) -> Tensor:
     return ((pixels + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).cpu()
 
 
-def write_mp4(path: Path, frames: Tensor, fps: int) -> None:
+def write_clip(path: Path, latent: Tensor, vae: Any, fps: int, clock: Clock) -> Path:
+    """Decode a latent ``[1, C, T, H, W]`` and write the clip; without a VAE, write the latent.
+
+    What took long is not lost: until the clip is whole its latent lies beside it.
+
+    Returns:
+        Where it is: `path`, with a number where a file of that name appeared meanwhile.
+
+    Raises:
+        OSError: it could not be decoded or written; the message says where the latent is.
+    """
+    with clock.part("writing"):
+        name = path if vae is None else path.with_suffix(".latent.safetensors")
+        kept = write_latent(name, latent[0])
+    if vae is None:
+        return kept
+    try:
+        with clock.part("VAE"):
+            frames = decode(vae, latent)[0]
+        with clock.part("writing"):
+            path = write_mp4(path, frames, fps)
+    except (OSError, RuntimeError) as e:
+        raise OSError(f"{path} was not written ({_line(e)}); its latent is in {kept}") from e
+    kept.unlink()
+    return path
+
+
+def write_mp4(path: Path, frames: Tensor, fps: int) -> Path:
     """H.264 of uint8 frames ``[frames, height, width, 3]``; the file appears when it is whole."""
 
     def write(draft: Path) -> None:
@@ -68,19 +100,51 @@ def write_mp4(path: Path, frames: Tensor, fps: int) -> None:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode())
 
-    _whole(path, write)
+    return _whole(path, write)
 
 
-def write_latent(path: Path, latent: Tensor) -> None:
-    """The tensor `latent` ``[C, T, H, W]``, normalised as the VAE's config says."""
-    _whole(path, lambda draft: save_file({"latent": latent.contiguous().cpu()}, draft))
+def write_latent(path: Path, latent: Tensor) -> Path:
+    """The tensor `latent` ``[C, T, H, W]``, normalised as the VAE's config says.
+
+    Raises:
+        OSError: no room at `path`; the message names a file in the folder for temporary ones.
+    """
+
+    def write(draft: Path) -> None:
+        try:
+            save_file({"latent": latent.contiguous().cpu()}, draft)
+        except SafetensorError as e:
+            raise OSError(str(e)) from e
+
+    try:
+        return _whole(path, write)
+    except OSError as e:
+        spare = _whole(Path(tempfile.gettempdir(), path.name), write)
+        raise OSError(f"{path} was not written ({_line(e)}); the latent is in {spare}") from e
 
 
-def _whole(path: Path, write: Any) -> None:
+def _whole(path: Path, write: Callable[[Path], None]) -> Path:
+    """Write a file that appears when it is whole and replaces none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(draft)
-        draft.rename(path)
+        return draft.replace(_claim(path))
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _claim(path: Path) -> Path:
+    """An empty file of this name, or where there is one with a number behind it."""
+    place, number = path, 0
+    while True:
+        try:
+            place.touch(exist_ok=False)
+            return place
+        except FileExistsError:
+            number += 1
+            place = path.with_stem(f"{path.stem}-{number}")
+
+
+def _line(e: Exception) -> str:
+    return str(e).splitlines()[0] if str(e) else type(e).__name__

@@ -17,7 +17,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from torch import Tensor, nn
 
 from models.wan.generate.clock import Clock
-from models.wan.generate.options import Size
+from models.wan.generate.sizes import Size
 from models.wan.model import WanModel
 
 Sampler = Literal["unipc", "euler"]

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from models.attention import VSA
-from models.wan.checkpoint import compute_dtypes, load, read_config, with_gates_of
+from flexsparse.windows import fit_window
+from models.wan.checkpoint import compute_dtypes, load, read_config
+from models.wan.generate.attention import slot_for
 from models.wan.generate.clip import decode, load_vae
-from models.wan.generate.options import latent_size, shift_of
+from models.wan.generate.options import shift_of
 from models.wan.generate.quality.measure import Quality, compare
 from models.wan.generate.quality.options import check, parse, read_prompt
 from models.wan.generate.quality.report import write_report
 from models.wan.generate.quality.results import Clips
 from models.wan.generate.sampling import draw_noise
+from models.wan.generate.sizes import latent_size
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,9 +45,9 @@ def run(o: argparse.Namespace) -> Quality:
     vae, folder = None, o.vae or o.checkpoint / "vae"
     if o.vae or folder.is_dir():
         vae = load_vae(folder, device, torch.float32, config.out_channels)
-    slot = with_gates_of(o.slot, o.checkpoint) if isinstance(o.slot, VSA) else o.slot
-    options: Any = dict(device=device, dtype=compute_dtypes(getattr(torch, o.dtype)))
-    model = load(replace(config, attention=slot), o.checkpoint, **options).eval()
+    dtype: Any = compute_dtypes(getattr(torch, o.dtype))
+    options: Any = dict(device=device, dtype=dtype, drop_gates=o.drop_gates)
+    model = load(replace(config, attention=slot_for(o)), o.checkpoint, **options).eval()
     with tqdm(total=o.steps, unit="step") as bar:
         quality = compare(
             model,
@@ -75,13 +77,13 @@ def describe(o: argparse.Namespace, grid: tuple[int, int, int]) -> str:
     there are."""
     tiling: Any = o.slot.tiling(grid)
     tile = "x".join(map(str, tiling.tile))
-    about = "" if o.attention == "vsa" or o.top_k else "about "
+    about = "" if o.attention == "vsa" or o.slot.kv else "about "
     words = [f"{about}{o.slot.top_k_for(tiling)} of {tiling.num_tiles} tiles of {tile} tokens"]
     if o.attention == "bsa":
-        window = "tile" if o.window is None else "window of " + "x".join(map(str, o.window))
-        words.append(f"{o.keep:.3g} of the queries in each {window}")
-    if o.query_tiles > 1:
-        words.append(f"{o.query_tiles} query tiles choose together")
+        window = "x".join(map(str, fit_window(o.slot.window, tiling) or tiling.tile))
+        words.append(f"{o.slot.keep:.3g} of the queries in each window of {window}")
+    if o.slot.query_tiles > 1:
+        words.append(f"{o.slot.query_tiles} query tiles choose together")
     return f"{o.attention.upper()}: " + ", ".join(words)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from models.wan.config import WanConfig
 from models.wan.generate import options
+from models.wan.generate.prompts import Prompt, read_prompts
+from models.wan.generate.sizes import DEFAULT_SIZE, size_of
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -20,9 +22,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--attention", choices=["vsa", "bsa"], required=True)
     options.add_shared(p)
     p.add_argument("--out", type=Path, required=True, help="the report's folder, new or empty")
-    p.add_argument(
-        "--size", type=options.size_of, nargs=1, default=[options.DEFAULT_SIZE], help="FRAMESxHxW"
-    )
+    p.add_argument("--size", type=size_of, nargs=1, default=[DEFAULT_SIZE], help="FRAMESxHxW")
     p.add_argument("--prompt", type=int, default=0, help="its number in the file, from 0")
     p.set_defaults(draft=None, refine_from=0.5, fps=1)  # of generating alone
     return options.finish(p.parse_args(argv))
@@ -41,9 +41,9 @@ def check(o: argparse.Namespace, config: WanConfig) -> None:
     options.check_writable(o.out)
 
 
-def read_prompt(o: argparse.Namespace, text_dim: int) -> options.Prompt:
+def read_prompt(o: argparse.Namespace, text_dim: int) -> Prompt:
     """The prompt that `--prompt` names; ValueError if there is none of that number."""
-    prompts = options.read_prompts(o.prompt_embeds, text_dim, o.guidance)
+    prompts = read_prompts(o.prompt_embeds, text_dim, o.guidance)
     if not 0 <= o.prompt < len(prompts):
         raise ValueError(
             f"--prompt {o.prompt}: {o.prompt_embeds} has {len(prompts)}, numbered from 0"

@@ -52,7 +52,7 @@ def test_a_file_that_is_finished_meanwhile_is_kept(tmp_path):
 @pytest.mark.parametrize(
     "changes, said_of",
     [
-        ({"width": 48}, "width is 40 there and 48 here"),
+        ({"width": 64}, "width is 48 there and 64 here"),
         ({"stride": 3}, "stride is 0 there and 3 here"),
         ({"videos_per_file": 1}, "videos_per_file is 2 there and 1 here"),
     ],

@@ -1,0 +1,85 @@
+"""Which attention the videos are sampled with: its options, and the slot that they ask for."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from models.attention import BSA, VSA, Dense
+from models.wan.checkpoint import with_gates_of
+from models.wan.generate.sizes import size_of
+
+METHODS = "dense", "vsa", "bsa"
+_SPARSE = "top_k", "sparsity", "tile", "query_tiles", "dense_steps", "dense_layers"
+_OF_BSA = "keep", "window"
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    """All but `--attention`, which not every command may leave out."""
+
+    def option(name: str, **given: Any) -> None:  # what is not given is left to the slot
+        p.add_argument(name, default=argparse.SUPPRESS, **given)
+
+    option("--top-k", type=int, help="tiles that a query tile attends to")
+    option("--sparsity", type=float, help="in place of --top-k; default 0.875")
+    option("--keep", type=float, help="bsa: share of the queries that stay; default 0.5")
+    option(
+        "--window",
+        type=_window,
+        help="bsa: TxHxW in which they are pruned; default fit, 2 along the tile's even sides and "
+        "the whole of odd ones",
+    )
+    option("--tile", type=_tile, help="TxHxW, or fit; default 4x4x4")
+    option("--query-tiles", type=int, help="adjacent tiles that choose together; default 1")
+    option("--dense-steps", type=int, help="first steps with dense attention; default 0")
+    option("--dense-layers", type=int, help="first layers with dense attention; default 0")
+    p.add_argument("--drop-gates", action="store_true", help="leave out the checkpoint's VSA gates")
+
+
+def finish(o: argparse.Namespace) -> None:
+    """Give the namespace the slot that was asked for, `slot`, and what has to do with no slot.
+
+    Raises:
+        ValueError: an option that the method does not have.
+    """
+    given = {name: value for name, value in vars(o).items() if name in (*_SPARSE, *_OF_BSA)}
+    for name in given:
+        if name in _OF_BSA and o.attention != "bsa":
+            raise ValueError(f"{_flag(name)} is for --attention bsa, this is {o.attention}")
+        if o.attention == "dense":
+            raise ValueError(f"{_flag(name)} is for --attention vsa or bsa, this is dense")
+    if "top_k" in given and "sparsity" in given:
+        raise ValueError("give --top-k or --sparsity, not both")
+    o.dense_steps, o.dense_layers = (given.pop(n, 0) for n in ("dense_steps", "dense_layers"))
+    if o.attention == "bsa" and "top_k" in given:
+        given["kv"] = given.pop("top_k")
+    o.slot = Dense()
+    if o.attention != "dense":
+        o.slot = VSA(adapt=True, **given) if o.attention == "vsa" else BSA(**given)
+
+
+def slot_for(o: argparse.Namespace) -> Any:
+    """The slot that was asked for, with the gates that the checkpoint has unless they are dropped.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as :func:`models.wan.checkpoint.load`.
+        ValueError: no gates to drop.
+    """
+    if not o.drop_gates:
+        return with_gates_of(o.slot, o.checkpoint) if isinstance(o.slot, VSA) else o.slot
+    if not with_gates_of(VSA(), o.checkpoint).gates:
+        raise ValueError(f"--drop-gates: {o.checkpoint} has none")
+    return replace(o.slot, gates=False) if isinstance(o.slot, VSA) else o.slot
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _window(text: str) -> tuple[int, int, int] | str:
+    return text if text == "fit" else size_of(text)
+
+
+def _tile(text: str) -> tuple[int, int, int] | None:
+    return None if text == "fit" else size_of(text)

@@ -1,0 +1,167 @@
+"""VSA's gates on a diffusers model: they train, are saved and found again, and never replaced."""
+
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from small_models import SMALL, run
+
+from flexsparse.diffusers import BSA, VSA, load_gates, restore, sparsify
+
+families = pytest.mark.parametrize("name", SMALL)
+SPARSE = VSA(sparsity=0.5, tile=(2, 2, 2))
+FILE = "diffusion_pytorch_model.safetensors"
+
+
+def gates_of(model):
+    return {n: p for n, p in model.named_parameters() if ".slot.gate_" in n}
+
+
+def opened(name, value=0.1):
+    """A sparse model whose gates are all of this value."""
+    model = SMALL[name].model(0)
+    sparsify(model, SPARSE)
+    with torch.no_grad():
+        for p in gates_of(model).values():
+            p.fill_(value)
+    return model
+
+
+@families
+def test_gates_train_and_come_back_with_the_model(name, tmp_path):
+    small, batch = SMALL[name], SMALL[name].batch((2, 4, 5), 0)
+    model = small.model(0)
+    sparsify(model, SPARSE)
+    gates = gates_of(model)
+    assert len(gates) == 4 and not any(p.any() for p in gates.values())
+    run(model, batch).square().mean().backward()
+    assert all(p.grad.any() for p in gates.values())
+
+    model = opened(name)
+    model.save_pretrained(tmp_path / "sparse")
+    loaded = type(model).from_pretrained(tmp_path / "sparse").eval()
+    sparsify(loaded, SPARSE)
+    assert torch.equal(run(loaded, batch), run(model, batch))
+
+
+def test_a_saved_dense_model_knows_of_no_gates(tmp_path):
+    model = SMALL["wan"].model(0)
+    before = dict(model.config)
+    sparsify(model, SPARSE)
+    for change in (restore, lambda model: sparsify(model, BSA())):
+        sparsify(model, SPARSE)
+        assert dict(model.config) != before
+        change(model)
+        assert dict(model.config) == before
+    restore(model)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    with warnings.catch_warnings(action="error"):
+        sparsify(loaded, SPARSE)
+    assert not any(p.any() for p in gates_of(loaded).values())
+
+
+def test_gates_that_are_not_found_are_missed_in_a_line(tmp_path):
+    model = opened("wan")
+    model.save_pretrained(tmp_path / "transformer")
+    loaded = type(model).from_pretrained(tmp_path, subfolder="transformer")
+    with pytest.warns(UserWarning, match=r"saved with trained gates.* until load_gates") as told:
+        sparsify(loaded, SPARSE)
+    assert len(told) == 1 and str(tmp_path) in str(told[0].message)
+    assert told[0].filename == __file__
+    assert not any(p.any() for p in gates_of(loaded).values())
+    load_gates(torch.compile(loaded, backend="eager"), tmp_path / "transformer")
+    assert all(p.eq(0.1).all() for p in gates_of(loaded).values())
+    with warnings.catch_warnings(action="error"):
+        sparsify(loaded, VSA(top_k=3))
+        sparsify(loaded, VSA(gates=False))
+        sparsify(loaded, BSA())
+
+
+def test_gates_of_a_wan_checkpoint_by_fastvideos_name_are_found(tmp_path):
+    model = SMALL["wan"].model(0)
+    model.save_pretrained(tmp_path)
+    shapes = dict(weight=(32, 32), bias=(32,))
+    theirs = {
+        f"blocks.{n}.to_gate_compress.{kind}": torch.randn(shape)
+        for n in range(2)
+        for kind, shape in shapes.items()
+    }
+    save_file(load_file(tmp_path / FILE) | theirs, tmp_path / FILE, {"format": "pt"})
+    loaded = type(model).from_pretrained(tmp_path)
+    sparsify(loaded, SPARSE)
+    for n, block in enumerate(loaded.blocks):
+        gate = block.attn1.slot.gate_coarse
+        assert torch.equal(gate.weight, theirs[f"blocks.{n}.to_gate_compress.weight"])
+        assert torch.equal(gate.bias, theirs[f"blocks.{n}.to_gate_compress.bias"])
+
+
+def test_gates_that_do_not_fit_are_refused_and_change_nothing(tmp_path):
+    model = opened("wan")
+    model.save_pretrained(tmp_path)
+    saved, gate = load_file(tmp_path / FILE), "blocks.1.attn1.slot.gate_coarse.bias"
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    batch = SMALL["wan"].batch((2, 4, 5), 0)
+    dense = run(loaded, batch)
+    for change, words in [
+        ({gate: None}, f"has 3 gates, the model 4: missing {gate}; left over none"),
+        ({gate.replace("coarse", "fine"): torch.ones(32)}, "missing none; left over .*gate_fine"),
+        ({gate: torch.ones(31)}, rf"{gate} is \[31\] in .*, \[32\] in the model"),
+    ]:
+        weights = {n: x for n, x in (saved | change).items() if x is not None}
+        save_file(weights, tmp_path / FILE, {"format": "pt"})
+        with pytest.raises(ValueError, match=words):
+            sparsify(loaded, SPARSE)
+        assert torch.equal(run(loaded, batch), dense)
+
+
+def test_what_load_gates_cannot_do_is_named(tmp_path):
+    model = opened("wan")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="has no"):
+        load_gates(model, tmp_path / "empty")
+    dense = SMALL["wan"].model(0)
+    with pytest.raises(ValueError, match="has no gates: sparsify"):
+        load_gates(dense, tmp_path / "empty")
+    dense.save_pretrained(tmp_path / "dense")
+    with pytest.raises(ValueError, match="has 0 gates, the model 4: missing .*gate_coarse"):
+        load_gates(model, tmp_path / "dense")
+
+
+@families
+def test_another_method_keeps_the_gates_themselves(name):
+    model = opened(name)
+    before = gates_of(model)
+    for method in (VSA(sparsity=0.75), VSA(top_k=3, tile=None), VSA()):
+        sparsify(model, method)
+        after = gates_of(model)
+        assert after.keys() == before.keys()
+        assert all(after[n] is p for n, p in before.items())
+        assert all(p.eq(0.1).all() for p in before.values())
+    sparsify(model, VSA(gates=False))
+    assert not gates_of(model)
+
+
+def test_another_method_keeps_the_lora_of_a_gate(tmp_path):
+    model, batch = opened("wan"), SMALL["wan"].batch((2, 4, 5), 0)
+    model.save_pretrained(tmp_path)
+    lora = dict(r=2, target_modules=["to_q", "gate_coarse"], init_lora_weights=False)
+    model.add_adapter(LoraConfig(**lora))
+    wanted, before = run(model, batch), dict(model.named_parameters())
+    assert sum("gate_coarse.lora_" in n for n in before) == 4
+    sparsify(model, VSA(sparsity=0.0, tile=(2, 2, 2)))
+    assert not torch.equal(run(model, batch), wanted)
+    sparsify(model, SPARSE)
+    assert torch.equal(run(model, batch), wanted)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys() and all(after[n] is p for n, p in before.items())
+
+    base = {n: p for n, p in gates_of(model).items() if "base_layer" in n}
+    with torch.no_grad():
+        for p in base.values():
+            p.zero_()
+    load_gates(model, tmp_path)
+    assert all(p.eq(0.1).all() for p in base.values())
+    assert torch.equal(run(model, batch), wanted)

@@ -1,0 +1,40 @@
+"""python -m train.compare RUN RUN ... [--out FILE.png]
+
+Prints the runs side by side, and draws their losses.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from train.compare.picture import draw
+from train.compare.runs import read_run
+from train.compare.table import table
+
+
+def main(argv: Sequence[str]) -> int:
+    """0 when all was told; 2 for a folder that is no run, or a picture that is there already."""
+    parser = argparse.ArgumentParser(prog="python -m train.compare")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="directory of a run, --dump-folder")
+    parser.add_argument("--out", type=Path, default=Path("compare.png"), metavar="FILE.png")
+    args = parser.parse_args(argv)
+    logging.getLogger("tensorboard").setLevel(logging.WARNING)  # a line for each file it opens
+    try:
+        if args.out.suffix != ".png" or args.out.exists() or not args.out.parent.is_dir():
+            raise ValueError(
+                f"--out {args.out}: give a .png that is not there, in a folder that is"
+            )
+        runs = [read_run(folder) for folder in args.runs]
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(runs))
+    draw(args.out, runs)
+    print(f"\n{args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

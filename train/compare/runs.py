@@ -1,0 +1,105 @@
+"""What a run's directory tells: its config, its last start, its curves."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from train.run_dir import CONFIG, leaves
+from train.starts import STARTS
+
+Curve = list[tuple[int, float]]
+"""(step, value), in order of steps."""
+TAGS = (
+    "train/loss",
+    "train/skipped",
+    "train/flops_per_clip",
+    "validation/loss",
+    "speed/tokens_per_second",
+    "attention/sparsity",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its directory has it.
+
+    Attributes:
+        name: the directory's, as it was given.
+        config: config.json's fields by dotted name.
+        start: the last line of starts.jsonl; {} where there is none.
+        curves: by tag of TensorBoard.
+    """
+
+    name: str
+    config: dict[str, Any]
+    start: dict[str, Any]
+    curves: dict[str, Curve]
+
+    def last(self, tag: str) -> float | None:
+        curve = self.curves[tag]
+        return curve[-1][1] if curve else None
+
+    @property
+    def loss(self) -> Curve:
+        """Without steps that were skipped."""
+        return [(step, loss) for step, loss in self.curves["train/loss"] if math.isfinite(loss)]
+
+    @property
+    def steps(self) -> int:
+        return self.curves["train/loss"][-1][0]
+
+    def flops(self, steps: Sequence[int]) -> list[float]:
+        """Training FLOPs until each of these steps, which ascend; [] where they are not known.
+
+        Between two steps that were logged, those of the later one count.
+        """
+        logged, batch = self.curves["train/flops_per_clip"], self.config[BATCH]
+        if not logged:
+            return []
+        totals, total, done, i = [], 0.0, 0, 0
+        for step in steps:
+            while done < step:
+                until, each = logged[i] if i < len(logged) else (step, logged[-1][1])
+                until = min(max(until, done), step)
+                total += (until - done) * batch * each
+                done = until
+                i += i < len(logged) and logged[i][0] <= done
+            totals.append(total)
+        return totals
+
+
+BATCH = "training.global_batch_size"
+
+
+def read_run(folder: str) -> Run:
+    """ValueError, in a line, for a folder that is no run or has no curves."""
+    path = Path(folder)
+    if not (path / CONFIG).is_file():
+        raise ValueError(
+            f"{folder} is no run's directory: it has no {CONFIG}; give the --dump-folder of a run"
+        )
+    files = sorted(path.glob("tb/**/events.out.tfevents.*"), key=_begun)
+    curves: dict[str, Curve] = {tag: [] for tag in TAGS}
+    for file in files:
+        board = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+        for tag in set(TAGS) & set(board.Tags()["scalars"]):
+            new = [(event.step, event.value) for event in board.Scalars(tag)]
+            # a start that goes on from a checkpoint does the steps after it again
+            curves[tag] = [point for point in curves[tag] if point[0] < new[0][0]] + new
+    if not any(math.isfinite(loss) for _, loss in curves["train/loss"]):
+        raise ValueError(
+            f"{folder} has no losses: train with metrics.enable_tensorboard, and log a step"
+        )
+    starts = path / STARTS
+    lines = starts.read_text().splitlines() if starts.is_file() else []
+    config = dict(leaves(json.loads((path / CONFIG).read_text())))
+    return Run(folder, config, json.loads(lines[-1]) if lines else {}, curves)
+
+
+def _begun(file: Path) -> float:
+    return float(file.name.split(".")[3])

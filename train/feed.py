@@ -1,0 +1,67 @@
+"""What the steps train on: this rank's clips, with the noise and the times that they meet."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from train.data.batch import endless
+from train.flow import FlowConfig, draw
+from train.ranks import DataRanks
+from train.settings import TrainingConfig
+
+
+class Feed:
+    """The passes that make up a step: a loader's batches, with noise and times from `draw`.
+
+    A clip's place in the global batch decides what it meets, so the same global batch is the same
+    training however it is split.
+
+    Attributes:
+        batches: what the loader gives, one for each pass.
+        passes: in a step.
+    """
+
+    def __init__(
+        self,
+        dataloader: Any,
+        *,
+        training: TrainingConfig,
+        flow: FlowConfig,
+        ranks: DataRanks,
+        device: torch.device,
+    ) -> None:
+        self.training, self.flow, self.ranks, self.device = training, flow, ranks, device
+        self.passes = training.global_batch_size // (training.local_batch_size * ranks.size)
+        self.batches = endless(dataloader)
+        self._seconds = 0.0
+
+    def step(self, step: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """This rank's x0, context, noise and t, pass by pass."""
+        for part in range(self.passes):
+            asked = time.perf_counter()
+            batch = next(self.batches)
+            self._seconds += time.perf_counter() - asked
+            x0 = batch["video"].to(self.device, non_blocking=True)
+            context = batch["context"].to(self.device, non_blocking=True)
+            first = (part * self.ranks.size + self.ranks.rank) * self.training.local_batch_size
+            noise, t = draw(
+                x0,
+                seed=self.training.seed,
+                step=step,
+                positions=range(first, first + len(x0)),
+                shift=self.flow.shift,
+                least=self.flow.least,
+            )
+            yield x0, context, noise, t
+
+    def seconds_waited(self) -> float:
+        """For the loader, since this was last asked."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def close(self) -> None:
+        """Release the loader's files and workers."""
+        self.batches.close()

@@ -1,0 +1,51 @@
+"""A process that is gone or stuck, named by those that waited for it."""
+
+from types import TracebackType
+from typing import Self
+
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+
+
+class LostPeerError(RuntimeError):
+    """Another process of the run is gone, or did not answer in parallel.timeout_seconds."""
+
+
+class Waiting:
+    """Within it, what the communication failed at becomes LostPeerError, in one line.
+
+    Gloo fails at once when a process is gone, and after the timeout when one is stuck. NCCL ends
+    the process itself, after the timeout, with a report of its own.
+
+    Attributes:
+        what: that the processes do together now, for the line to name.
+    """
+
+    def __init__(self, timeout_seconds: int, what: str = "") -> None:
+        self.what = what
+        self.timeout_seconds = timeout_seconds
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        failure = communication_error(error)
+        if failure is not None:
+            said = " ".join(str(failure).splitlines()[0].split())
+            raise LostPeerError(
+                f"rank {dist.get_rank()} of {dist.get_world_size()} waited for the others in "
+                f"{self.what}, and one of them is gone, or was silent for "
+                f"parallel.timeout_seconds, {self.timeout_seconds}: {said}; start again to go on "
+                "from the last checkpoint (torchrun --max-restarts does it by itself)"
+            ) from error
+
+
+def communication_error(error: BaseException | None) -> BaseException | None:
+    """What a backend said of the other processes; None if this is another error."""
+    if isinstance(error, CheckpointException):
+        causes = (communication_error(cause) for cause, _ in error.failures.values())
+        return next((cause for cause in causes if cause is not None), None)
+    spoken = isinstance(error, RuntimeError) and "gloo" in str(error)
+    return error if spoken or isinstance(error, dist.DistError) else None

@@ -1,0 +1,5 @@
+"""What a run will take, by formula, before it is started: `python -m train --config ... --plan`."""
+
+from train.plan.plan import Plan, plan
+
+__all__ = ["Plan", "plan"]

@@ -1,0 +1,62 @@
+"""What stands for a slot's kernels in a plan: what they keep for the backward pass, on any device.
+
+q, k, v, the output, the log-sum-exp, gates, means of tiles, and the lists of both directions.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexsparse import VideoTiling
+from flexsparse.lists import has_partial_tiles
+from flexsparse.scaled import as_rule
+
+
+class PlannedAttention:
+    """Stands in for a slot's forward."""
+
+    def __init__(self, slot: Any) -> None:
+        self.linears = [m for m in slot.modules() if isinstance(m, nn.Linear)]
+        self.slot = slot
+
+    def __call__(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, tiling: VideoTiling | None
+    ) -> Tensor:
+        gates = [linear(x) for linear in self.linears]
+        extra = 0 if tiling is None else list_bytes(self.slot, q.shape[0], q.shape[1], tiling)
+        if gates and tiling is not None:  # the coarse stage: means of q, k and v, and its output
+            extra += 4 * 4 * q.shape[0] * q.shape[1] * tiling.num_tiles * q.shape[3]
+        return _Kept.apply(q, k, v, extra, *gates)
+
+
+class _Kept(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, extra, *gates):
+        lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+        out = torch.empty_like(q)
+        lists = q.new_empty(extra, dtype=torch.uint8)
+        ctx.save_for_backward(q, k, v, out, lse, lists, *gates)
+        return out
+
+    @staticmethod
+    def backward(ctx, *grads):
+        q, k, v, _, _, _, *gates = ctx.saved_tensors
+        empty = [torch.empty_like(x) for x in (q, k, v, *gates)]
+        return *empty[:3], None, *empty[3:]
+
+
+def list_bytes(slot: Any, batch: int, heads: int, tiling: VideoTiling) -> int:
+    """Of the lists that a layer keeps in training: of query blocks, and of key tiles.
+
+    int32, with a count of partial and one of full tiles for each, see docs/performance.md.
+    """
+    rule = getattr(slot, "kv_rule", None)
+    if rule is None:
+        return 0
+    n = tiling.num_tiles
+    blocks = math.ceil(n / min(slot.query_tiles, n))
+    most = as_rule(rule, n).bounds(n)[1]
+    kinds = has_partial_tiles(tiling) + (tiling.full_tiles > 0)
+    return 4 * batch * heads * (blocks * (2 + kinds * most) + n * (2 + blocks))
