@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
-from cached_run import files, said
+from cached_run import LATENT, files, said
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from train.data import LatentDataLoader
@@ -66,9 +66,8 @@ def test_captions_are_encoded_as_transformers_does(tmp_path, run, kind):
         row = rows[name]
         assert row["text_embedding_shape"] == list(wanted.shape)
         assert row["text_embedding_bytes"] == wanted.numpy().tobytes()
-    size = {"channels": 2, "num_frames": 3, "height": 3, "width": 5}
     data = LatentDataLoader.Config(
-        path=str(tmp_path / "out"), latents_mean=(), latents_std=(), text_dim=6, **size
+        path=str(tmp_path / "out"), latents_mean=(), latents_std=(), text_dim=6, **LATENT
     )
     assert data.build().clips[0]["context"].shape == (512, 6)
 
