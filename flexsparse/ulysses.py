@@ -97,7 +97,11 @@ class Ulysses:
         the gradients of the parameters before are then the part that this rank's rows have in
         them: their sum over the ranks is the whole.
         """
-        self._check_rows(x, dim)
+        if x.shape[dim] != self.rows[self.rank]:
+            raise ValueError(
+                f"x is {list(x.shape)}, with {x.shape[dim]} rows, but rank {self.rank} has "
+                f"{self.rows[self.rank]} of {self.rows}"
+            )
         everything = self._gathered(x, dim, self.rows)
         start = sum(self.rows[: self.rank])
         end = start + self.rows[self.rank]
@@ -167,13 +171,6 @@ class Ulysses:
         group = cast(Any, self.group)
         arriving = collectives.all_to_all_single_autograd(x, received, sent, group)
         return collectives.wait_tensor(arriving)
-
-    def _check_rows(self, x: Tensor, dim: int) -> None:
-        if x.shape[dim] != self.rows[self.rank]:
-            raise ValueError(
-                f"x is {list(x.shape)}, with {x.shape[dim]} rows, but rank {self.rank} has "
-                f"{self.rows[self.rank]} of {self.rows}"
-            )
 
     def _check_alike(self, sequences: tuple[Tensor, ...]) -> None:
         first = sequences[0]

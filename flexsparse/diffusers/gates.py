@@ -71,7 +71,7 @@ def mark(model: nn.Module) -> None:
     """Let the config, which diffusers saves with the model, say whether it has gates."""
     if not isinstance(model, ConfigMixin):
         return
-    if gates_of(model):  # type: ignore[arg-type]
+    if gates_of(model):
         model.register_to_config(**{_MARK: True})
     elif _MARK in model.config:
         kept: dict[str, Any] = {k: v for k, v in model.config.items() if k != _MARK}

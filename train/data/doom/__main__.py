@@ -30,7 +30,7 @@ MANIFEST = "_doom.json"
 @dataclass(kw_only=True, frozen=True)
 class Options:
     out: Path
-    """Folder for the clips, about 0.45 MB each at 33 frames of 160x120."""
+    """Folder for the clips, about 0.46 MB each at 33 frames of 160x120."""
     clips: int = 4096
     """For training, in turn from each of 60 maps."""
     validation_clips: int = 512

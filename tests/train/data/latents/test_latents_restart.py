@@ -35,7 +35,7 @@ def test_runs_at_the_same_time_share_the_files(tmp_path, run, encoded, caplog):
         fcntl.flock(other, fcntl.LOCK_EX)  # as another run does while it writes
         assert run() == 0 and len(encoded) == 4
         assert first.exists() and not second.exists()
-        assert "4 clips, 2 of 3 files" in said(caplog)[-1]
+        assert "4 clips, 2 of 3 files, videos left out: 1;" in said(caplog)[-1]
     assert run() == 0 and len(encoded) == 6 and second.exists()
 
 
