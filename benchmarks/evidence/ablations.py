@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import Any
 
 from benchmarks.evidence.runs import Run, all_of, leave, parser
 from benchmarks.evidence.scale import METHODS, here

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,6 @@ from flexsparse.coarse import coarse_attention
 from flexsparse.gates import combine
 from flexsparse.nn import Choice
 from flexsparse.selection import coarse_scores
-from flexsparse.vsa import vsa_attention
 from flexsparse.windows import fit_window
 from models.attention import BSA, VSA
 
@@ -48,20 +46,23 @@ class ZeroFillBSA(BSA):
 
 
 class _MaxPooled(flexsparse.nn.VSA):
-    def forward(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, tiling: VideoTiling, *_: Any
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gate_coarse: Tensor | None = None,
+        gate_fine: Tensor | None = None,
+        *,
+        tiling: VideoTiling,
+        text_lengths: Tensor | None = None,
     ) -> Tensor:
-        x, q, k, v = (tiling.zero_padding(y) for y in (x, q, k, v))
-        coarse, fine = (
-            None if gate is None else self._heads(gate(x)).to(v.dtype)
-            for gate in (self.gate_coarse, self.gate_fine)
-        )
-        assert coarse is not None, "built with gates"
+        assert gate_coarse is not None, "built with gates"
+        q, k, v = (tiling.zero_padding(x) for x in (q, k, v))
         mask = tile_block_mask(self._tile_map(q, k, tiling), tiling)
-        out = flex_attention(q, k, v, block_mask=mask)
-        return combine(
-            out, coarse_attention(*(pool_max(y, tiling) for y in (q, k, v))), coarse, fine, tiling
-        )
+        fine = flex_attention(q, k, v, block_mask=mask)
+        coarse = coarse_attention(*(pool_max(x, tiling) for x in (q, k, v)))
+        return combine(fine, coarse, gate_coarse, gate_fine, tiling)
 
     @torch.no_grad()
     def choose(self, q: Tensor, k: Tensor, tiling: VideoTiling) -> Choice:
@@ -76,20 +77,33 @@ class _MaxPooled(flexsparse.nn.VSA):
 
 
 class _Ungated(flexsparse.nn.VSA):
-    def forward(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, tiling: VideoTiling, *_: Any
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gate_coarse: Tensor | None = None,
+        gate_fine: Tensor | None = None,
+        *,
+        tiling: VideoTiling,
+        text_lengths: Tensor | None = None,
     ) -> Tensor:
-        return vsa_attention(q, k, v, tiling, top_k=self.kv_rule, gate_coarse=torch.ones_like(v))
+        return super().attend(q, k, v, torch.ones_like(v), tiling=tiling)
 
 
 class _ZeroFill(flexsparse.nn.BSA):
-    def forward(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, tiling: VideoTiling, *_: Any
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        tiling: VideoTiling,
+        text_lengths: Tensor | None = None,
     ) -> Tensor:
-        out = super().forward(x, q, k, v, tiling)
         window = fit_window(self.window, tiling)
         kept = prune_queries(q.detach(), tiling, keep=self.keep, window=window)
-        return out * kept.mask[..., None]
+        return super().attend(q, k, v, tiling=tiling) * kept.mask[..., None]
 
 
 def pool_max(x: Tensor, tiling: VideoTiling) -> Tensor:
