@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence.flops import step_flops
-from benchmarks.evidence.runs import Run, all_of, leave, parser
+from benchmarks.evidence.runs import Run, all_of, command, parser
 from benchmarks.evidence.scale import CPU, DATA, GPU, METHODS, POINTS, Scale, here
 from benchmarks.gpu.tables import markdown
 from flexsparse.flops import attention_flops
@@ -121,9 +121,8 @@ def main(argv: list[str] | None = None) -> int:
             steps = steps_for(cell, attention, given.data, seconds)
             run = Run("scaling", given.data, name, attention)
             all_of([run], cell.scale, steps, given.out, given.results)
-    leave()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.evidence.runs import Run, all_of, leave, parser
+from benchmarks.evidence.runs import Run, all_of, command, parser
 from benchmarks.evidence.scale import METHODS, here
 from benchmarks.evidence.slots import MaxPooledVSA, UngatedVSA, ZeroFillBSA
 from flexsparse import Mass, Scaled, Threshold, TopK
@@ -68,9 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--only", nargs="+", choices=sorted(GROUPS), default=list(GROUPS))
     given = options.parse_args(argv)
     all_of(runs(given.data, given.only), here(), given.steps, given.out, given.results)
-    leave()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

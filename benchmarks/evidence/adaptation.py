@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import sys
 
-from benchmarks.evidence.runs import Run, all_of, folder_of, leave, parser
+from benchmarks.evidence.runs import Run, all_of, command, folder_of, parser
 from benchmarks.evidence.scale import Scale, here
 from models.attention import BSA, VSA, Dense
 from train.schedules import FallingTiles, RisingSparsity
@@ -53,9 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         Run(name="bsa at once", attention=BSA_TARGET, **common),
     ]
     all_of([base, *after], scale, steps, out, given.results)
-    leave()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.evidence.runs import Run, all_of, leave, parser
+from benchmarks.evidence.runs import Run, all_of, command, parser
 from benchmarks.evidence.scale import DATA, METHODS, POINTS, Scale, here
 from train.demo.measure import try_steps
 
@@ -50,9 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         for name, attention in METHODS.items()
     ]
     all_of(runs, scale, steps, given.out, given.results)
-    leave()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,20 @@ def parser(description: str | None, **data: Any) -> argparse.ArgumentParser:
     found.add_argument("--out", type=Path, default=Path("out/evidence"), help="where runs go")
     found.add_argument("--results", type=Path, default=RESULTS, help="where rows go")
     return found
+
+
+def command(main: Callable[[], int]) -> int:
+    """What `main` returns; 1 after a one-line error, 130 after Ctrl-C."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        print("stopped: rows of what is done stay; start again to go on", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        leave()
 
 
 def leave() -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.evidence.pictures import draw_choices
 from benchmarks.evidence.recall import best, held, tile_mass
-from benchmarks.evidence.runs import Run, config_of, leave, parser
+from benchmarks.evidence.runs import Run, command, config_of, parser
 from benchmarks.evidence.scale import METHODS, Scale, here
 from benchmarks.record import read, write_row
 from flexsparse import VideoTiling
@@ -120,15 +120,9 @@ def main(argv: list[str] | None = None) -> int:
     steps = given.steps or max((r["steps"] for r in rows if r["data"] == given.data), default=0)
     models: dict[str, PixelDiT] = {}
     clips: list[Sample] = []
-    try:
-        for name, attention in METHODS.items():
-            run = Run("parity", given.data, name, attention)
-            models[name], clips = model_and_clips(run, scale, steps, given.out)
-    except FileNotFoundError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    finally:
-        leave()
+    for name, attention in METHODS.items():
+        run = Run("parity", given.data, name, attention)
+        models[name], clips = model_and_clips(run, scale, steps, given.out)
     of = dict(data=given.data, scale=scale.name, steps=steps)
     for name, model in models.items():
         measure(name, model, clips, of, given.results)
@@ -137,4 +131,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

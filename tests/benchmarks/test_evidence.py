@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import tilings
 
-from benchmarks import report
+from benchmarks import report, scaling
 from benchmarks.evidence import ablations, adaptation, frontier, parity, scale, selection
 from benchmarks.evidence.flops import step_flops
 from benchmarks.evidence.page import NONE, SECTIONS
 from benchmarks.evidence.recall import best, held, tile_mass
+from benchmarks.evidence.runs import leave
 from benchmarks.evidence.slots import MaxPooledVSA, UngatedVSA, ZeroFillBSA, pool_max
 from flexsparse import VideoTiling, prune_queries
 from flexsparse.reference import tile_of_token
@@ -141,7 +142,7 @@ def tiny():
 def test_the_experiments_run_and_are_not_run_twice(tiny, tmp_path, monkeypatch, capsys):
     digits = scale.Source(lambda scale: None, lambda scale: dict(source="digits"))
     monkeypatch.setitem(scale.DATA, "digits", digits)
-    for module in (parity, ablations, adaptation, selection):
+    for module in (parity, ablations, adaptation, selection, scaling):
         monkeypatch.setattr(module, "here", lambda: tiny)
     given = ["--data", "digits", "--steps", "16", "--out", str(tmp_path / "out")]
     given += ["--results", str(tmp_path)]
@@ -150,12 +151,29 @@ def test_the_experiments_run_and_are_not_run_twice(tiny, tmp_path, monkeypatch, 
     parity.main([*given, "--seeds", "2"])
     assert capsys.readouterr().out.count("validation loss") == 0
     adaptation.main(given)
-    ablations.main([*given, "--only", "fill", "gates"])
+    ablations.main([*given, "--only", "fill"])
+    monkeypatch.setattr(scaling, "cells", lambda _: [scaling.Cell(tiny, 4 * 8 * 8)])
+    monkeypatch.setattr(scaling, "steps_for", lambda *_: 16)
+    scaling.main([arg for arg in given if arg not in ("--steps", "16")])
     selection.main([*given, "--images", str(tmp_path)])
+    leave()
     for name, make in SECTIONS.items():
         made = make(tmp_path, tmp_path)
-        assert (made != NONE) == (name != "scaling"), name
-    assert len(list(tmp_path.glob("*.png"))) == 4
+        assert made != NONE, name
+    assert len(list(tmp_path.glob("*.png"))) == 5
+
+
+def test_the_plan_has_every_method_and_sparse_ones_save_what_attention_takes(monkeypatch):
+    monkeypatch.setitem(scaling.SIZES, "gpu", {"60m": scaling.SIZES["gpu"]["60m"]})
+    monkeypatch.setitem(scaling.VIDEOS, "gpu", scaling.VIDEOS["gpu"][:1])
+    lines = scaling.plan(scale.GPU, 300).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len(cells) == 3
+    for dense, vsa, bsa in zip(*[iter(cells)] * 3):
+        assert [row[2] for row in (dense, vsa, bsa)] == ["dense", "vsa", "bsa"]
+        of_attention = [float(row[3].replace(",", "")) for row in (dense, vsa, bsa)]
+        assert of_attention[0] / of_attention[1] == pytest.approx(8, rel=0.03)
+        assert of_attention[2] < of_attention[1]
 
 
 def test_the_page_is_what_the_results_make_of_it(tmp_path):
