@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.record import RESULTS, read, write_row
-from models.attention import BSA, VSA, Dense, Slot
+from models.attention import BSA, VSA, Dense
 from models.video_dit import VideoDiTConfig, debug, dit_60m
 from train.checkpoint import Checkpointer
 from train.configs.video_dit import loader
@@ -35,7 +35,7 @@ from train.trainer import Trainer
 from train.validation import Validator
 
 STEPS = 2  # the second has moments
-SLOTS: dict[str, Slot] = {"dense": Dense(), "vsa": VSA(), "bsa": BSA()}
+SLOTS: dict[str, Any] = {"dense": Dense(), "vsa": VSA(), "bsa": BSA()}
 SIZES: dict[str, Callable[..., VideoDiTConfig]] = {"debug": debug, "dit_60m": dit_60m}
 CASES = [  # model, attention, checkpointing, processes
     ("debug", "dense", "none", 1),
@@ -127,7 +127,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.case:
-        measure(*args.case, args.results)
+        size, slot, mode = args.case
+        measure(size, slot, mode, args.results)
         return 0
     for *case, processes in CASES:
         if processes in args.processes:
@@ -136,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _start(case: list[str], processes: int, results: Path) -> None:
+def _start(case: Sequence[str], processes: int, results: Path) -> None:
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]

@@ -50,7 +50,8 @@ class EMA(Stateful, Configurable):
         if skip is None:
             get_ema_multi_avg_fn(decay)(averages, weights, step)
         else:
-            torch._foreach_lerp_(averages, weights, [(1 - decay) * (1 - skip)] * len(weights))
+            take = [(1 - decay) * (1 - skip)] * len(weights)
+            torch._foreach_lerp_(averages, weights, take)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def restart(self) -> None:
