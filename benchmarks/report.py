@@ -1,20 +1,22 @@
-"""Write what the results say into docs/performance.md, and draw them.
+"""Write what the results say into docs/performance.md and docs/evidence.md, and draw them.
 
     python -m benchmarks.report
 
-The page's explanations are written by hand; what stands between ``<!-- name -->`` and
+The pages' explanations are written by hand; what stands between ``<!-- name -->`` and
 ``<!-- /name -->`` is made from ``benchmarks/results/`` and from the kernels' tables. A test holds
-the page to it. Pictures of GPU rows go to docs/images/.
+the pages to it. Pictures go to docs/images/.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from benchmarks.evidence import page as evidence_page
 from benchmarks.gpu import tables
 from benchmarks.gpu.plots import draw
 from benchmarks.record import RESULTS, Row, read
@@ -33,7 +35,8 @@ from flexsparse.kernel_configs import (
 )
 
 ROOT = Path(__file__).parent.parent
-PAGE, IMAGES = ROOT / "docs" / "performance.md", ROOT / "docs" / "images"
+PAGE, EVIDENCE = ROOT / "docs" / "performance.md", ROOT / "docs" / "evidence.md"
+IMAGES = ROOT / "docs" / "images"
 
 
 def gpu(results: Path) -> str:
@@ -181,13 +184,20 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
 }
 
 
-def render(page: str, results: Path = RESULTS) -> str:
+def evidence(images: Path = IMAGES) -> dict[str, Callable[[Path], str]]:
+    """The sections of docs/evidence.md, which draw into `images`."""
+    return {name: partial(make, images=images) for name, make in evidence_page.SECTIONS.items()}
+
+
+def render(
+    page: str, results: Path = RESULTS, sections: Mapping[str, Callable[[Path], str]] = SECTIONS
+) -> str:
     """The page with its sections made anew.
 
     Raises:
         ValueError: a section's marks are not in the page.
     """
-    for name, make in SECTIONS.items():
+    for name, make in sections.items():
         marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
         if not marks.search(page):
             raise ValueError(f"the page has no <!-- {name} --> ... <!-- /{name} -->")
@@ -197,8 +207,9 @@ def render(page: str, results: Path = RESULTS) -> str:
 
 
 def main() -> None:
-    PAGE.write_text(render(PAGE.read_text()))
-    print(f"wrote {PAGE}")
+    for path, sections in ((PAGE, SECTIONS), (EVIDENCE, evidence())):
+        path.write_text(render(path.read_text(), sections=sections))
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

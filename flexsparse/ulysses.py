@@ -6,12 +6,17 @@ all-to-all leads there and another one back:
     q, k, v and gates [B, H, rows, D]  ->  [B, H / P, L, D]  ->  attention  ->  [B, H, rows, D]
 
 A head neither chooses nor attends by what other heads do: whatever attention computes on whole
-sequences it computes on whole sequences of fewer heads, tiles, text and masks included.
+sequences it computes on whole sequences of fewer heads, tiles, text and masks included:
+
+    shards = Ulysses.even(group, tiling.padded_tokens)
+    q, k, v = shards.to_heads(q, k, v)  # from this rank's rows of them
+    out = shards.to_sequence(vsa_attention(q, k, v, tiling, top_k=64))
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.distributed._functional_collectives as collectives
@@ -92,7 +97,11 @@ class Ulysses:
         the gradients of the parameters before are then the part that this rank's rows have in
         them: their sum over the ranks is the whole.
         """
-        self._check_rows(x, dim)
+        if x.shape[dim] != self.rows[self.rank]:
+            raise ValueError(
+                f"x is {list(x.shape)}, with {x.shape[dim]} rows, but rank {self.rank} has "
+                f"{self.rows[self.rank]} of {self.rows}"
+            )
         everything = self._gathered(x, dim, self.rows)
         start = sum(self.rows[: self.rank])
         end = start + self.rows[self.rank]
@@ -159,15 +168,9 @@ class Ulysses:
 
     def _all_to_all(self, x: Tensor, received: list[int], sent: list[int]) -> Tensor:
         # eager code would hand on a tensor subclass that has no memory of its own for a kernel
-        arriving = collectives.all_to_all_single_autograd(x, received, sent, self.group)
+        group = cast(Any, self.group)
+        arriving = collectives.all_to_all_single_autograd(x, received, sent, group)
         return collectives.wait_tensor(arriving)
-
-    def _check_rows(self, x: Tensor, dim: int) -> None:
-        if x.shape[dim] != self.rows[self.rank]:
-            raise ValueError(
-                f"x is {list(x.shape)}, with {x.shape[dim]} rows, but rank {self.rank} has "
-                f"{self.rows[self.rank]} of {self.rows}"
-            )
 
     def _check_alike(self, sequences: tuple[Tensor, ...]) -> None:
         first = sequences[0]

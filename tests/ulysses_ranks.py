@@ -6,9 +6,10 @@ Ranks save what they have; the tests put it together, and compare.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -19,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flexsparse import Threshold, VideoTiling
 from flexsparse.nn import BSA, VSA
+from flexsparse.slots import BSA as BSASlot
 from flexsparse.slots import VSA as VSASlot
-from flexsparse.slots import DenseAttention
+from flexsparse.slots import Dense, DenseAttention
 from flexsparse.ulysses import Ulysses
 from models.video_dit import VideoDiTConfig
 from models.wan import WanConfig
@@ -43,7 +45,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "bsa": lambda: BSA(Threshold(3), keep=0.5, window=(1, 2, 3)),
     "bsa with fewer keys": lambda: BSA(3, keep=0.3),
 }
-MODELS = {
+MODELS: dict[str, Any] = {
     "video_dit": VideoDiTConfig(
         channels=4,
         video=(3, 5, 6),
@@ -65,10 +67,12 @@ MODELS = {
         ffn=64,
         text_dim=8,
         freq_dim=32,
-        attention=VSASlot(top_k=3, tile=(2, 2, 3), adapt=True),
+        attention=BSASlot(kv=Threshold(3), tile=(2, 2, 3), window=(1, 2, 3)),
     ),
 }
+MODELS["raster"] = replace(MODELS["video_dit"], attention=Dense())
 MODEL_ROWS = {2: (101, 91), 4: (37, 1, 118, 36)}
+MODEL_RASTER_ROWS = {2: (20, 70), 4: (37, 1, 12, 40)}
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Drawn:
     dim: int
     quarters: tuple[int, int, int, int]
     seed: int
+    dtype: torch.dtype
 
     def rows(self, degree: int) -> tuple[int, ...]:
         a, b, c, d = self.quarters
@@ -88,7 +93,7 @@ class Drawn:
     def whole(self) -> list[Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         shapes = [(self.batch, 4 * h, sum(self.quarters), self.dim) for h in self.heads]
-        return [torch.randn(shape, generator=generator) for shape in shapes]
+        return [torch.randn(shape, generator=generator).to(self.dtype) for shape in shapes]
 
 
 class Sent(TorchDispatchMode):
@@ -171,7 +176,7 @@ def model_results(model: nn.Module, batch: list[Tensor]) -> list[Tensor]:
 def shared_model(name: str, group: ProcessGroup) -> dict:
     model, batch = awake(name)
     model.sequence_group = group
-    rows = MODEL_ROWS[group.size()]
+    rows = (MODEL_RASTER_ROWS if name == "raster" else MODEL_ROWS)[group.size()]
     uneven = Ulysses(group.group_name, group.rank(), rows)
     with mock.patch.object(Ulysses, "even", lambda given, length: uneven):
         results = model_results(model, batch)
@@ -204,7 +209,7 @@ def run(rank: int, folder: str, drawn: list[Drawn]) -> None:
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=WORLD,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(minutes=5),
     )
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     for degree in DEGREES:

@@ -50,8 +50,8 @@ class EMA(Stateful, Configurable):
         if skip is None:
             get_ema_multi_avg_fn(decay)(averages, weights, step)
         else:
-            take = [(1 - decay) * (1 - skip)] * len(weights)
-            torch._foreach_lerp_(averages, weights, take)  # pyright: ignore[reportPrivateImportUsage]
+            share = [(1 - decay) * (1 - skip)] * len(weights)
+            torch._foreach_lerp_(averages, weights, share)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def restart(self) -> None:

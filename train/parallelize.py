@@ -30,7 +30,7 @@ class ParallelConfig:
 
     replicas: int = 1
     shards: int = -1
-    """-1: as many as there are processes for each replica."""
+    """-1: as many as the processes allow."""
     context_parallel_degree: int = 1
     """Ranks that share the tokens of each clip; a divisor of the model's attention heads."""
     context_parallel_method: str = "ulysses"

@@ -25,7 +25,9 @@ class DataRanks:
     @classmethod
     def of(cls, dims: ParallelDims) -> "DataRanks":
         mesh = dims.get_optional_mesh("batch")
-        return cls(mesh.size(), mesh.get_local_rank(), mesh.get_group()) if mesh else cls()
+        if mesh is None:
+            return cls()
+        return cls(mesh.size(), mesh.get_local_rank(), mesh.get_group())
 
     def total(self, x: Tensor) -> Tensor:
         """The sum of x over the ranks, in place; the same on all processes."""

@@ -55,7 +55,7 @@ def fill_from_origin(model: nn.Module, gates: Mapping[str, nn.Parameter]) -> Non
     """
     if not isinstance(model, ConfigMixin) or not gates:
         return
-    origin = model.config.get("_name_or_path")
+    origin = model.config.get("_name_or_path") or ""
     found = _read(Path(origin)) if origin else {}
     if found:
         _fill(gates, found, origin)
@@ -71,7 +71,7 @@ def mark(model: nn.Module) -> None:
     """Let the config, which diffusers saves with the model, say whether it has gates."""
     if not isinstance(model, ConfigMixin):
         return
-    if gates_of(model):  # type: ignore[arg-type]
+    if gates_of(model):
         model.register_to_config(**{_MARK: True})
     elif _MARK in model.config:
         kept: dict[str, Any] = {k: v for k, v in model.config.items() if k != _MARK}

@@ -86,12 +86,12 @@ class Soil:
         self.value, self.seed = value, seed
 
     def __call__(self, module, args):
-        x, modulation, context, rotary, tiling = args
+        x, modulation, context, rotary, *rest = args
         torch.manual_seed(self.seed)
         x, rotary = (
             torch.where(self.padding, self.value * torch.randn_like(y), y) for y in (x, rotary)
         )
-        return x, modulation, context, rotary, tiling
+        return x, modulation, context, rotary, *rest
 
 
 @given(videos, tiles, seeds, st.booleans())

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor
 from wan_checkpoints import STEM, assert_same, awake, read
 
+from flexsparse.diffusers import sparsify
 from models.attention import VSA, Dense
 from models.wan import debug
 from models.wan.checkpoint import load, save, with_gates_of
@@ -100,3 +102,17 @@ def test_half_a_gate_is_no_new_one(tmp_path, half):
     save_file(weights, tmp_path / "a" / f"{STEM}.safetensors")
     with pytest.raises(ValueError, match=f"keys missing: 2 .*to_gate_compress.{half}"):
         load(debug(attention=VSA(adapt=True)), tmp_path / "a", new_gates=True)
+
+
+def test_a_sparse_pipeline_finds_the_gates_that_we_save(tmp_path):
+    model = awake(debug(attention=VSA(adapt=True))).float()
+    save(model, tmp_path / "coarse")
+    theirs = WanTransformer3DModel.from_pretrained(tmp_path / "coarse")
+    sparsify(theirs, VSA(top_k=3))
+    for ours, block in zip(model.layers.values(), theirs.blocks):
+        due, found = ours.self_attn.slot.gate_coarse, block.attn1.slot.gate_coarse
+        assert_same(dict(found.state_dict()), dict(due.state_dict()))
+    save(awake(debug(attention=VSA())), tmp_path / "both")  # the fine ones would be left out
+    theirs = WanTransformer3DModel.from_pretrained(tmp_path / "both")
+    with pytest.raises(ValueError, match="left over blocks.0.attn1.slot.gate_fine.bias"):
+        sparsify(theirs, VSA(top_k=3))

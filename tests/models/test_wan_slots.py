@@ -69,11 +69,11 @@ class Soil:
         self.value, self.seed = value, seed
 
     def __call__(self, module, args):
-        x, modulation, text, image, rotary, tiling = args
+        x, modulation, text, image, rotary, tiling, *rest = args
         torch.manual_seed(self.seed)
         padding = ~tiling.valid()[:, None]
         x, rotary = (torch.where(padding, self.value * torch.randn_like(y), y) for y in (x, rotary))
-        return x, modulation, text, image, rotary, tiling
+        return x, modulation, text, image, rotary, tiling, *rest
 
 
 slots = st.sampled_from([VSA(0.5), VSA(0.5, adapt=True), BSA(0.5, keep=0.6, window=None)])

@@ -13,9 +13,11 @@ from trainer_runs import SPARSE, tiny, weights
 
 from flexsparse import Threshold
 from models.attention import BSA, Dense
+from train.annealing import SparsityConfig
 from train.attention_stats import choice_of, watched_slots
 from train.checkpoint import Checkpointer
 from train.parallelize import ParallelConfig
+from train.schedules import FallingTiles
 from train.titan import canonical_fqn
 from train.trainer import Trainer
 from train.validation import Validator
@@ -35,6 +37,7 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
 }
 COMPILED = dict(parallel=SHARED, compile=True, activation_checkpoint="selective")
 VALIDATED = Validator.Config(interval=6, batches=1, sample_steps=1)
+FALLING = FallingTiles(dense_steps=1, by=1, every=1)
 RESUMED = 2, 4, 6, 8
 """Where the run that 1, 2, 4 and again 1 processes share goes on to the next of them."""
 
@@ -48,6 +51,12 @@ def whole_run(folder: Path, slot: str, **changes: Any) -> Trainer.Config:
 def resumed_run(folder: Path) -> Trainer.Config:
     saved = dict(checkpoint=Checkpointer.Config(interval=2), steps=RESUMED[-1])
     return whole_run(folder / "resumed", "vsa", global_batch_size=4, **saved)
+
+
+def annealed_run(folder: Path, break_even: float = -1.0) -> Trainer.Config:
+    """Whose tiles become fewer; from which sparsity on is measured, unless it is given."""
+    falling = SparsityConfig(schedule=FALLING, break_even=break_even)
+    return whole_run(folder / "annealed", "vsa", sparsity=falling)
 
 
 def divided(config: Trainer.Config, **changes: Any) -> Trainer.Config:
@@ -99,6 +108,7 @@ def measured(config: Trainer.Config, until: int | None = None) -> dict[str, Any]
         "weights": weights(trainer),
         "choices": choices(trainer),
         "clips": clips,
+        "break even": trainer.annealing.break_even,
         "data": (trainer.ranks.size, trainer.ranks.rank),
     }
     trainer.close()
@@ -117,5 +127,6 @@ if __name__ == "__main__":
             config = whole_run(folder / f"{name}, {slot}", slot)
             save(f"{name}, {slot}", divided(config, **changes))
     if world == 2:
+        save("annealed", divided(annealed_run(folder), parallel=SHARED))
         save("compiled, vsa", divided(whole_run(folder / "compiled", "vsa"), **COMPILED))
     dist.destroy_process_group()

@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from trainer_runs import finish, plain_run, run, start, tiny
 
 from train.annealing import SparsityConfig
+from train.registry import load_config
 from train.schedules import DenseWarmup, FallingTiles
 
 
@@ -46,6 +47,12 @@ def test_as_many_programs_as_sizes(tmp_path, monkeypatch):
     torch._dynamo.reset()
     assert set(map(tuple, seen)) == set(SIZES) and len(seen) == 14
     assert counter.frame_count == len(SIZES)
+
+
+def test_sizes_are_an_option():
+    flat = [str(x) for size in SIZES for x in size]
+    argv = ["--module", "models.wan", "--config", "debug_vsa_adapt", "--dataloader.buckets", *flat]
+    assert load_config(argv).dataloader.buckets == SIZES
 
 
 def refused(config):

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from layout_ranks import LAYOUTS, RESUMED, SHARED, SLOTS, measured, resumed_run, sums, whole_run
+from layout_ranks import (
+    LAYOUTS,
+    RESUMED,
+    SHARED,
+    SLOTS,
+    annealed_run,
+    measured,
+    resumed_run,
+    sums,
+    whole_run,
+)
 from test_trainer_ranks import assert_as_exact_as_plain, distance, exactly
 from torch import nn
 from trainer_runs import finish, start, tiny
@@ -29,7 +39,7 @@ def found(tmp_path_factory) -> Callable[[str, int], list[dict[str, Any]]]:
     torch.save(measured(resumed_run(folder), RESUMED[0]), folder / "resumed.1.0.pt")
     for world in LAYOUTS:
         script = str(Path(__file__).with_name("layout_ranks.py"))
-        finish(start(script, str(folder), ranks=world), timeout=200)
+        finish(start(script, str(folder), ranks=world), timeout=400)
     torch.save(measured(resumed_run(folder)), folder / "resumed last.1.0.pt")
     assert complete_steps(folder / "resumed" / "checkpoint")[-1] == RESUMED[-1]
 
@@ -117,6 +127,16 @@ def test_data_goes_on_in_the_same_order(found, tmp_path):
     for given in clips:
         assert given == sums(next(batches)["video"])
     assert len(clips) == RESUMED[-1]
+
+
+def test_ranks_that_share_clips_anneal_alike_from_one_measured_break_even(found, tmp_path):
+    first, second = found("annealed", 2)
+    even = first["break even"]
+    assert (first["numbers"], even) == (second["numbers"], second["break even"])
+    assert 0 <= even <= 1 - 3 / 8
+    one = measured(annealed_run(tmp_path, even))
+    error = exactly(SLOTS["vsa"])[2]  # of the same slot without a schedule
+    assert distance(first["numbers"], one["numbers"]) <= 2 * error
 
 
 def test_what_does_not_fit_is_refused_in_a_line(tmp_path):

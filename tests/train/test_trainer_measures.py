@@ -37,7 +37,10 @@ def test_validation_is_the_same_number_twice(validated):
         again = [trainer.validator.loss(trainer.model) for _ in range(2)]
     assert step == 4 and again == [loss, loss]
     other = trainer.config.validation.build(
-        dataloader=trainer._build_data("validation"), device=trainer.device, flow=FlowConfig()
+        dataloader=trainer._build_data("validation"),
+        device=trainer.device,
+        flow=FlowConfig(),
+        ranks=trainer.ranks,
     )
     with trainer.ema.applied():
         assert other.loss(trainer.model) == loss, "nor does it hang on what was asked before"

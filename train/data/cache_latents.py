@@ -46,8 +46,8 @@ class LatentCache:
     A latent is the mode of the VAE's posterior, in fp32 and not normalised, as FastVideo's are.
 
     Raises ValueError or OSError in one line for whatever is wrong: no videos, a size that the VAE
-    does not divide, embeddings that are missing, a folder that holds another run or takes no files;
-    `run` does so if no video has a clip. `worker` is the number of this process.
+    and patches do not divide, embeddings that are missing, a folder that holds another run or takes
+    no files; `run` does so if no video has a clip. `worker` is the number of this process.
     """
 
     def __init__(self, options: Options, worker: int = 0) -> None:

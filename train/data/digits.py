@@ -55,7 +55,7 @@ class MovingDigits:
         width: int = 64,
         buckets: Sequence[Size] = (),
     ) -> None:
-        self.sizes = [tuple(size) for size in buckets] or [(num_frames, height, width)]
+        self.sizes: list[Size] = [(t, h, w) for t, h, w in buckets or [(num_frames, height, width)]]
         check_sizes(self.sizes)
         for num_frames, height, width in self.sizes:
             if min(height, width) < 32:

@@ -16,6 +16,8 @@ from train.data.cache import file_identity
 from train.data.decode import decode_frames, video_size
 from train.data.shots import find_shots, frame_change, windows_of_shot
 
+PATCH = 2  # latents along each side of a token, in Wan and all who share its latents
+
 
 def load_vae(folder: Path, device: torch.device | None = None) -> Any:
     """The VAE in a folder, in fp32, on `device` (default: the CPU).
@@ -84,8 +86,11 @@ def normalisation(vae: Any) -> tuple[list[float], list[float]]:
 
 
 def check_clip_size(vae: Any, num_frames: int, height: int, width: int) -> None:
-    """ValueError with the nearest size that fits, for one that the VAE does not divide."""
+    """ValueError with the nearest size that fits, for one that the VAE, or a model's patches of
+    its latents, do not divide."""
     t, s = compression(vae) or (1, 1)
+    if 1 < s < 32:  # LTX-Video, whose VAE makes 32 of one, has no patches
+        s *= PATCH
     whole = (num_frames - 1) % t == 0 and height % s == 0 and width % s == 0
     if whole and min(num_frames, height, width) >= 1:
         return
@@ -93,7 +98,8 @@ def check_clip_size(vae: Any, num_frames: int, height: int, width: int) -> None:
     sides = [max(1, round(side / s)) * s for side in (height, width)]
     raise ValueError(
         f"num_frames={num_frames}, height={height}, width={width}: this VAE takes {t}k + 1 frames "
-        f"and sides that are multiples of {s}: try {frames}, {sides[0]} and {sides[1]}"
+        f"and, with patches of {PATCH}x{PATCH} latents, sides that are multiples of {s}: "
+        f"try {frames}, {sides[0]} and {sides[1]}"
     )
 
 

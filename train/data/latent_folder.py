@@ -38,7 +38,8 @@ class LatentFolder:
     `buckets`, sizes (T, H, W) in place of that one, `self.buckets` are the clips of each.
 
     The split "validation" is the last `holdout` of the clips in the order of files and rows, at
-    least one if there are two; "train" is the rest. One video at most has clips in both.
+    least one if there are two; "train" is the rest. One video at most has clips in both. Of several
+    sizes each is split so by itself.
 
     Row groups are read one at a time and whole, so clips are quick to read in the order of
     `shuffled`. Raises FileNotFoundError, and ValueError for a file that is none of these, for no

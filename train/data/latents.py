@@ -82,10 +82,8 @@ class LatentDataLoader(VideoDataLoader):
                 split=split,
             )
 
-    config: Config
-
     def _open(self, **stream: Any) -> tuple[LatentFolder, RowGroupStream]:
-        config = self.config
+        config: LatentDataLoader.Config = self.config
         if not config.path:  # Path("") is the current directory
             raise ValueError("give --dataloader.path, a folder of latents in parquet files")
         clips = LatentFolder(

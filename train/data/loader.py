@@ -81,7 +81,7 @@ class VideoDataLoader:
 
     def __init__(
         self,
-        config: Config,
+        config: Any,
         *,
         dp_world_size: int = 1,
         dp_rank: int = 0,
@@ -89,8 +89,9 @@ class VideoDataLoader:
         global_batch_size: int = 0,
         split: Split = "train",
     ) -> None:
-        """`global_batch_size` of 0: the clips that all ranks take at once."""
-        self.config, self.split = config, split
+        """`config` is a Config; `global_batch_size` of 0: the clips that all ranks take at once."""
+        self.config = config
+        self.split: Split = split
         self.clips_a_step = dp_world_size * local_batch_size
         self.position = 0
         together = global_batch_size if split == "train" else 0

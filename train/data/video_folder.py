@@ -2,9 +2,13 @@
 
 import logging
 import math
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import torch
 
@@ -108,18 +112,36 @@ class VideoFolder:
     def _decode(
         self, listed: list[tuple[Path, str]], cache: Path, fps: float
     ) -> Iterator[tuple[Path, str, CachedVideo]]:
-        with WorkProgress("decoding videos", len(listed)) as progress:
-            for i, (file, caption) in enumerate(listed):
+        """As many at a time as there are cores, in the order of the list."""
+        stopped, frames = Event(), Counter()
 
-                def on_frame(n: int, done: int = i, name: str = file.name) -> None:
-                    progress.show(done, f"{n} frames of {name}")
+        def decode(file: Path) -> CachedVideo:
+            def on_frame(n: int) -> None:
+                if stopped.is_set():
+                    raise InterruptedError(f"no longer asked for {file}")
+                frames[file] = n
 
-                try:
-                    height, width = self._shape(file)
-                    size = {"height": height, "width": width, "fps": fps}
-                    yield file, caption, cached_video(file, cache, **size, on_frame=on_frame)
-                except UnreadableVideo as e:
-                    self.skipped.append((file, str(e)))
+            height, width = self._shape(file)
+            size = {"height": height, "width": width, "fps": fps}
+            return cached_video(file, cache, **size, on_frame=on_frame)
+
+        with (
+            WorkProgress("decoding videos", len(listed)) as progress,
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+        ):
+            futures = [pool.submit(decode, file) for file, _ in listed]
+            try:
+                for i, ((file, caption), future) in enumerate(zip(listed, futures)):
+                    while not future.done():
+                        wait([future], timeout=1)
+                        progress.show(i, f"{frames[file]} frames of {file.name}")
+                    try:
+                        yield file, caption, future.result()
+                    except UnreadableVideo as e:
+                        self.skipped.append((file, str(e)))
+            finally:
+                stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def _shape(self, file: Path) -> tuple[int, int]:
         """Height and width of a video's clips."""

@@ -10,10 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flexsparse.flops import attention_flops
 from train.activation_checkpoint import Mode
+from train.attention_stats import slots
 from train.lora import add_lora
 from train.plan.layout import Layout
 from train.plan.memory import States, gathered, states
-from train.plan.trace import Trace, slots_of, trace
+from train.plan.trace import Trace, trace
 from train.plan.traffic import Traffic, traffic, ulysses_bytes
 
 
@@ -93,7 +94,7 @@ def plan(config: Any, processes: int, device_type: str = "cuda") -> Plan:
     if tiling is not None:
         of_layer |= dict(tiling=tiling, top_k=model.top_k, q_rows=model.q_rows)
     forward, both = (c.layers * attention_flops(**of_layer, backward=x) for x in (False, True))
-    gates = sum(isinstance(m, nn.Linear) for m in slots_of(model)[0].modules())
+    gates = sum(isinstance(m, nn.Linear) for m in slots(model)[0].modules())
     in_blocks = sum(p.numel() for p in model.layers.parameters())
     every = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -136,7 +137,7 @@ def parameters_of(model: Any) -> dict[str, int]:
         for name, parameter in block.named_parameters():
             part = name.split(".")[0]
             found[part] = found.get(part, 0) + parameter.numel()
-    gates = sum(p.numel() for slot in slots_of(model) for p in slot.parameters())
+    gates = sum(p.numel() for slot in slots(model) for p in slot.parameters())
     rest = sum(p.numel() for p in model.parameters()) - sum(found.values())
     for name in found:
         if "self" in name:

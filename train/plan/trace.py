@@ -18,6 +18,7 @@ from torch.utils.flop_counter import (
 )
 
 from train.activation_checkpoint import Mode, apply_activation_checkpointing
+from train.attention_stats import slots
 from train.flow import flow_loss
 from train.lora import add_lora
 from train.plan.attention import PlannedAttention
@@ -85,7 +86,7 @@ def _planned(
     for module in model.modules():  # nn.Module.to can't, with tensors without data
         for name, p in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(p.detach().to(dtype), p.requires_grad))
-    for slot in slots_of(model):
+    for slot in slots(model):
         slot.forward = PlannedAttention(slot)
     apply_activation_checkpointing(model, mode)
     for parameter in model.parameters():  # FSDP takes gradients away as they come
@@ -101,13 +102,6 @@ def context_tokens(config: Any) -> int:
     """Condition tokens of a clip, as the loader gives them."""
     loader = config.dataloader
     return getattr(loader, "text_tokens", 0) or loader.context_tokens
-
-
-def slots_of(model: Any) -> list[Any]:
-    modules = [module for block in model.layers.children() for module in block.modules()]
-    return [
-        module.slot for module in modules if isinstance(getattr(module, "slot", None), nn.Module)
-    ]
 
 
 def _by_part(counter: FlopCounterMode) -> dict[str, int]:

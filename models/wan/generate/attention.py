@@ -24,7 +24,12 @@ def add_options(p: argparse.ArgumentParser) -> None:
     option("--top-k", type=int, help="tiles that a query tile attends to")
     option("--sparsity", type=float, help="in place of --top-k; default 0.875")
     option("--keep", type=float, help="bsa: share of the queries that stay; default 0.5")
-    option("--window", type=_window, help="bsa: TxHxW in which they are pruned; default fit")
+    option(
+        "--window",
+        type=_window,
+        help="bsa: TxHxW in which they are pruned; default fit, 2 along the tile's even sides and "
+        "the whole of odd ones",
+    )
     option("--tile", type=_tile, help="TxHxW, or fit; default 4x4x4")
     option("--query-tiles", type=int, help="adjacent tiles that choose together; default 1")
     option("--dense-steps", type=int, help="first steps with dense attention; default 0")

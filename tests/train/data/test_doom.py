@@ -11,6 +11,7 @@ import torch
 from train.data import VideoDataLoader
 from train.data.decode import decode_frames
 from train.data.doom import __main__ as command
+from train.data.doom.film import Reel, film
 from train.data.doom.walks import ACTIONS, FPS, HELD_OUT, MAPS, STILL, Walk
 
 FRAMES = 5
@@ -88,7 +89,7 @@ def test_a_run_goes_on_and_the_same_number_gives_the_same_pixels(clips, tmp_path
     first = {name: pixels(clips / name) for name in videos(clips)}
     assert run(tmp_path / "again", clips=1, validation_clips=0) == 0
     assert run(tmp_path / "again", clips=3, validation_clips=1, processes=2) == 0
-    assert "3 clips filmed" in caplog.messages[-1]
+    assert "3 clips filmed" in caplog.messages[-1], "one was there"
     again = {name: pixels(tmp_path / "again" / name) for name in videos(tmp_path / "again")}
     assert first.keys() == again.keys()
     assert all(np.array_equal(first[name], again[name]) for name in first)
@@ -98,10 +99,24 @@ def test_a_run_goes_on_and_the_same_number_gives_the_same_pixels(clips, tmp_path
     assert np.array_equal(take.frames, first[videos(clips)[1]])
 
 
+def test_a_clip_that_is_there_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("train.data.doom.film.signal.signal", lambda *_: None)
+    files = tmp_path / "a.mkv", tmp_path / "b.mkv"
+    files[0].write_text("filmed before")
+    assert film(Reel(MAPS[3], 2, 120, 2, files)) == 1
+    assert files[0].read_text() == "filmed before"
+    with Walk(MAPS[3], 120) as walk:
+        _, second = walk.takes(2, 2, 2)
+    assert np.array_equal(pixels(files[1]), second.frames)
+    assert files[1].with_suffix(".txt").read_text() == second.caption + "\n"
+
+
 def test_takes_of_a_walk_and_walks_differ_and_nothing_else_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with Walk(MAPS[32], 120) as walk:
         takes = [*walk.takes(0, 2, 2), *walk.takes(1, 1, 2)]
+        (first,) = walk.takes(0, 1, 2)
+    assert np.array_equal(first.frames, takes[0].frames) and first.caption == takes[0].caption
     for a, b in itertools.combinations(takes, 2):
         assert not np.array_equal(a.frames, b.frames)
     assert takes[0].frames.dtype == np.uint8
@@ -137,14 +152,14 @@ def test_ctrl_c_keeps_what_is_complete(tmp_path, monkeypatch, caplog):
     """In threads, so that the interruption can be put after the first walk."""
     real, done = command.film, []
 
-    def film(reel):
+    def filmed(reel):
         if done:
             raise KeyboardInterrupt
         done.append(real(reel))
         return done[-1]
 
     monkeypatch.setattr(command, "ProcessPoolExecutor", lambda n, _: ThreadPoolExecutor(1))
-    monkeypatch.setattr(command, "film", film)
+    monkeypatch.setattr(command, "film", filmed)
     monkeypatch.setattr("train.data.doom.film.signal.signal", lambda *_: None)
     assert run(tmp_path / "out", clips=3, validation_clips=0) == 130
     assert "start again to go on" in caplog.messages[-1]

@@ -2,6 +2,8 @@ import errno
 import json
 import logging
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.data import VideoFolder
+from train.data import VideoFolder, video_folder
 
 
 def open_folder(folder, **options: Any) -> VideoFolder:
@@ -153,3 +155,48 @@ def test_splits_in_subfolders_are_taken_whole(tmp_path, write_scenes, origin_of)
     for split, frames in wanted.items():
         clips = clips_of(tmp_path / "videos", split, origin_of, stride=1)
         assert {number for _, origins in clips for _, number in origins} == frames
+
+
+def test_videos_are_decoded_at_the_same_time_in_the_order_of_the_list(tmp_path, write_scenes):
+    """Each video waits for the other to have begun: one after another they would wait for ever."""
+    for name in ("a", "b"):
+        write_scenes(tmp_path / "videos" / f"{name}.mov", [20])
+    begun = threading.Barrier(2, timeout=20)
+    real = video_folder.cached_video
+
+    def meet(file, *args, **options):
+        begun.wait()
+        return real(file, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(video_folder, "cached_video", meet)
+        patch.setattr(video_folder.os, "cpu_count", lambda: 2)
+        together = open_folder(tmp_path / "videos")
+    assert [c.video.path for c in together.clips] == [
+        c.video.path for c in open_folder(tmp_path / "videos").clips
+    ]
+
+
+def test_ctrl_c_leaves_no_thread_decoding(tmp_path, write_scenes):
+    for name in ("a", "b", "c"):
+        write_scenes(tmp_path / "videos" / f"{name}.mov", [60])
+    real = video_folder.cached_video
+
+    def slow(file, cache, on_frame, **options):
+        def wait(n):
+            time.sleep(0.1)  # 6 seconds for a video
+            on_frame(n)
+
+        return real(file, cache, on_frame=wait, **options)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(video_folder, "cached_video", slow)
+        patch.setattr(video_folder, "wait", interrupt)
+        open_folder(tmp_path / "videos")
+    assert time.monotonic() - began < 5
+    assert not [t for t in threading.enumerate() if "ThreadPool" in t.name]
+    assert len(open_folder(tmp_path / "videos")) > 0

@@ -23,11 +23,17 @@ class Reel:
 
 
 def film(reel: Reel) -> int:
-    """Film a walk, a video and a caption for each take; returns how many. Files appear whole."""
+    """Film a walk, a video and a caption for each take that is not there; returns how many.
+
+    Files appear whole. A take that is there is walked through again, to come to the next.
+    """
+    filmed = 0
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command's process hears it, and ends us
     with Walk(reel.map, reel.height) as walk:
         takes = walk.takes(reel.walk, len(reel.files), reel.num_frames)
         for file, take in zip(reel.files, takes, strict=True):
+            if file.exists():
+                continue
             file.parent.mkdir(parents=True, exist_ok=True)
             draft = file.with_name(f"_{os.getpid()}.tmp")
             try:
@@ -37,7 +43,8 @@ def film(reel: Reel) -> int:
                 draft.replace(file)  # last, since the video says that the clip is there
             finally:
                 draft.unlink(missing_ok=True)
-    return len(reel.files)
+            filmed += 1
+    return filmed
 
 
 def write_lossless(file: Path, frames: np.ndarray) -> None:

@@ -5,6 +5,7 @@ one hugs walls. A walk is drawn from its map and number alone: its pixels and ca
 in every process and on every machine that has the same version of ViZDoom.
 """
 
+import contextlib
 import re
 import zlib
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -75,9 +77,11 @@ class Walk:
         self.name = name
 
     def __enter__(self) -> "Walk":
-        self._scratch = TemporaryDirectory()  # the game writes its settings, here rather than there
-        self.game.set_doom_config_path(f"{self._scratch.name}/vizdoom.ini")
-        self.game.init()
+        self._scratch = (
+            TemporaryDirectory()
+        )  # for the settings that the game writes where it starts
+        with contextlib.chdir(self._scratch.name):
+            self.game.init()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -106,7 +110,7 @@ class Walk:
         for cheat in ("god", "notarget"):
             self.game.send_game_command(cheat)
 
-    def _state(self, rng: np.random.Generator):
+    def _state(self, rng: np.random.Generator) -> Any:
         """What is to be seen now; from the map's beginning, where the walk came to its end."""
         while (state := self.game.get_state()) is None:
             self._begin(rng)

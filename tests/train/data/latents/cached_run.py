@@ -2,8 +2,8 @@
 
 import numpy as np
 
-FRAMES, HEIGHT, WIDTH = 9, 24, 40
-LATENT = {"channels": 2, "num_frames": 3, "height": 3, "width": 5}
+FRAMES, HEIGHT, WIDTH = 9, 32, 48
+LATENT = {"channels": 2, "num_frames": 3, "height": 4, "width": 6}
 
 
 def scene(number, length):

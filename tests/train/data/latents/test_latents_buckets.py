@@ -70,7 +70,7 @@ def test_a_row_group_is_read_once_an_epoch_for_each_size(tmp_path, monkeypatch):
         return plain(self, number, columns=columns)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counting)
-    take(config(tmp_path, buckets=SIZES, holdout=0).build(local_batch_size=2), 9)
+    take(config(tmp_path, buckets=SIZES, holdout=0).build(), 18)  # clip by clip
     assert len(read) == 12  # 6 row groups, both sizes in each
 
 
@@ -81,7 +81,7 @@ def test_the_command_encodes_each_video_at_its_size(tmp_path, run, videos, write
     assert run(extra=["--buckets", *flat]) == 0
     rows = {r["id"]: r for r in pq.read_table(tmp_path / "out").to_pylist()}
     found = {name: tuple(r["vae_latent_shape"]) for name, r in rows.items()}
-    wide, short, tall = (2, 3, 3, 5), (2, 2, 3, 5), (2, 3, 5, 3)
+    wide, short, tall = (2, 3, 4, 6), (2, 2, 4, 6), (2, 3, 6, 4)
     assert found == {
         **{f"a/one-0000{start}": wide for start in ("00", "09", "20")},
         **{f"{name}-000000": wide for name in ("b", "c", "d")},

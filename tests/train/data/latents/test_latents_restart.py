@@ -35,7 +35,7 @@ def test_runs_at_the_same_time_share_the_files(tmp_path, run, encoded, caplog):
         fcntl.flock(other, fcntl.LOCK_EX)  # as another run does while it writes
         assert run() == 0 and len(encoded) == 4
         assert first.exists() and not second.exists()
-        assert "4 clips, 2 of 3 files" in said(caplog)[-1]
+        assert "4 clips, 2 of 3 files, videos left out: 1;" in said(caplog)[-1]
     assert run() == 0 and len(encoded) == 6 and second.exists()
 
 
@@ -52,7 +52,7 @@ def test_a_file_that_is_finished_meanwhile_is_kept(tmp_path):
 @pytest.mark.parametrize(
     "changes, said_of",
     [
-        ({"width": 48}, "width is 40 there and 48 here"),
+        ({"width": 64}, "width is 48 there and 64 here"),
         ({"stride": 3}, "stride is 0 there and 3 here"),
         ({"videos_per_file": 1}, "videos_per_file is 2 there and 1 here"),
     ],

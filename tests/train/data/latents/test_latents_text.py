@@ -9,12 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
-from cached_run import files, said
+from cached_run import LATENT, files, said
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from train.data import LatentDataLoader
 from train.data.cache_latents import LatentCache
 from train.data.processes import beside, shared_cores
+from train.data.text_encoder import fingerprint
 
 WORDS = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", "a", "red", "wall"])}
 KINDS = ["T5EncoderModel", "UMT5Model", "BertModel"]
@@ -65,9 +66,8 @@ def test_captions_are_encoded_as_transformers_does(tmp_path, run, kind):
         row = rows[name]
         assert row["text_embedding_shape"] == list(wanted.shape)
         assert row["text_embedding_bytes"] == wanted.numpy().tobytes()
-    size = {"channels": 2, "num_frames": 3, "height": 3, "width": 5}
     data = LatentDataLoader.Config(
-        path=str(tmp_path / "out"), latents_mean=(), latents_std=(), text_dim=6, **size
+        path=str(tmp_path / "out"), latents_mean=(), latents_std=(), text_dim=6, **LATENT
     )
     assert data.build().clips[0]["context"].shape == (512, 6)
 
@@ -85,6 +85,19 @@ def test_long_captions_are_cut_and_another_encoder_is_another_run(tmp_path, run,
     assert "(text_encoder is " in said(caplog)[-1]
     assert run() == 1 and run(text_encoder=encoder, text_tokens=2) == 0
     assert files(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("place", [0, 2_999_999])
+def test_a_fingerprint_knows_both_ends_of_a_file(tmp_path, place):
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.safetensors"
+    data = bytearray(3_000_000)
+    weights.write_bytes(data)
+    before = fingerprint(tmp_path)
+    assert fingerprint(tmp_path) == before
+    data[place] = 1
+    weights.write_bytes(data)
+    assert fingerprint(tmp_path) != before
 
 
 def test_what_is_no_text_encoder_is_one_line(tmp_path, run, embeds, encoded, caplog):

@@ -40,12 +40,12 @@ def test_other_families_are_encoded_too(tmp_path, name):
     vae = load_vae(tmp_path)
     assert compression(vae) == factors
     t, s = factors
-    check_clip_size(vae, t + 1, s, 2 * s)
-    with pytest.raises(ValueError, match=f"{t}k \\+ 1 frames and sides that are multiples of {s}"):
-        check_clip_size(vae, t + 2, s, 2 * s)
-    frames = torch.randint(0, 256, (3, t + 1, s, 2 * s), dtype=torch.uint8)
+    check_clip_size(vae, t + 1, 2 * s, 4 * s)
+    with pytest.raises(ValueError, match=f"takes {t}k \\+ 1 frames and"):
+        check_clip_size(vae, t + 2, 2 * s, 4 * s)
+    frames = torch.randint(0, 256, (3, t + 1, 2 * s, 4 * s), dtype=torch.uint8)
     latent = encode_clip(vae, frames)
-    assert latent.shape == (options["latent_channels"], 2, 1, 2)
+    assert latent.shape == (options["latent_channels"], 2, 2, 4)
     means, deviations = normalisation(vae)
     assert means == [0.0] * latent.shape[0] and deviations == [std] * latent.shape[0]
 

@@ -1,0 +1,76 @@
+"""Ablations in the form of VSA's paper, and BSA's parts one by one: one training each.
+
+    python -m benchmarks.evidence.ablations [--steps 256] [--data doom] [--only NAME ...]
+
+Everything but the one thing is as in `benchmarks.evidence.parity`, whose seed 0 is the row to
+compare with. Appends rows to ``benchmarks/results/evidence.jsonl``.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+from benchmarks.evidence.runs import Run, all_of, leave, parser
+from benchmarks.evidence.scale import METHODS, here
+from benchmarks.evidence.slots import MaxPooledVSA, UngatedVSA, ZeroFillBSA
+from flexsparse import Mass, Scaled, Threshold, TopK
+from models.attention import BSA, VSA, Slot
+
+BASE = BSA(sparsity=0.86, keep=0.5)
+GROUPS: dict[str, dict[str, Any]] = {
+    "reference": dict(METHODS),
+    "pooling": {"vsa mean": VSA(sparsity=0.875), "vsa max": MaxPooledVSA(sparsity=0.875)},
+    "tile": {
+        f"vsa {'x'.join(map(str, tile))}": VSA(sparsity=0.875, tile=tile)
+        for tile in ((4, 4, 4), (3, 5, 4), (4, 4, 8))
+    },
+    "sparsity": {
+        f"vsa {round(100 * sparsity, 1):g} %": VSA(sparsity=sparsity)
+        for sparsity in (0.9375, 0.875, 0.75, 0.5, 0.0)
+    },
+    "gates": {
+        "vsa both gates": VSA(sparsity=0.875),
+        "vsa coarse + fine, no gates": UngatedVSA(sparsity=0.875),
+        "vsa fine stage alone": VSA(sparsity=0.875, gates=False),
+    },
+    "keep": {f"bsa keep {keep:g}": replace(BASE, keep=keep) for keep in (1.0, 0.75, 0.5)},
+    "window": {
+        "bsa windows of 2x2x2": BASE,
+        "bsa no windows": replace(BASE, window=None),
+    },
+    "rule": {
+        "bsa threshold": replace(BASE, kv=Scaled(0.86, rule=Threshold)),
+        "bsa top-k": replace(BASE, kv=Scaled(0.86, rule=TopK)),
+        "bsa mass 0.5": replace(BASE, kv=Mass(0.5)),
+    },
+    "fill": {
+        "bsa fill nearest": BASE,
+        "bsa fill center": replace(BASE, fill="center"),
+        "bsa fill zero": ZeroFillBSA(sparsity=0.86, keep=0.5),
+    },
+}
+
+
+def runs(data: str, groups: list[str]) -> list[Run]:
+    """Of each distinct attention one, under the first name that it has."""
+    seen: dict[Slot, Run] = {}
+    for group in groups:
+        for name, attention in GROUPS[group].items():
+            seen.setdefault(attention, Run("ablations", data, name, attention, 0))
+    return list(seen.values())
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser(__doc__)
+    options.add_argument("--steps", type=int, default=256)
+    options.add_argument("--only", nargs="+", choices=sorted(GROUPS), default=list(GROUPS))
+    given = options.parse_args(argv)
+    all_of(runs(given.data, given.only), here(), given.steps, given.out, given.results)
+    leave()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

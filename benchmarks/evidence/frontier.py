@@ -1,0 +1,75 @@
+"""IsoFLOP: the least loss that any size reaches with so many training FLOPs, and its power law."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.record import Row
+
+Curve = Sequence[tuple[float, float]]
+
+
+def curve_of(row: Row) -> Curve:
+    """(training FLOPs, validation loss) of a run, from its first validation after training on."""
+    step_flops = row["attention_flops"] + row["other_flops"]
+    return [(step * step_flops, loss) for step, loss in row["validation"] if step]
+
+
+def frontier(curves: Sequence[Curve], budgets: Sequence[float]) -> Curve:
+    """(budget, least loss) where some curve has it; between its points a curve is straight in the
+    logarithms of both. A curve says nothing of budgets before its first point or after its last.
+    """
+    best: list[tuple[float, float]] = []
+    for budget in budgets:
+        reached = [loss_at(curve, budget) for curve in curves]
+        losses = [loss for loss in reached if loss is not None]
+        if losses:
+            best.append((budget, min(losses)))
+    return best
+
+
+def loss_at(curve: Curve, budget: float) -> float | None:
+    """Its loss after so many FLOPs; None outside of it."""
+    flops, losses = np.log(np.array(curve)).T
+    x = np.log(budget)
+    if not flops[0] <= x <= flops[-1] + 1e-12:
+        return None
+    return float(np.exp(np.interp(x, flops, losses)))
+
+
+def power_law(points: Curve) -> tuple[float, float]:
+    """(a, b) of loss = exp(a) * FLOPs ** b, least squares of the logarithms."""
+    flops, losses = np.log(np.array(points)).T
+    b, a = np.polyfit(flops, losses, 1)
+    return float(a), float(b)
+
+
+def flops_for(fit: tuple[float, float], loss: float) -> float:
+    """Training FLOPs that a power law needs for a loss."""
+    a, b = fit
+    return float(np.exp((np.log(loss) - a) / b))
+
+
+def saving(dense: Curve, sparse: Curve) -> tuple[float, float, float]:
+    """How many times fewer FLOPs sparse attention takes for the same loss.
+
+    Least, geometric mean and most over the losses of the dense frontier that the sparse frontier
+    reaches too; NaN where there is none.
+
+    Read off the frontiers themselves, not off the fits, which would carry it beyond what was
+    measured.
+    """
+    flops, losses = np.log(np.array(sparse)).T
+    falling = np.minimum.accumulate(
+        losses
+    )  # noise may lift a point; a loss once reached is reached
+    ratios = [
+        np.log(budget) - np.interp(-np.log(loss), -falling, flops)
+        for budget, loss in dense
+        if falling[-1] <= np.log(loss) <= falling[0]
+    ]
+    if not ratios:
+        return (float("nan"),) * 3
+    return tuple(float(np.exp(x)) for x in (min(ratios), np.mean(ratios), max(ratios)))

@@ -1,0 +1,134 @@
+"""The page's pictures: curves with the band of their seeds, choices, scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from benchmarks.record import Row
+from flexsparse import VideoTiling
+from train.demo.pictures import COLOURS, QUERY, blank_figure, busiest_tile, save, tile_of_pixel
+
+NAMES = {"dense": "dense", "vsa": "VSA", "bsa": "BSA"}
+
+
+def draw_parity(path: Path, rows: Sequence[Row], data: str) -> None:
+    """Validation loss of each method, by step and by training FLOPs: mean and band of the seeds."""
+    figure = blank_figure(11, 4.4)
+    by_step, by_flops = figure.subplots(1, 2, sharey=True)
+    least, seeds = [], 1
+    for (name, title), colour in zip(NAMES.items(), COLOURS, strict=True):
+        mine = [row for row in rows if row["name"] == name]
+        steps = np.array([step for step, _ in mine[0]["validation"]])[1:]
+        losses = np.array([[loss for _, loss in row["validation"]][1:] for row in mine])
+        flops = steps * (mine[0]["attention_flops"] + mine[0]["other_flops"])
+        for axes, x in ((by_step, steps), (by_flops, flops)):
+            axes.fill_between(x, losses.min(0), losses.max(0), color=colour, alpha=0.2, linewidth=0)
+            axes.plot(x, losses.mean(0), color=colour, linewidth=2, label=title)
+        least.append(losses[:, 0].max())
+        seeds = len(mine)
+    by_step.set(xlabel="training steps", ylabel=f"validation loss, {data}")
+    by_flops.set(xlabel="training FLOPs")
+    by_step.set_title("At equal steps", loc="left")
+    by_flops.set_title("At equal FLOPs", loc="left")
+    by_step.legend(title=f"mean and range of {seeds} seeds", frameon=False)
+    for axes in (by_step, by_flops):
+        _plain(axes)
+    save(figure, path)
+
+
+def draw_curves(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], xlabel: str) -> None:
+    """Validation losses by step, a line for each name."""
+    figure = blank_figure(8, 4.6)
+    axes = figure.subplots()
+    for name, curve in curves.items():
+        axes.plot(*zip(*curve), marker="o", markersize=3.5, linewidth=1.8, label=name)
+    axes.set(xlabel=xlabel, ylabel="validation loss")
+    axes.legend(frameon=False)
+    _plain(axes)
+    save(figure, path)
+
+
+def draw_scaling(
+    path: Path,
+    points: Mapping[str, Sequence[tuple[float, float]]],
+    fits: Mapping[str, tuple[float, float]],
+    title: str,
+) -> None:
+    """Loss against training FLOPs, both logarithmic: curves of all sizes as dots, and the fits.
+
+    Args:
+        points: (FLOPs, loss) of a method, of all sizes and points of their curves.
+        fits: (a, b) of a method, loss = exp(a) * FLOPs ** b.
+    """
+    figure = blank_figure(7.5, 5)
+    axes = figure.subplots()
+    for (name, of_method), colour in zip(points.items(), COLOURS, strict=True):
+        flops, losses = np.array(of_method).T
+        axes.loglog(flops, losses, ".", color=colour, alpha=0.45, markersize=5)
+        a, b = fits[name]
+        span = np.geomspace(flops.min(), flops.max(), 50)
+        label = f"{NAMES[name]}: FLOPs^{b:.3f}"
+        axes.loglog(span, np.exp(a) * span**b, color=colour, linewidth=2, label=label)
+    axes.set(xlabel="training FLOPs", ylabel="validation loss")
+    axes.set_title(title, loc="left")
+    axes.legend(frameon=False)
+    _plain(axes)
+    save(figure, path)
+
+
+def draw_choices(
+    path: Path, clip: np.ndarray, tiling: VideoTiling, maps: Mapping[float, Sequence[Tensor]]
+) -> None:
+    """What the busiest tile of a clip attends to: a row for each layer, a column for each noise.
+
+    A panel has the slices of tiles in time side by side, each by its middle frame; a patch is as
+    bright as the share of heads that chose its tile.
+
+    Args:
+        clip: uint8 [T, H, W, 3].
+        maps: by noise level, layer by layer, who attends to whom: bool [H, n, n].
+    """
+    frames, height, width = clip.shape[:3]
+    grid = tiling.grid
+    t, y, x = (p // v * s for p, v, s in zip(clip.shape, tiling.video, tiling.tile, strict=False))
+    index = tile_of_pixel((frames, height, width), grid, (t, y, x))
+    query = busiest_tile(clip, index)
+    when, down, right = np.unravel_index(query, grid)
+    layers = len(next(iter(maps.values())))
+    wide = grid[0] * width / height
+    figure = blank_figure(1.5 * wide * len(maps) + 0.4, 1.7 * layers + 0.6)
+    panels = figure.subplots(layers, len(maps), squeeze=False)
+    for column, (time, of_layers) in enumerate(maps.items()):
+        for layer, tile_map in enumerate(of_layers):
+            axes = panels[layer][column]
+            share = tile_map[:, query].float().mean(0).numpy()
+            middles = [min(i * t + t // 2, frames - 1) for i in range(grid[0])]
+            lit = [_dimmed(clip[i], share[index[i]]) for i in middles]
+            axes.imshow(np.concatenate(lit, axis=1), interpolation="nearest")
+            corner = (when * width + right * x - 0.5, down * y - 0.5)
+            box = {"edgecolor": QUERY, "facecolor": "none", "linewidth": 2}
+            axes.add_patch(Rectangle(corner, x, y, **box))
+            for cut in range(1, grid[0]):
+                axes.axvline(cut * width - 0.5, color="white", linewidth=1.5)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            if layer == 0:
+                axes.set_title(f"noise {time:g}", loc="left")
+            if column == 0:
+                axes.set_ylabel(f"layer {layer + 1}")
+    save(figure, path)
+
+
+def _dimmed(frame: np.ndarray, share: np.ndarray) -> np.ndarray:
+    return (frame * (0.12 + 0.88 * share[..., None])).astype(np.uint8)
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,140 @@
+"""One training as a row of results: what it is, its curve, what it cost, what its attention did."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from benchmarks.evidence.flops import step_flops
+from benchmarks.evidence.scale import DATA, Scale
+from benchmarks.record import RESULTS, Row, read, write_row
+from models.attention import Slot
+from train.annealing import SparsityConfig
+from train.attention_stats import attention_stats
+from train.log import time_text
+from train.schedules import Constant, Schedule
+from train.titan import default_adamw
+from train.trainer import Trainer
+
+KEY = ("experiment", "scale", "data", "name", "seed", "steps")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one training is, beside its scale and its number of steps."""
+
+    experiment: str
+    data: str
+    name: str
+    attention: Slot
+    seed: int = 0
+    schedule: Schedule = Constant()
+    initial: Path | None = None
+    """A checkpoint's step-N whose weights it starts from, to train at a quarter of the rate."""
+
+    def row(self, scale: Scale, steps: int) -> Row:
+        """What names it among the results."""
+        return dict(zip(KEY, (self.experiment, scale.name, self.data, self.name, self.seed, steps)))
+
+
+def all_of(runs: Iterable[Run], scale: Scale, steps: int, out: Path, results: Path) -> list[Row]:
+    """The rows of all; what `results` has of this commit's configs is not trained again.
+
+    Each run saves itself in a folder under `out` when it is done, and one that was cut off starts
+    anew. A line tells of each when it is done, with the time that the rest will take.
+    """
+    todo, rows, spent = list(runs), [], []
+    for data in dict.fromkeys(run.data for run in todo):
+        DATA[data].prepare(scale)
+    known = {tuple(row[k] for k in KEY): row for row in read("evidence", results)}
+    for number, run in enumerate(todo, start=1):
+        row = known.get(tuple(run.row(scale, steps).values()))
+        if row is None:
+            begin = time.monotonic()
+            row = train_run(run, scale, steps, out, results)
+            spent.append(time.monotonic() - begin)
+            left = sum(tuple(r.row(scale, steps).values()) not in known for r in todo[number:]) * (
+                sum(spent) / len(spent)
+            )
+            print(
+                f"{number}/{len(todo)} {run.data} {run.name} seed {run.seed}: validation loss "
+                f"{row['validation'][-1][1]:.4f}, {time_text(spent[-1])}, {time_text(left)} left",
+                flush=True,
+            )
+        rows.append(row)
+    return rows
+
+
+def folder_of(run: Run, scale: Scale, steps: int, out: Path) -> Path:
+    """Where it trains, and leaves its checkpoint."""
+    name = f"{run.data}-{run.name}-{run.seed}-{steps}".replace(" ", "-")
+    return out / scale.name / run.experiment / name
+
+
+def config_of(run: Run, scale: Scale, steps: int, out: Path) -> Trainer.Config:
+    """What `Trainer` trains for it, for `steps`. Its schedule is kept to the letter: the dense
+    kernel does not step in where it would be faster."""
+    folder = folder_of(run, scale, steps, out)
+    config = scale.trainer(run.attention, run.data, seed=run.seed, steps=steps, folder=folder)
+    config.sparsity = SparsityConfig(schedule=run.schedule, break_even=0.0)
+    if run.initial is not None:
+        config.checkpoint = replace(config.checkpoint, initial_load_path=str(run.initial))
+        config.optimizer = default_adamw(lr=scale.lr / 4)
+    return config
+
+
+def train_run(run: Run, scale: Scale, steps: int, out: Path, results: Path) -> Row:
+    """Train it, and append its row to ``results/evidence.jsonl``."""
+    trainer = config_of(run, scale, steps, out).build()
+    try:
+        history = trainer.train()
+        told = told_of(trainer)
+    finally:
+        trainer.close()
+    if history.validation[-1][0] != steps:
+        raise KeyboardInterrupt  # told to stop: what it has is saved, but no result
+    found: dict[str, Any] = dict(
+        validation=[[step, round(loss, 6)] for step, loss in history.validation],
+        losses=[round(record.loss, 5) for record in history.steps],
+        seconds=round(sum(record.seconds for record in history.steps), 1),
+        **told,
+    )
+    row = run.row(scale, steps)
+    return write_row("evidence", trainer.device.type, results=results, **row, **found)
+
+
+def told_of(trainer: Trainer) -> dict[str, Any]:
+    """Size, FLOPs and sparsity of a trained model; the last as measured on a held-out clip."""
+    assert trainer.validator is not None
+    with trainer.averaged() as model:
+        layers = attention_stats(model, *trainer.validator.noisy())
+    flops = step_flops(trainer.config)
+    clips = trainer.config.training.global_batch_size
+    return dict(
+        parameters=flops.parameters,
+        tokens=trainer.tokens,
+        sparsity=[round(layer.sparsity, 4) for layer in layers],
+        attention_flops=sum(layer.flops for layer in layers) * clips,
+        other_flops=flops.other * clips,
+    )
+
+
+def parser(description: str | None, **data: Any) -> argparse.ArgumentParser:
+    """What all experiments may be told; `data` are the options of --data."""
+    found = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    found.add_argument("--data", choices=sorted(DATA), **(data or {"default": "doom"}))
+    found.add_argument("--out", type=Path, default=Path("out/evidence"), help="where runs go")
+    found.add_argument("--results", type=Path, default=RESULTS, help="where rows go")
+    return found
+
+
+def leave() -> None:
+    """End the world of one process that the trainers shared."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,113 @@
+"""Attention that only ablations want, made of flexsparse's parts: what a slot of your own takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import flexsparse.nn
+from flexsparse import VideoTiling, flex_attention, prune_queries
+from flexsparse.block_mask import tile_block_mask
+from flexsparse.coarse import coarse_attention
+from flexsparse.gates import combine
+from flexsparse.nn import Choice
+from flexsparse.selection import coarse_scores
+from flexsparse.windows import fit_window
+from models.attention import BSA, VSA
+
+
+@dataclass(frozen=True)
+class MaxPooledVSA(VSA):
+    """VSA whose tiles are known by the largest value of each channel in place of the mean."""
+
+    def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module:
+        assert tiling is not None, "an ablation has one grid"
+        return _MaxPooled(dim, num_heads, self.top_k_for(tiling), adapt=self.adapt)
+
+
+@dataclass(frozen=True)
+class UngatedVSA(VSA):
+    """VSA whose coarse and fine output are added as they are."""
+
+    def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module:
+        assert tiling is not None, "an ablation has one grid"
+        return _Ungated(dim, num_heads, self.top_k_for(tiling), gates=False)
+
+
+@dataclass(frozen=True)
+class ZeroFillBSA(BSA):
+    """BSA in which the output of a pruned query is zero: its token keeps what it was."""
+
+    def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module:
+        assert tiling is not None, "an ablation has one grid"
+        return _ZeroFill(self.rule_for(tiling), keep=self.keep, window=self.window)
+
+
+class _MaxPooled(flexsparse.nn.VSA):
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gate_coarse: Tensor | None = None,
+        gate_fine: Tensor | None = None,
+        *,
+        tiling: VideoTiling,
+        text_lengths: Tensor | None = None,
+    ) -> Tensor:
+        assert gate_coarse is not None, "built with gates"
+        q, k, v = (tiling.zero_padding(x) for x in (q, k, v))
+        mask = tile_block_mask(self._tile_map(q, k, tiling), tiling)
+        fine = flex_attention(q, k, v, block_mask=mask)
+        coarse = coarse_attention(*(pool_max(x, tiling) for x in (q, k, v)))
+        return combine(fine, coarse, gate_coarse, gate_fine, tiling)
+
+    @torch.no_grad()
+    def choose(self, q: Tensor, k: Tensor, tiling: VideoTiling) -> Choice:
+        valid = tiling.valid(q.device).expand(*q.shape[:2], -1)
+        return Choice(self._tile_map(q, k, tiling), valid, None)
+
+    @torch.no_grad()
+    def _tile_map(self, q: Tensor, k: Tensor, tiling: VideoTiling) -> Tensor:
+        scores = coarse_scores(*(pool_max(y, tiling) for y in (q, k)))
+        chosen = scores.topk(self.kv_rule, sorted=False).indices
+        return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, chosen, True)
+
+
+class _Ungated(flexsparse.nn.VSA):
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gate_coarse: Tensor | None = None,
+        gate_fine: Tensor | None = None,
+        *,
+        tiling: VideoTiling,
+        text_lengths: Tensor | None = None,
+    ) -> Tensor:
+        return super().attend(q, k, v, torch.ones_like(v), tiling=tiling)
+
+
+class _ZeroFill(flexsparse.nn.BSA):
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        tiling: VideoTiling,
+        text_lengths: Tensor | None = None,
+    ) -> Tensor:
+        window = fit_window(self.window, tiling)
+        kept = prune_queries(q.detach(), tiling, keep=self.keep, window=window)
+        return super().attend(q, k, v, tiling=tiling) * kept.mask[..., None]
+
+
+def pool_max(x: Tensor, tiling: VideoTiling) -> Tensor:
+    """The largest of each channel over the valid rows of each tile: [B, H, n, D], fp32."""
+    hidden = ~tiling.valid(x.device)[:, None]
+    tiles = x.masked_fill(hidden, -torch.inf).unflatten(-2, (tiling.num_tiles, tiling.rows))
+    return tiles.amax(-2).float()

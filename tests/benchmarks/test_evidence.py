@@ -1,0 +1,165 @@
+"""The evidence's arithmetic against what is known of it, and a whole experiment in small."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from laws import tilings
+
+from benchmarks import report
+from benchmarks.evidence import ablations, adaptation, frontier, parity, scale, selection
+from benchmarks.evidence.flops import step_flops
+from benchmarks.evidence.page import NONE, SECTIONS
+from benchmarks.evidence.recall import best, held, tile_mass
+from benchmarks.evidence.slots import MaxPooledVSA, UngatedVSA, ZeroFillBSA, pool_max
+from flexsparse import VideoTiling, prune_queries
+from flexsparse.reference import tile_of_token
+from models.attention import BSA, VSA, Dense
+
+LAW = 5.0, -0.25
+
+
+def law(flops, factor=1.0):
+    return math.exp(LAW[0]) * (flops * factor) ** LAW[1]
+
+
+def test_a_power_law_and_its_saving_are_found_again():
+    budgets = [1e9 * 2**i for i in range(8)]
+    dense = [(c, law(c)) for c in budgets]
+    assert frontier.power_law(dense) == pytest.approx(LAW)
+    sparse = [(c, law(c, 2.5)) for c in budgets]
+    assert frontier.saving(dense, sparse) == pytest.approx((2.5,) * 3)
+    never = [(c, 2 * law(budgets[0])) for c in budgets]
+    assert all(math.isnan(x) for x in frontier.saving(dense, never))
+
+
+def test_the_frontier_is_the_better_size_where_there_is_one():
+    small, large = [(1.0, 4.0), (100.0, 2.0)], [(10.0, 5.0), (1000.0, 1.0)]
+    found = dict(frontier.frontier([small, large], [0.5, 1, 10, 100, 1000, 2000]))
+    assert found.keys() == {1, 10, 100, 1000}
+    assert found[10] == pytest.approx(math.sqrt(8)) and found[1000] == pytest.approx(1)
+
+
+@given(tilings(max_side=6), st.integers(0, 2**31), st.integers(1, 20))
+def test_mass_is_what_a_plain_softmax_gives_each_tile(tiling, seed, top_k):
+    generator = torch.Generator().manual_seed(seed)
+    q, k = torch.randn(2, 1, 2, tiling.tokens, 16, generator=generator).double()
+    weights = (q @ k.mT / 4).softmax(-1)
+    tiles = torch.nn.functional.one_hot(tile_of_token(tiling.video, tiling.tile)).double()
+    exact = tiles.T @ (weights @ tiles) / tiles.sum(0)[:, None]
+    mass = tile_mass(*(tiling.to_tiles(x) for x in (q, k)), tiling)
+    torch.testing.assert_close(mass.double(), exact, rtol=1e-5, atol=1e-6)
+    n = tiling.num_tiles
+    chosen = torch.rand(1, 2, n, n, generator=generator).argsort(-1) < min(top_k, n)
+    assert (held(mass, chosen) <= best(mass, chosen) + 1e-6).all()
+    everything = torch.ones_like(chosen)
+    assert held(mass, everything).sub(1).abs().max() < 1e-5
+
+
+@given(tilings(max_side=6), st.integers(0, 2**31))
+def test_pool_max_sees_valid_rows_alone(tiling, seed):
+    x = torch.randn(1, 1, tiling.tokens, 8, generator=torch.Generator().manual_seed(seed))
+    of = tile_of_token(tiling.video, tiling.tile)
+    exact = torch.stack([x[0, 0, of == i].amax(0) for i in range(tiling.num_tiles)])
+    tiled = torch.where(tiling.valid()[:, None], tiling.to_tiles(x), torch.inf)
+    assert torch.equal(pool_max(tiled, tiling)[0, 0], exact)
+
+
+@pytest.mark.parametrize("slot", [MaxPooledVSA(sparsity=0), UngatedVSA(sparsity=0)])
+def test_with_all_tiles_the_fine_stage_is_dense_attention(slot):
+    tiling = VideoTiling((4, 6, 9))
+    x, q, k, v = layer_inputs(tiling)
+    layer = slot.build(32, 2, tiling)
+    everything = VSA(sparsity=0).build(32, 2, tiling)
+    everything.load_state_dict(layer.state_dict() or everything.state_dict())
+    if isinstance(slot, UngatedVSA):
+        with torch.no_grad():
+            for gate in (everything.gate_coarse, everything.gate_fine):
+                gate.weight.zero_(), gate.bias.fill_(1)
+        expected = everything(x, q, k, v, tiling)
+    else:  # its coarse stage pools otherwise
+        with torch.no_grad():
+            for module in (layer, everything):
+                module.gate_coarse.weight.zero_(), module.gate_coarse.bias.zero_()
+        expected = everything(x, q, k, v, tiling)
+    torch.testing.assert_close(layer(x, q, k, v, tiling), expected)
+
+
+def layer_inputs(tiling):
+    torch.manual_seed(0)
+    x = torch.randn(1, tiling.tokens, 32)
+    return [tiling.to_tiles(y) for y in (x, *torch.randn(3, 1, 2, tiling.tokens, 16))]
+
+
+def test_zero_fill_leaves_pruned_queries_without_output():
+    tiling = VideoTiling((4, 8, 8))
+    x, q, k, v = layer_inputs(tiling)
+    filled, nearest = (
+        kind(sparsity=0.5, keep=0.5).build(32, 2, tiling)(x, q, k, v, tiling)
+        for kind in (ZeroFillBSA, BSA)
+    )
+    stays = prune_queries(q, tiling, keep=0.5, window=(2, 2, 2)).mask
+    assert torch.equal(filled[stays], nearest[stays]) and not filled[~stays].any()
+
+
+def test_flops_are_six_for_each_weight_and_token_and_gates_count():
+    model = replace(scale.CPU.model, video=(4, 16, 32), layers=3)
+    here = replace(scale.CPU, model=model)
+    dense, vsa = (
+        step_flops(here.trainer(slot, "doom", seed=0, steps=16, folder=Path()))
+        for slot in (Dense(), VSA(sparsity=0.5))
+    )
+    gates = 2 * model.layers * model.dim**2
+    assert vsa.parameters - dense.parameters == gates + 2 * model.layers * model.dim
+    tokens = math.prod(model.grid)  # whole tiles: no padding
+    assert vsa.other - dense.other == 6 * tokens * gates
+    in_rows = model.layers * (4 * model.dim**2 + 2 * model.dim * model.ffn + 2 * model.dim**2)
+    assert dense.other > 6 * tokens * in_rows
+
+
+def test_schedules_of_adaptation_reach_their_target_at_half():
+    n = adaptation.VSA_TARGET.tiling(scale.CPU.model.grid).num_tiles
+    for steps in (64, 256, 1000):
+        falling, rising = adaptation.falling(scale.CPU, steps), adaptation.rising(steps)
+        assert falling.tiles(0, n, 6) is None and falling.tiles(steps // 2, n, 6) == 6
+        assert falling.tiles(steps // 4, n, 6) > 6
+        target = n * (1 - adaptation.BSA_TARGET.sparsity)
+        assert rising.tiles(steps // 2, n, target) == target
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A scale of seconds, on moving digits."""
+    model = replace(scale.CPU.model, video=(4, 32, 32), dim=32, heads=2, layers=1, ffn=32)
+    return replace(scale.CPU, name="tiny", model=model, fps=0, warmup=2, validation_clips=2)
+
+
+def test_the_experiments_run_and_are_not_run_twice(tiny, tmp_path, monkeypatch, capsys):
+    digits = scale.Source(lambda scale: None, lambda scale: dict(source="digits"))
+    monkeypatch.setitem(scale.DATA, "digits", digits)
+    for module in (parity, ablations, adaptation, selection):
+        monkeypatch.setattr(module, "here", lambda: tiny)
+    given = ["--data", "digits", "--steps", "16", "--out", str(tmp_path / "out")]
+    given += ["--results", str(tmp_path)]
+    parity.main([*given, "--seeds", "2"])
+    assert capsys.readouterr().out.count("validation loss") == 6
+    parity.main([*given, "--seeds", "2"])
+    assert capsys.readouterr().out.count("validation loss") == 0
+    adaptation.main(given)
+    ablations.main([*given, "--only", "fill", "gates"])
+    selection.main([*given, "--images", str(tmp_path)])
+    for name, make in SECTIONS.items():
+        made = make(tmp_path, tmp_path)
+        assert (made != NONE) == (name != "scaling"), name
+    assert len(list(tmp_path.glob("*.png"))) == 4
+
+
+def test_the_page_is_what_the_results_make_of_it(tmp_path):
+    text = report.EVIDENCE.read_text()
+    assert report.render(text, sections=report.evidence(tmp_path)) == text, "run benchmarks.report"
+    for picture in tmp_path.glob("*.png"):
+        assert (report.IMAGES / picture.name).is_file()
