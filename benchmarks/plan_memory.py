@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _start(case: list[str], processes: int, results: Path) -> None:
+def _start(case: Sequence[str], processes: int, results: Path) -> None:
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]

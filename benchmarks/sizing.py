@@ -32,10 +32,13 @@ HEAD = [
 def table() -> str:
     lines = [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
     for run, sizes in CASES:
+        traces = None
         for gpus, replicas in sizes:
             config = run()
             config.parallel.replicas = replicas
-            lines.append(f"| {' | '.join(cells(run.__name__, plan(config, gpus)))} |")
+            found = plan(config, gpus, traces=traces)
+            traces = found.traces
+            lines.append(f"| {' | '.join(cells(run.__name__, found))} |")
     return "\n".join(lines)
 
 

@@ -32,8 +32,10 @@ def test_the_sizing_table_is_the_formula():
 
 def test_the_table_of_measured_peaks_is_the_latest_rows():
     assert between("plan_memory") == plan_memory.table()
-    for row in plan_memory.read("plan_memory"):
-        assert row["states"] == row["states_of_tensors"]
+    rows = plan_memory.read("plan_memory")
+    assert all(row["states"] == row["states_of_tensors"] for row in rows)
+    ratios = [row["measured"] / row["planned"] for row in rows]
+    assert f"{min(ratios):.2f} to {max(ratios):.2f} of the plan" in PAGE
 
 
 @pytest.mark.parametrize("command", commands(), ids=lambda words: " ".join(words[:3]))

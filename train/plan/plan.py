@@ -74,8 +74,15 @@ class Plan:
         return self.states.total + self.gathered + self.activations(mode)
 
 
-def plan(config: Any, processes: int, device_type: str = "cuda") -> Plan:
+def plan(
+    config: Any,
+    processes: int,
+    device_type: str = "cuda",
+    traces: dict[Mode, Trace] | None = None,
+) -> Plan:
     """What a config takes on so many processes of a kind of device.
+
+    `traces` of another plan, if all but the processes is the same, spare the time to make them.
 
     Raises:
         ValueError: replicas, shards and batch sizes that do not make up the processes, or a model
@@ -106,7 +113,7 @@ def plan(config: Any, processes: int, device_type: str = "cuda") -> Plan:
         tokens=model.tokens,
         rows=rows,
         attention=(forward, both),
-        traces={mode: trace(config, mode, dtype) for mode in get_args(Mode)},
+        traces=traces or {mode: trace(config, mode, dtype) for mode in get_args(Mode)},
         states=states(model, config, layout.owners),
         gathered=gathered(model, dtype.itemsize),
         traffic=traffic(
