@@ -29,12 +29,15 @@ class LayerStats:
         sparsity: the share of the products of dense attention that the kernels leave out, of tiles
             and of the rows that stand for their queries, as `attention_cost` counts it.
         flops: of attention for a clip, forward and backward, see `flexsparse.flops`.
+        chosen: what the tile in the middle of the video attends to, uint8 [B, H, T, H, W]: 1 for a
+            token of those tiles, 2 for its own tokens; None for dense attention.
     """
 
     admitted: Tensor | None
     kept: Tensor | None
     sparsity: float
     flops: int
+    chosen: Tensor | None = None
 
     @property
     def mean_admitted(self) -> float | None:
@@ -98,7 +101,19 @@ def layer_stats(
     )
     kept = tiling.from_tiles(choice.kept.unsqueeze(-1)).bool().cpu()
     kept = kept.unflatten(2, tiling.video).squeeze(-1)
-    return LayerStats(admitted, kept, 1 - mean / tiling.num_tiles * rows_share, cost)
+    sparsity = 1 - mean / tiling.num_tiles * rows_share
+    return LayerStats(admitted, kept, sparsity, cost, chosen_by_middle(choice.tile_map, tiling))
+
+
+def chosen_by_middle(tile_map: Tensor, tiling: VideoTiling) -> Tensor:
+    """`LayerStats.chosen` of who attends to whom, bool [B, H, n, n]."""
+    _, rows, columns = tiling.grid
+    t, h, w = (size // 2 for size in tiling.grid)
+    middle = (t * rows + h) * columns + w
+    of_tiles = tile_map[:, :, middle].byte()
+    of_tiles[..., middle] = 2
+    of_tokens = tiling.from_tiles(of_tiles.repeat_interleave(tiling.rows, -1).unsqueeze(-1))
+    return of_tokens.squeeze(-1).unflatten(2, tiling.video).cpu()
 
 
 def choice_of(

@@ -42,8 +42,9 @@ class Metrics(MetricsProcessor):
     def attention(self, layers: Sequence[LayerStats], clips: Tensor, step: int) -> None:
         """Log what each layer did to the first of the clips [B, C, T, H, W].
 
-        Curves for all; the key tiles of each query tile as a histogram where they are chosen, and
-        the queries that stay as an image where some do not.
+        Curves for all; where they are chosen, the key tiles of each query tile as a histogram and
+        those of the tile in the middle as an image; and the queries that stay as an image where
+        some do not.
         """
         curves = {}
         for i, layer in enumerate(layers):
@@ -56,6 +57,9 @@ class Metrics(MetricsProcessor):
                     name = f"attention/layer{i}"
                     if layer.admitted is not None:
                         writer.add_histogram(f"{name}/admitted_tiles", layer.admitted, step)
+                    if layer.chosen is not None:
+                        image = chosen_tiles(clips[0], layer.chosen[0])
+                        writer.add_image(f"{name}/chosen_tiles", image, step)
                     if layer.kept is not None and not layer.kept.all():
                         image = kept_queries(clips[0], layer.kept[0])
                         writer.add_image(f"{name}/kept_queries", image, step)
@@ -105,6 +109,24 @@ def kept_queries(clip: Tensor, kept: Tensor, heads: int = 4) -> Tensor:
     frame = film_strip(clip[None, :, middle : middle + 1])
     lit = kept_pixels(kept[:heads], (clip.shape[1], clip.shape[2], clip.shape[3]))[:, middle]
     return torch.where(lit[:, None], frame, DARK * frame).permute(1, 2, 0, 3).flatten(2)
+
+
+def chosen_tiles(clip: Tensor, chosen: Tensor, heads: int = 4) -> Tensor:
+    """Frames of a clip [C, T, H, W] in [-1, 1], a row for each of the first heads.
+
+    Pixels outside the chosen tiles are dark, those of the tile that chose them are green; `chosen`
+    as of `LayerStats`, of one clip. Of a latent, three channels. Returns an image
+    [3, heads * H, frames * W] in [0, 1].
+    """
+    heads = min(heads, len(chosen))
+    of_pixels = kept_pixels(chosen[:heads], (clip.shape[1], clip.shape[2], clip.shape[3]))
+    frames, lit, own = (
+        film_strip(x.expand(heads, -1, -1, -1, -1) if x is clip else 2 * x.unsqueeze(1) - 1)
+        for x in (clip, (of_pixels == 1).float(), (of_pixels == 2).float())
+    )
+    green = torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1)
+    shown = torch.where(lit > 0, frames, DARK * frames)
+    return torch.where(own > 0, (frames + green) / 2, shown)
 
 
 def attention_cost(model: nn.Module, top_k: float | None) -> dict[str, float]:

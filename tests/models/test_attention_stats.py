@@ -13,6 +13,7 @@ from small_dit import draw_batch, small_model
 from flexsparse import Threshold, TopK, VideoTiling, prune_queries
 from flexsparse.bsa import bsa_tile_map
 from flexsparse.flops import attention_flops
+from flexsparse.reference import tile_of_token
 from flexsparse.vsa import vsa_tile_map
 from models.attention import BSA, VSA, Dense
 from models.wan import debug
@@ -78,9 +79,14 @@ def test_vsa_keeps_every_query_and_dense_attention_chooses_nothing():
         assert torch.equal(stats.admitted, tile_map.sum(-1)) and (stats.admitted == 3).all()
         assert stats.kept.all() and stats.share_kept == 1 and stats.mean_admitted == 3
         assert stats.kept.shape == (2, 2, 3, 6, 10)
+        of_token = tile_of_token((3, 6, 10), (2, 4, 4))
+        own = of_token[(1 * 2 + 1) * 3 + 1 == of_token][0]  # of 2 x 2 x 3 tiles the middle one
+        attended = tile_map[:, :, own][..., of_token]
+        expected = torch.where(of_token == own, 2, attended.byte()).unflatten(2, (3, 6, 10))
+        assert torch.equal(stats.chosen, expected)
     model = small_model((3, 6, 10), Dense())
     for stats in attention_stats(model, *draw_batch(model.config)):
-        assert stats.admitted is stats.kept is stats.mean_admitted is None
+        assert stats.admitted is stats.kept is stats.mean_admitted is stats.chosen is None
         assert stats.sparsity == 0 and stats.flops == attention_flops(180, 2, 16, backward=True)
 
 

@@ -12,7 +12,7 @@ from flexsparse import Threshold
 from models.attention import BSA, Dense
 from train.attention_stats import attention_stats, kept_pixels
 from train.checkpoint import Checkpointer
-from train.metrics import DARK, Metrics, film_strip, kept_queries
+from train.metrics import DARK, Metrics, chosen_tiles, film_strip, kept_queries
 from train.validation import Validator
 
 PRUNING = BSA(kv=Threshold(2.0), window=(1, 2, 2), tile=(1, 2, 2))
@@ -37,6 +37,22 @@ def test_the_dark_pixels_are_those_of_dropped_tokens(data):
         shown, bright = image[:, :, head], lit[head, size[0] // 2]
         assert torch.equal(shown[:, bright], frame[:, bright])
         assert torch.equal(shown[:, ~bright], DARK * frame[:, ~bright])
+
+
+@given(seeds)
+def test_chosen_tiles_are_bright_their_chooser_green_and_all_else_dark(seed):
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(0, 3, (3, 4, 2, 3), generator=generator, dtype=torch.uint8)
+    clip = torch.rand(5, 4, 4, 6, generator=generator)
+    image = chosen_tiles(clip, chosen, heads=2).unflatten(2, (4, 6)).unflatten(1, (2, 4))
+    for head in range(2):
+        for t in range(4):
+            of_pixels = chosen[head, t].repeat_interleave(2, 0).repeat_interleave(2, 1)
+            frame, shown = (clip[:3, t] + 1) / 2, image[:, head, :, t]
+            assert torch.equal(shown[:, of_pixels == 1], frame[:, of_pixels == 1])
+            assert torch.equal(shown[:, of_pixels == 0], DARK * frame[:, of_pixels == 0])
+            own = shown[:, of_pixels == 2] - frame[:, of_pixels == 2] / 2
+            assert torch.allclose(own[1], torch.tensor(0.5)) and not own[::2].any()
 
 
 def config(folder, attention=PRUNING, **changes):
@@ -93,6 +109,7 @@ def test_tensorboard_has_what_each_layer_did(tmp_path):
         assert histogram.sum == layer.admitted.sum()
         image = board.Images(f"{name}/kept_queries")[-1]
         assert (image.height, image.width) == (32, 2 * 32)
+        assert board.Images(f"{name}/chosen_tiles")[-1].height == 2 * 32
 
 
 def test_where_nothing_is_chosen_curves_are_all(tmp_path):
