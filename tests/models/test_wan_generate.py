@@ -12,7 +12,7 @@ from wan_generation import generate, pipeline, refused  # noqa: F401  # a fixtur
 
 from models.wan.generate.clip import decode, load_vae
 
-SPARSE = [("dense",), ("vsa", "--top-k", "4"), ("bsa", "--sparsity", "0.5", "--tile", "fit")]
+SPARSE = [("dense",), ("vsa", "--top-k", "2"), ("bsa", "--sparsity", "0.5", "--tile", "fit")]
 
 
 def read(path):

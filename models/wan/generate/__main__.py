@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.wan.checkpoint import compute_dtypes, load, read_config
-from models.wan.generate.attention import slot_for
+from models.wan.generate.attention import config_for
 from models.wan.generate.clip import load_vae, write_clip
 from models.wan.generate.clock import Clock
 from models.wan.generate.options import check, out_paths, parse, shift_of
@@ -52,9 +51,8 @@ def run(o: argparse.Namespace) -> Clock:
             vae = load_vae(
                 o.vae or o.checkpoint / "vae", device, torch.float32, config.out_channels
             )
-        config = replace(config, attention=slot_for(o))
         options: Any = dict(device=device, dtype=compute_dtypes(dtype), drop_gates=o.drop_gates)
-        model = load(config, o.checkpoint, **options).eval()
+        model = load(config_for(o, config), o.checkpoint, **options).eval()
     if o.compile:
         compile_blocks(model)
     for size, row in zip(o.size, paths):

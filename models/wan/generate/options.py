@@ -96,6 +96,7 @@ def check(o: argparse.Namespace, config: WanConfig) -> None:
         tiling = o.slot.tiling(config.grid_of(latent_size(size)))
         if tiling is not None:
             o.slot.q_rows_for(tiling)
+    attention.check_top_k(o, config)
     if not 0 <= o.dense_layers <= config.layers:
         raise ValueError(f"--dense-layers {o.dense_layers}: the model has {config.layers}")
     if o.steps < 1 or not 0 <= o.dense_steps <= o.steps:
