@@ -130,6 +130,40 @@ def test_embeddings_that_do_not_fit_are_named(pipeline, tmp_path, capsys):  # no
     assert "is no safetensors file" in refused(capsys, pipeline, tmp_path / "a.mp4", *options)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_clip_that_is_not_finite_is_an_error(pipeline, tmp_path, capsys, dtype):  # noqa: F811
+    """It would be black. What overflows in fp16 is finite in fp32."""
+    shutil.copytree(pipeline, broken := tmp_path / "broken")
+    file = broken / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    key = "blocks.1.ffn.net.2.bias"
+    weights[key] = weights[key] + (6e4 if dtype == "float16" else torch.nan)
+    weights["blocks.1.scale_shift_table"] = weights["blocks.1.scale_shift_table"] + 2.0
+    save_file(weights, file)
+    given = "--checkpoint", str(broken), "--dtype", dtype, "--guidance", "1"
+    assert generate(pipeline, tmp_path / "a.mp4", *given) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"velocity is not finite in {dtype}" in said and not (tmp_path / "a.mp4").exists()
+    if dtype == "float16":
+        assert "noise level 0.999 " in said and "give --dtype bfloat16 or float32" in said
+        assert generate(pipeline, tmp_path / "b.safetensors", *given, "--dtype", "float32") == 0
+    else:
+        assert "nor are 1 of its weights, layers.1.ffn.2.bias first" in said
+
+
+def test_a_picture_that_is_not_finite_is_an_error(pipeline, tmp_path, capsys):  # noqa: F811
+    shutil.copytree(pipeline / "vae", tmp_path / "vae")
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    save_file(
+        weights | {"decoder.conv_in.bias": torch.full((4,), torch.nan)}, file, {"format": "pt"}
+    )
+    assert generate(pipeline, tmp_path / "a.mp4", "--vae", str(tmp_path / "vae")) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the VAE's pixels are not finite" in said and "its latent is in" in said
+    assert not (tmp_path / "a.mp4").exists() and read(tmp_path / "a.latent.safetensors").ndim == 4
+
+
 def test_a_vae_that_does_not_fit_and_wan_2_2_are_refused(pipeline, tmp_path, capsys):  # noqa: F811
     sizes = dict(base_dim=4, z_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1, attn_scales=[])
     eight = dict(latents_mean=[0.0] * 8, latents_std=[1.0] * 8)
