@@ -38,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(o: argparse.Namespace) -> Clock:
     """Make all clips; returns the seconds that each part took."""
-    device, dtype = torch.device(o.device), getattr(torch, o.dtype)
-    clock = Clock(device)
     config = read_config(o.checkpoint)
     check(o, config)
+    device, dtype = torch.device(o.device), getattr(torch, o.dtype)
+    clock = Clock(device)
     with clock.part("text"):
         prompts = read_prompts(o.prompt_embeds, config.text_dim, o.guidance)
     paths = out_paths(o.out, o.size, len(prompts))

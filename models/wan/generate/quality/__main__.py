@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(o: argparse.Namespace) -> Quality:
     """Write the report; returns what it is made of. The clips are those that
     `models.wan.generate` makes with the same options."""
-    device = torch.device(o.device)
     config = read_config(o.checkpoint)
     check(o, config)
+    device = torch.device(o.device)
     size, shift = latent_size(o.size[0]), shift_of(o, o.size[0])
     attention = describe(o, config.grid_of(size))
     prompt = read_prompt(o, config.text_dim)
