@@ -1,6 +1,7 @@
 """Wan's generation from end to end."""
 
 import shutil
+from types import SimpleNamespace
 
 import av
 import pytest
@@ -10,13 +11,20 @@ from laws import assert_accurate
 from safetensors.torch import load_file, save_file
 from wan_generation import generate, pipeline, refused  # noqa: F401  # a fixture
 
+from models.wan.generate.__main__ import run
 from models.wan.generate.clip import decode, load_vae
+from models.wan.generate.options import parse
 
 SPARSE = [("dense",), ("vsa", "--top-k", "2"), ("bsa", "--sparsity", "0.5", "--tile", "fit")]
 
 
 def read(path):
     return load_file(path)["latent"]
+
+
+def parts_of(said):
+    """Of the table of seconds, in its order."""
+    return [line.rsplit(None, 2)[0] for line in said.splitlines() if line.endswith(" s")]
 
 
 def frames_of(path):
@@ -33,8 +41,7 @@ def test_a_checkpoint_becomes_a_clip(pipeline, tmp_path, capsys, attention):  # 
     frames = frames_of(tmp_path / "a" / "clip.mp4")
     assert len(frames) == 9 and frames[0].shape == (48, 80, 3)
     said = capsys.readouterr().out
-    for part in ("text", "loading", "DiT", "of which attention", "VAE", "writing"):
-        assert any(line.startswith(part) and line.endswith(" s") for line in said.splitlines())
+    assert parts_of(said) == ["text", "loading", "DiT", "of which attention", "VAE", "writing"]
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["clip.mp4"]
 
 
@@ -77,7 +84,35 @@ def test_compiled_it_is_the_same_and_names_the_time_of_attention(pipeline, tmp_p
     eager, compiled = (read(tmp_path / f"{name}.safetensors") for name in ("eager", "compiled"))
     generate(pipeline, tmp_path / "exact.safetensors", *options, "--dtype", "float64")
     assert_accurate([compiled], [[eager]], [read(tmp_path / "exact.safetensors").double()])
-    assert "of which attention (a layer by itself)" in capsys.readouterr().out
+    compiled = "of which first steps (compilation)", "of which attention (a layer by itself)"
+    begin, end = ["text", "loading", "DiT"], ["writing"]
+    plain = [*begin, "of which attention", *end]
+    assert parts_of(capsys.readouterr().out) == plain + [*begin, *compiled, *end] + plain
+
+
+def test_the_steps_that_compile_are_counted_apart(pipeline, tmp_path, monkeypatch):  # noqa: F811
+    """At each size the first step, and the first sparse one after --dense-steps."""
+    now = [0]
+
+    def sample(model, noise, *texts, steps, dense_steps, each, start, **options):
+        begin = 0 if start is None else 1
+        for step in range(steps - begin):
+            each(step, steps - begin)
+            now[0] += 10 if step == 0 or begin + step == dense_steps else 1
+        return noise
+
+    here = "models.wan.generate"
+    monkeypatch.setattr(f"{here}.clock.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(f"{here}.__main__.sample", sample)
+    for name in ("compile_blocks", "attention_alone"):
+        monkeypatch.setattr(f"{here}.__main__.{name}", lambda *args: None)
+    paths = "--checkpoint", str(pipeline), "--prompt-embeds", str(pipeline / "two.safetensors")
+    given = "--size", "9x48x80", "--draft", "32x48", "--attention", "vsa", "--steps", "4"
+    for dense, steps, first in ((0, 2 * (13 + 12), 20), (2, 2 * (22 + 21), 40)):
+        more = "--dense-steps", str(dense), "--out", str(tmp_path / f"{dense}.safetensors")
+        seconds = run(parse([*paths, *given, *more, "--compile"])).seconds
+        assert seconds["DiT"] == steps
+        assert seconds["of which first steps (compilation)"] == first
 
 
 def test_what_cannot_be_is_refused_before_any_work(pipeline, tmp_path, capsys, monkeypatch):  # noqa: F811
