@@ -29,11 +29,16 @@ def format_of(weights: Weights) -> Format:
 
 def sizes_of(weights: Weights, format: Format) -> dict[str, Any]:
     """Fields of a WanConfig, of which shapes and `config.json` must say the same; CheckpointError
-    if they don't, or if `config.json` says what no Wan has."""
-    if unlike := formats.unlike_wan(weights.json):
-        words = ", ".join(f"{k} {json.dumps(v)}" for k, v in unlike.items())
+    if they don't, or if `config.json` says what no Wan has, or no number where one is due."""
+    if wrong := formats.unreadable(weights.json):
         raise CheckpointError(
-            f"{weights.path}: config.json has {words}: no model of Wan 2.1's is so, and none here"
+            f"{weights.path}: config.json has {_listed(wrong)}: sizes are whole numbers from 1 up, "
+            f"eps a number above 0"
+        )
+    if unlike := formats.unlike_wan(weights.json):
+        raise CheckpointError(
+            f"{weights.path}: config.json has {_listed(unlike)}: no model of Wan 2.1's is so, and "
+            f"none here"
         )
     shapes = {key: entry.shape for key, entry in weights.entries.items()}
     found, said = formats.sizes_of_shapes(shapes, format), formats.sizes_of_json(weights.json)
@@ -108,6 +113,10 @@ def check_fit(
         faults.append(f"shapes that differ: {len(wrong)} ({shorten(wrong)})")
     if faults:
         raise CheckpointError(f"{weights.path} does not fit the model: {'; '.join(faults)}")
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {json.dumps(v)}" for k, v in settings.items())
 
 
 def _kind(key: str) -> str:

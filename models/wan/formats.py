@@ -6,6 +6,7 @@ gate, which only pretraining has, is `blocks.N.to_gate_fine` in both, a name of 
 have the same shape everywhere, so that a change of format is a change of names.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
@@ -147,6 +148,20 @@ def sizes_of_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(named.get("patch"), list):
         named["patch"] = tuple(named["patch"])
     return named
+
+
+def unreadable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `sizes_of_json` in a `config.json` is no number that it could be: a size of whole
+    numbers from 1 up, and an `eps` above 0."""
+    numbers = {k: settings[k] for k in (*_FIELDS, "attention_head_dim") if k in settings}
+    return {k: v for k, v in numbers.items() if v is not None and not _is_size(k, v)}
+
+
+def _is_size(key: str, value: Any) -> bool:
+    if key == "eps":
+        return type(value) in (int, float) and 0 < value < math.inf
+    sizes = value if key == "patch_size" and isinstance(value, list) else [value]
+    return all(type(size) is int and size > 0 for size in sizes)
 
 
 def unlike_wan(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -114,6 +114,11 @@ def _find_files(path: Path) -> list[Path]:
             shards = _read_json(index).get("weight_map")
             if not isinstance(shards, dict) or not shards:
                 raise CheckpointError(f"{index} has no weight_map: it is no index of shards")
+            if odd := [x for x in shards.values() if not isinstance(x, str) or not x.strip("./")]:
+                raise CheckpointError(
+                    f"{index} names {json.dumps(odd[0])} as a shard, which is no file's name: "
+                    f"download it again"
+                )
             files = [path / name for name in sorted(set(shards.values()))]
             lost = [file.name for file in files if not file.exists()]
             if lost:
@@ -130,6 +135,8 @@ def _find_files(path: Path) -> list[Path]:
 
 
 def _read_header(file: Path) -> dict[str, Entry]:
+    if not file.is_file():
+        raise CheckpointError(f"{file} is no file: put the weights of that name there")
     if file.suffix != ".safetensors":
         return {
             key: Entry(file, tuple(x.shape), _floating(file, key, x.dtype))

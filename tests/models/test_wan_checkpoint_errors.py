@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from wan_checkpoints import KINDS, awake, change, refusal
+from wan_checkpoints import KINDS, STEM, awake, change, refusal
 
 from models.attention import VSA
 from models.wan import debug
@@ -117,6 +117,51 @@ def test_a_config_that_we_do_not_compute(tmp_path, format, change, said):
     assert said in refusal(tmp_path / "a")
     with pytest.raises(CheckpointError):
         read_config(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "format, changes",
+    [
+        ("diffusers", dict(eps="x")),
+        ("diffusers", dict(eps=True)),
+        ("diffusers", dict(eps=float("nan"))),
+        ("diffusers", dict(eps=-1e-6)),
+        ("diffusers", dict(num_attention_heads=2, attention_head_dim="32")),
+        ("diffusers", dict(attention_head_dim=[32])),
+        ("diffusers", dict(image_dim=0)),
+        ("wan", dict(num_heads="2")),
+        ("wan", dict(num_heads=0)),
+        ("wan", dict(num_layers=2.0)),
+        ("wan", dict(ffn_dim=True)),
+        ("wan", dict(patch_size=[1, "2", 2])),
+    ],
+)
+def test_a_config_whose_numbers_are_none(tmp_path, format, changes):
+    save(awake(debug()), tmp_path / "a", format)
+    settings = json.loads((tmp_path / "a" / "config.json").read_text())
+    (tmp_path / "a" / "config.json").write_text(json.dumps(settings | changes))
+    *_, (key, value) = changes.items()
+    said = f"config.json has {key} {json.dumps(value)}: sizes are whole numbers from 1 up, eps a"
+    assert said in refusal(tmp_path / "a")
+    with pytest.raises(CheckpointError, match="whole numbers"):
+        read_config(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", [3, None, [], {}, "", ".", "../"])
+def test_an_index_that_names_no_file(folder, name):
+    index = folder / f"{STEM}.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"b": f"{STEM}.safetensors", "a": name}}))
+    said = f"PATH/{index.name} names {json.dumps(name)} as a shard, which is no file's name"
+    assert said in refusal(folder)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_shard_that_is_a_folder(folder, named):
+    (folder / f"{STEM}-2.safetensors").mkdir()
+    if named:
+        index = {"weight_map": {"a": f"{STEM}-2.safetensors"}}
+        (folder / f"{STEM}.safetensors.index.json").write_text(json.dumps(index))
+    assert f"PATH/{STEM}-2.safetensors is no file" in refusal(folder)
 
 
 def test_a_config_that_says_what_we_compute(tmp_path):

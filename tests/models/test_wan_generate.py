@@ -1,6 +1,7 @@
 """Wan's generation from end to end."""
 
 import shutil
+from types import SimpleNamespace
 
 import av
 import pytest
@@ -10,13 +11,20 @@ from laws import assert_accurate
 from safetensors.torch import load_file, save_file
 from wan_generation import generate, pipeline, refused  # noqa: F401  # a fixture
 
+from models.wan.generate.__main__ import run
 from models.wan.generate.clip import decode, load_vae
+from models.wan.generate.options import parse
 
-SPARSE = [("dense",), ("vsa", "--top-k", "4"), ("bsa", "--sparsity", "0.5", "--tile", "fit")]
+SPARSE = [("dense",), ("vsa", "--top-k", "2"), ("bsa", "--sparsity", "0.5", "--tile", "fit")]
 
 
 def read(path):
     return load_file(path)["latent"]
+
+
+def parts_of(said):
+    """Of the table of seconds, in its order."""
+    return [line.rsplit(None, 2)[0] for line in said.splitlines() if line.endswith(" s")]
 
 
 def frames_of(path):
@@ -33,8 +41,7 @@ def test_a_checkpoint_becomes_a_clip(pipeline, tmp_path, capsys, attention):  # 
     frames = frames_of(tmp_path / "a" / "clip.mp4")
     assert len(frames) == 9 and frames[0].shape == (48, 80, 3)
     said = capsys.readouterr().out
-    for part in ("text", "loading", "DiT", "of which attention", "VAE", "writing"):
-        assert any(line.startswith(part) and line.endswith(" s") for line in said.splitlines())
+    assert parts_of(said) == ["text", "loading", "DiT", "of which attention", "VAE", "writing"]
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["clip.mp4"]
 
 
@@ -77,7 +84,35 @@ def test_compiled_it_is_the_same_and_names_the_time_of_attention(pipeline, tmp_p
     eager, compiled = (read(tmp_path / f"{name}.safetensors") for name in ("eager", "compiled"))
     generate(pipeline, tmp_path / "exact.safetensors", *options, "--dtype", "float64")
     assert_accurate([compiled], [[eager]], [read(tmp_path / "exact.safetensors").double()])
-    assert "of which attention (a layer by itself)" in capsys.readouterr().out
+    compiled = "of which first steps (compilation)", "of which attention (a layer by itself)"
+    begin, end = ["text", "loading", "DiT"], ["writing"]
+    plain = [*begin, "of which attention", *end]
+    assert parts_of(capsys.readouterr().out) == plain + [*begin, *compiled, *end] + plain
+
+
+def test_the_steps_that_compile_are_counted_apart(pipeline, tmp_path, monkeypatch):  # noqa: F811
+    """At each size the first step, and the first sparse one after --dense-steps."""
+    now = [0]
+
+    def sample(model, noise, *texts, steps, dense_steps, each, start, **options):
+        begin = 0 if start is None else 1
+        for step in range(steps - begin):
+            each(step, steps - begin)
+            now[0] += 10 if step == 0 or begin + step == dense_steps else 1
+        return noise
+
+    here = "models.wan.generate"
+    monkeypatch.setattr(f"{here}.clock.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(f"{here}.__main__.sample", sample)
+    for name in ("compile_blocks", "attention_alone"):
+        monkeypatch.setattr(f"{here}.__main__.{name}", lambda *args: None)
+    paths = "--checkpoint", str(pipeline), "--prompt-embeds", str(pipeline / "two.safetensors")
+    given = "--size", "9x48x80", "--draft", "32x48", "--attention", "vsa", "--steps", "4"
+    for dense, steps, first in ((0, 2 * (13 + 12), 20), (2, 2 * (22 + 21), 40)):
+        more = "--dense-steps", str(dense), "--out", str(tmp_path / f"{dense}.safetensors")
+        seconds = run(parse([*paths, *given, *more, "--compile"])).seconds
+        assert seconds["DiT"] == steps
+        assert seconds["of which first steps (compilation)"] == first
 
 
 def test_what_cannot_be_is_refused_before_any_work(pipeline, tmp_path, capsys, monkeypatch):  # noqa: F811
@@ -103,6 +138,10 @@ def test_what_cannot_be_is_refused_before_any_work(pipeline, tmp_path, capsys, m
         (("--out", str(tmp_path / "clip.avi")), "must end in .mp4"),
         (("--out", str(tmp_path / ("a" * 250 + ".mp4"))), "cannot be written to"),
         (("--device", "cuda:99"), "--device cuda:99"),
+        (("--device", "foo"), "--device foo: "),
+        (("--device", "meta"), "--device meta computes nothing"),
+        (("--seed", "9" * 20), f"--seed {'9' * 20} takes more than 64 bits"),
+        (("--seed", str(-(2**63) - 1)), "takes more than 64 bits"),
         (("--guidance", "nan"), "must be finite"),
         (("--shift", "inf"), "must be finite"),
         (("--out", str(pipeline / "vae" / "config.json" / "a.mp4")), "cannot be written to"),
@@ -128,6 +167,40 @@ def test_embeddings_that_do_not_fit_are_named(pipeline, tmp_path, capsys):  # no
         assert words in refused(capsys, pipeline, tmp_path / "a.mp4", *options)
     file.write_bytes(b"no tensors")
     assert "is no safetensors file" in refused(capsys, pipeline, tmp_path / "a.mp4", *options)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_clip_that_is_not_finite_is_an_error(pipeline, tmp_path, capsys, dtype):  # noqa: F811
+    """It would be black. What overflows in fp16 is finite in fp32."""
+    shutil.copytree(pipeline, broken := tmp_path / "broken")
+    file = broken / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    key = "blocks.1.ffn.net.2.bias"
+    weights[key] = weights[key] + (6e4 if dtype == "float16" else torch.nan)
+    weights["blocks.1.scale_shift_table"] = weights["blocks.1.scale_shift_table"] + 2.0
+    save_file(weights, file)
+    given = "--checkpoint", str(broken), "--dtype", dtype, "--guidance", "1"
+    assert generate(pipeline, tmp_path / "a.mp4", *given) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"velocity is not finite in {dtype}" in said and not (tmp_path / "a.mp4").exists()
+    if dtype == "float16":
+        assert "noise level 0.999 " in said and "give --dtype bfloat16 or float32" in said
+        assert generate(pipeline, tmp_path / "b.safetensors", *given, "--dtype", "float32") == 0
+    else:
+        assert "nor are 1 of its weights, layers.1.ffn.2.bias first" in said
+
+
+def test_a_picture_that_is_not_finite_is_an_error(pipeline, tmp_path, capsys):  # noqa: F811
+    shutil.copytree(pipeline / "vae", tmp_path / "vae")
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    save_file(
+        weights | {"decoder.conv_in.bias": torch.full((4,), torch.nan)}, file, {"format": "pt"}
+    )
+    assert generate(pipeline, tmp_path / "a.mp4", "--vae", str(tmp_path / "vae")) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the VAE's pixels are not finite" in said and "its latent is in" in said
+    assert not (tmp_path / "a.mp4").exists() and read(tmp_path / "a.latent.safetensors").ndim == 4
 
 
 def test_a_vae_that_does_not_fit_and_wan_2_2_are_refused(pipeline, tmp_path, capsys):  # noqa: F811

@@ -8,6 +8,7 @@ from wan_generation import generate, pipeline, refused  # noqa: F401  # a fixtur
 
 from models.attention import BSA, VSA, Dense
 from models.wan.generate.options import parse
+from models.wan.generate.quality.__main__ import main as quality
 from models.wan.generate.quality.options import parse as parse_quality
 
 VALUES = {
@@ -84,3 +85,39 @@ def test_a_vsa_checkpoint_runs_without_its_gates_if_asked(pipeline, tmp_path, ca
     a, b = (load_file(tmp_path / f"vsa-{i}.safetensors")["latent"] for i in range(2))
     assert not torch.equal(a, b)
     assert "--drop-gates" in refused(capsys, pipeline, tmp_path / "d.mp4", "--drop-gates")
+
+
+@pytest.mark.parametrize("attention", ["vsa", "bsa"])
+def test_as_many_tiles_as_the_largest_video_has(pipeline, tmp_path, capsys, monkeypatch, attention):  # noqa: F811
+    """81 frames have 624 tiles at 480p, and 1440 at 720p."""
+    asked = []
+
+    def remember(model, noise, *args, **options):
+        asked.append((model.top_k, model.config.video))
+        return torch.zeros(1, 16, 1, 2, 2)
+
+    monkeypatch.setattr("models.wan.generate.__main__.sample", remember)
+    given = "--attention", attention, "--size", "9x48x80", "81x720x1280", "--top-k"
+    assert generate(pipeline, tmp_path / "a.safetensors", *given, "1440") == 0
+    assert asked == [(1440, (21, 90, 160))] * 2
+    out = tmp_path / "b.safetensors"
+    due = "81x720x1280 has 1440 tiles of 4x4x4 tokens: give 1 to 1440"
+    assert f"--top-k 1441: {due}" in refused(capsys, pipeline, out, *given, "1441")
+    none = "top_k is 0" if attention == "vsa" else f"--top-k 0: {due}"
+    assert none in refused(capsys, pipeline, out, *given, "0")
+    tiny = "--attention", attention, "--top-k", "3"
+    assert "9x48x80 has 2 tiles" in refused(capsys, pipeline, out, *tiny)
+
+
+def test_quality_takes_as_many_tiles_as_its_video_has(pipeline, tmp_path, monkeypatch):  # noqa: F811
+    asked = []
+
+    def remember(model, *args, **options):
+        asked.append(model.top_k)
+        raise OSError("enough")
+
+    monkeypatch.setattr("models.wan.generate.quality.__main__.compare", remember)
+    paths = "--checkpoint", str(pipeline), "--prompt-embeds", str(pipeline / "one.safetensors")
+    given = "--attention", "vsa", "--size", "81x720x1280", "--top-k", "700"
+    assert quality([*paths, "--out", str(tmp_path / "report"), *given]) == 2
+    assert asked == [700]

@@ -155,8 +155,10 @@ def test_what_cannot_be_is_refused_before_any_work(pipeline, tmp_path, capsys, m
     out = tmp_path / "report"
     for options, words in [
         (("--size", "8x48x80"), "8 frames are not 4k + 1; try 9"),
-        (("--top-k", "30"), "give 1 <= top_k <= 12"),
+        (("--top-k", "30"), "9x48x80 has 12 tiles of 2x2x2 tokens: give 1 to 12"),
         (("--sparsity", "0.5"), "not both"),
+        (("--device", "foo"), "--device foo: "),
+        (("--device", "meta"), "--device meta computes nothing"),
         (("--dense-steps", "3"), "nothing is sparse then"),
         (("--dense-layers", "2"), "nothing is sparse then"),
         (("--dense-layers", "3"), "--dense-layers 3: the model has 2"),

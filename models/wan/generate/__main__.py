@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import ExitStack, nullcontext
 from typing import Any, cast
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.wan.checkpoint import compute_dtypes, load, read_config
-from models.wan.generate.attention import slot_for
+from models.wan.generate.attention import config_for
 from models.wan.generate.clip import load_vae, write_clip
 from models.wan.generate.clock import Clock
 from models.wan.generate.options import check, out_paths, parse, shift_of
@@ -39,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(o: argparse.Namespace) -> Clock:
     """Make all clips; returns the seconds that each part took."""
-    device, dtype = torch.device(o.device), getattr(torch, o.dtype)
-    clock = Clock(device)
     config = read_config(o.checkpoint)
     check(o, config)
+    device, dtype = torch.device(o.device), getattr(torch, o.dtype)
+    clock = Clock(device)
     with clock.part("text"):
         prompts = read_prompts(o.prompt_embeds, config.text_dim, o.guidance)
     paths = out_paths(o.out, o.size, len(prompts))
@@ -52,23 +52,32 @@ def run(o: argparse.Namespace) -> Clock:
             vae = load_vae(
                 o.vae or o.checkpoint / "vae", device, torch.float32, config.out_channels
             )
-        config = replace(config, attention=slot_for(o))
         options: Any = dict(device=device, dtype=compute_dtypes(dtype), drop_gates=o.drop_gates)
-        model = load(config, o.checkpoint, **options).eval()
+        model = load(config_for(o, config), o.checkpoint, **options).eval()
     if o.compile:
         compile_blocks(model)
+    compiled: set[Size] = set()
     for size, row in zip(o.size, paths):
         for number, (prompt, path) in enumerate(zip(prompts, row)):
-            latent = _sample(o, model, prompt, size, o.seed + number, clock)
+            latent = _sample(o, model, prompt, size, o.seed + number, clock, compiled)
             print(write_clip(path, latent, vae, o.fps, clock))
     print("\n".join(clock.lines()))
     return clock
 
 
 def _sample(
-    o: argparse.Namespace, model: WanModel, prompt: Prompt, size: Size, seed: int, clock: Clock
+    o: argparse.Namespace,
+    model: WanModel,
+    prompt: Prompt,
+    size: Size,
+    seed: int,
+    clock: Clock,
+    compiled: set[Size],
 ) -> Tensor:
-    """The latent of a clip, by way of a draft at another size if that was asked for."""
+    """The latent of a clip, by way of a draft at another size if that was asked for.
+
+    `compiled` are the sizes that there are programs for; those that come are added.
+    """
     slots = [cast(Any, block).self_attn.slot for block in model.layers.values()]
     device = next(model.parameters()).device
     text = prompt.positive.to(device)
@@ -78,13 +87,25 @@ def _sample(
     for stage in [*stages, size]:
         noise = draw_noise(model, latent_size(stage), seed)
         name = "x".join(map(str, stage))
-        with clock.part("DiT"), tqdm(total=o.steps, desc=name, unit="step") as bar:
+        fresh = o.compile and stage not in compiled
+        with (
+            clock.part("DiT"),
+            tqdm(total=o.steps, desc=name, unit="step") as bar,
+            ExitStack() as apart,
+        ):
 
-            def each(step: int, steps: int, bar: Any = bar) -> None:
+            def each(
+                step: int, steps: int, bar: Any = bar, apart: Any = apart, fresh: bool = fresh
+            ) -> None:
                 bar.total = steps
                 bar.update(step - bar.n)
+                apart.close()
+                # the first step, and the first one after --dense-steps, compile
+                if fresh and step in (0, o.dense_steps - o.steps + steps):
+                    apart.enter_context(clock.part("of which first steps (compilation)"))
 
-            with clock.inside("of which attention", [] if o.compile else slots):
+            attention = clock.inside("of which attention", slots)
+            with nullcontext() if o.compile else attention:
                 latent = sample(
                     model,
                     noise,
@@ -103,6 +124,7 @@ def _sample(
             steps = int(bar.total)
             bar.update(steps - bar.n)
         if o.compile:
+            compiled.add(stage)
             passes = steps * (1 if negative is None else 2)
             name = "of which attention (a layer by itself)"
             attention_alone(model, latent_size(stage), clock, name, passes * len(slots))

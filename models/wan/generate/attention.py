@@ -8,7 +8,8 @@ from typing import Any
 
 from models.attention import BSA, VSA, Dense
 from models.wan.checkpoint import with_gates_of
-from models.wan.generate.sizes import size_of
+from models.wan.config import WanConfig
+from models.wan.generate.sizes import Size, latent_size, size_of, text_of
 
 METHODS = "dense", "vsa", "bsa"
 _SPARSE = "top_k", "sparsity", "tile", "query_tiles", "dense_steps", "dense_layers"
@@ -57,6 +58,40 @@ def finish(o: argparse.Namespace) -> None:
     o.slot = Dense()
     if o.attention != "dense":
         o.slot = VSA(adapt=True, **given) if o.attention == "vsa" else BSA(**given)
+
+
+def check_top_k(o: argparse.Namespace, config: WanConfig) -> None:
+    """ValueError, in a line, for more tiles than the largest video has; a smaller one, or a draft,
+    takes all of its tiles."""
+    top_k = o.slot.top_k if isinstance(o.slot, VSA) else getattr(o.slot, "kv", None)
+    if top_k is None:
+        return
+    size = largest(o, config)
+    tiling = o.slot.tiling(config.grid_of(latent_size(size)))
+    if not 1 <= top_k <= tiling.num_tiles:
+        raise ValueError(
+            f"--top-k {top_k}: {text_of(size)} has {tiling.num_tiles} tiles of "
+            f"{text_of(tiling.tile)} tokens: give 1 to {tiling.num_tiles}"
+        )
+
+
+def config_for(o: argparse.Namespace, config: WanConfig) -> WanConfig:
+    """With the largest video that is asked for, and the slot that :func:`slot_for` says.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError: as :func:`slot_for`.
+    """
+    return replace(config, video=latent_size(largest(o, config)), attention=slot_for(o))
+
+
+def largest(o: argparse.Namespace, config: WanConfig) -> Size:
+    """The size, of those that are asked for, with the most tiles."""
+
+    def tiles(size: Size) -> int:
+        tiling = o.slot.tiling(config.grid_of(latent_size(size)))
+        return 1 if tiling is None else tiling.num_tiles
+
+    return max(o.size, key=tiles)
 
 
 def slot_for(o: argparse.Namespace) -> Any:

@@ -51,13 +51,20 @@ def load_vae(folder: Path, device: torch.device, dtype: torch.dtype, channels: i
 
 @torch.no_grad()
 def decode(vae: Any, latent: Tensor) -> Tensor:
-    """``[B, C, T, H, W]`` normalised latents to uint8 frames ``[B, frames, height, width, 3]``."""
+    """``[B, C, T, H, W]`` normalised latents to uint8 frames ``[B, frames, height, width, 3]``.
+
+    Raises:
+        ValueError: pixels that are not finite, which would be black.
+    """
     weight = next(vae.parameters())
     shape = 1, -1, 1, 1, 1
     mean = torch.tensor(vae.config.latents_mean, device=latent.device).view(shape)
     std = torch.tensor(vae.config.latents_std, device=latent.device).view(shape)
     z = (latent.float() * std + mean).to(weight.device, weight.dtype)
-    pixels = vae.decode(z, return_dict=False)[0].float().clamp(-1, 1)
+    pixels = vae.decode(z, return_dict=False)[0].float()
+    if not pixels.isfinite().all():
+        raise ValueError("the VAE's pixels are not finite: give another --vae")
+    pixels = pixels.clamp(-1, 1)
     return ((pixels + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).cpu()
 
 
@@ -72,6 +79,8 @@ def write_clip(path: Path, latent: Tensor, vae: Any, fps: int, clock: Clock) -> 
     Raises:
         OSError: it could not be decoded or written; the message says where the latent is.
     """
+    if vae is not None:
+        clock.claim("VAE")  # its latent is written first, and takes no time beside it
     with clock.part("writing"):
         name = path if vae is None else path.with_suffix(".latent.safetensors")
         kept = write_latent(name, latent[0])
@@ -82,7 +91,7 @@ def write_clip(path: Path, latent: Tensor, vae: Any, fps: int, clock: Clock) -> 
             frames = decode(vae, latent)[0]
         with clock.part("writing"):
             path = write_mp4(path, frames, fps)
-    except (OSError, RuntimeError) as e:
+    except (OSError, RuntimeError, ValueError) as e:
         raise OSError(f"{path} was not written ({_line(e)}); its latent is in {kept}") from e
     kept.unlink()
     return path

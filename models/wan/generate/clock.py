@@ -13,7 +13,8 @@ from torch import nn
 
 
 class Clock:
-    """Adds up seconds by part; on a GPU each part waits for the device at its ends.
+    """Adds up seconds by part, in the order in which they begin; on a GPU each part waits for the
+    device at its ends.
 
     >>> clock = Clock(torch.device("cpu"))
     >>> with clock.part("text"):
@@ -26,8 +27,14 @@ class Clock:
         self.device = device
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
+    def claim(self, *names: str) -> None:
+        """Lines for these parts, in this order, after those that there are."""
+        for name in names:
+            self.seconds[name] += 0.0
+
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
+        self.claim(name)
         start = self._now()
         try:
             yield
@@ -36,10 +43,9 @@ class Clock:
 
     @contextmanager
     def inside(self, name: str, modules: list[nn.Module]) -> Iterator[None]:
-        """Adds up the calls of these modules, without waiting for a GPU between them.
-
-        Compiled blocks take no hooks: for them nothing is added.
-        """
+        """Adds up the calls of these modules, which are not compiled and take hooks, without
+        waiting for a GPU between them."""
+        self.claim(name)
         spans: list[tuple[Any, Any]] = []
         begun: list[Any] = []
 
@@ -63,7 +69,7 @@ class Clock:
                 self.seconds[name] += sum(b - a for a, b in spans)
 
     def lines(self) -> list[str]:
-        """A table of parts, in the order in which they came up."""
+        """A table of parts, in their order."""
         width = max(map(len, self.seconds), default=0)
         return [f"{name:<{width}}  {value:9.2f} s" for name, value in self.seconds.items()]
 

@@ -86,9 +86,13 @@ def check(o: argparse.Namespace, config: WanConfig) -> None:
             "this command samples with one: it is for Wan 2.1"
         )
     try:
-        torch.empty(0, device=o.device)
+        device = torch.empty(0, device=o.device).device
     except (RuntimeError, AssertionError) as e:
         raise ValueError(f"--device {o.device}: {str(e).splitlines()[0]}") from None
+    if device.type == "meta":
+        raise ValueError("--device meta computes nothing: give cpu or cuda")
+    if not -(2**63) <= o.seed < 2**63:
+        raise ValueError(f"--seed {o.seed} takes more than 64 bits: give a smaller one")
     if not all(map(math.isfinite, (o.guidance, o.shift or 1.0))):
         raise ValueError(f"--guidance {o.guidance}, --shift {o.shift} must be finite numbers")
     sizes = [*o.size] + ([(o.size[0][0], *o.draft)] if o.draft else [])
@@ -96,6 +100,7 @@ def check(o: argparse.Namespace, config: WanConfig) -> None:
         tiling = o.slot.tiling(config.grid_of(latent_size(size)))
         if tiling is not None:
             o.slot.q_rows_for(tiling)
+    attention.check_top_k(o, config)
     if not 0 <= o.dense_layers <= config.layers:
         raise ValueError(f"--dense-layers {o.dense_layers}: the model has {config.layers}")
     if o.steps < 1 or not 0 <= o.dense_steps <= o.steps:

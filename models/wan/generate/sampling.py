@@ -91,13 +91,32 @@ def guided_velocity(
     model: WanModel, x: Tensor, t: Tensor, text: Tensor, negative: Tensor | None, guidance: float
 ) -> Tensor:
     """``negative + guidance * (positive - negative)`` at a scheduler's time, 0 to 1000; without a
-    negative text the velocity as it is."""
+    negative text the velocity as it is.
+
+    Raises:
+        ValueError: a velocity that is not finite, which would end as a black clip.
+    """
     time = (t.float() / 1000).expand(1).to(x.device)
     velocity = model(x, time, text)
-    if negative is None:
-        return velocity
-    other = model(x, time, negative)
-    return other + guidance * (velocity - other)
+    if negative is not None:
+        other = model(x, time, negative)
+        velocity = other + guidance * (velocity - other)
+    # the one value that is read back, once in a step of seconds: the steps after it would be lost
+    if not velocity.isfinite().all():
+        raise ValueError(_not_finite(model, t))
+    return velocity
+
+
+def _not_finite(model: WanModel, t: Tensor) -> str:
+    bad = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    weights = f", nor are {len(bad)} of its weights, {bad[0]} first" if bad else ""
+    dtype = model.patch_embedding.weight.dtype
+    advice = "give --dtype bfloat16 or float32"
+    return (
+        f"at noise level {float(t) / 1000:.3g} the model's velocity is not finite in "
+        f"{str(dtype).removeprefix('torch.')}{weights}: "
+        f"{advice if dtype == torch.float16 else 'is the checkpoint whole?'}"
+    )
 
 
 def draw_noise(model: WanModel, size: Size, seed: int) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from flexsparse.windows import fit_window
 from models.wan.checkpoint import compute_dtypes, load, read_config
-from models.wan.generate.attention import slot_for
+from models.wan.generate.attention import config_for
 from models.wan.generate.clip import decode, load_vae
 from models.wan.generate.options import shift_of
 from models.wan.generate.quality.measure import Quality, compare
@@ -36,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(o: argparse.Namespace) -> Quality:
     """Write the report; returns what it is made of. The clips are those that
     `models.wan.generate` makes with the same options."""
-    device = torch.device(o.device)
     config = read_config(o.checkpoint)
     check(o, config)
+    device = torch.device(o.device)
     size, shift = latent_size(o.size[0]), shift_of(o, o.size[0])
     attention = describe(o, config.grid_of(size))
     prompt = read_prompt(o, config.text_dim)
@@ -47,7 +46,7 @@ def run(o: argparse.Namespace) -> Quality:
         vae = load_vae(folder, device, torch.float32, config.out_channels)
     dtype: Any = compute_dtypes(getattr(torch, o.dtype))
     options: Any = dict(device=device, dtype=dtype, drop_gates=o.drop_gates)
-    model = load(replace(config, attention=slot_for(o)), o.checkpoint, **options).eval()
+    model = load(config_for(o, config), o.checkpoint, **options).eval()
     with tqdm(total=o.steps, unit="step") as bar:
         quality = compare(
             model,
@@ -73,8 +72,7 @@ def run(o: argparse.Namespace) -> Quality:
 
 
 def describe(o: argparse.Namespace, grid: tuple[int, int, int]) -> str:
-    """The attention in words, with its numbers on a grid of tokens; ValueError for more tiles than
-    there are."""
+    """The attention in words, with its numbers on a grid of tokens."""
     tiling: Any = o.slot.tiling(grid)
     tile = "x".join(map(str, tiling.tile))
     about = "" if o.attention == "vsa" or o.slot.kv else "about "
