@@ -77,7 +77,7 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
         attn.set_processor(family.processor(call))
     hooks = (
         model.register_forward_pre_hook(call.enter, with_kwargs=True),
-        model.register_forward_hook(call.leave),
+        model.register_forward_hook(call.leave, always_call=True),
     )
     aside = {
         name: {gate: module for gate, module in gates.items() if not _has(slots[name], gate)}

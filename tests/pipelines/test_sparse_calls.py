@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -36,6 +37,41 @@ def test_a_layer_that_is_run_again_in_the_backward_has_the_grid_of_its_call(name
     found = gradients_of_two_calls(model, small)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[n], wanted[n]) for n in wanted)
+
+
+def call_of(model):
+    return next(m.processor.call for m in model.modules() if hasattr(m, "slot"))
+
+
+@pytest.mark.parametrize("name", ["wan", "cogvideox"])
+def test_so_it_has_where_no_rotary_table_tells_of_the_call(name):
+    """Compiled blocks cannot ask which call a table is of, and CogVideoX-2B has none."""
+    small = SMALL[name]
+    if name == "cogvideox":
+        none = dict(image_rotary_emb=None)
+        small = replace(small, batch=lambda *given: SMALL[name].batch(*given) | none)
+    model = small.model(0)
+    sparsify(model, SPARSE)
+    wanted = gradients_of_two_calls(model, small)
+    model.enable_gradient_checkpointing()
+    model.train()
+    if name != "cogvideox":
+        model.compile_repeated_blocks(fullgraph=True, backend="eager")
+    found = gradients_of_two_calls(model, small)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[n], wanted[n]) for n in wanted)
+    with pytest.raises(ValueError, match="ran by itself"):
+        call_of(model).tiling(48)
+
+
+def test_a_call_that_raises_leaves_no_grid_behind():
+    small = SMALL["wan"]
+    model, batch = small.model(0), small.batch((2, 4, 5), 0)
+    sparsify(model, SPARSE)
+    with pytest.raises(RuntimeError):
+        run(model, batch | dict(encoder_hidden_states=torch.randn(2, 6, 9)))
+    with pytest.raises(ValueError, match="ran by itself"):
+        model.blocks[0].attn1(torch.randn(1, 40, 32))
 
 
 @families
