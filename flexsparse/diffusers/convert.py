@@ -13,6 +13,8 @@ from flexsparse.diffusers.call import Call
 from flexsparse.diffusers.families import family_of
 from flexsparse.diffusers.gates import fill_from_origin, mark
 from flexsparse.slots import BSA, VSA
+from flexsparse.tiling import VideoTiling
+from flexsparse.windows import Windows
 
 _STATE = "_flexsparse"
 
@@ -48,12 +50,16 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
 
     Raises:
         ValueError: a model that is not known, with how to add it, one whose layers run on other
-            tokens than those of one video, or whose folder has gates that are none of these.
+            tokens than those of one video, or whose folder has gates that are none of these; a
+            window that does not divide the tile.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if not isinstance(method, VSA | BSA):
         raise ValueError(f"{method!r} is no method: give VSA(...) or BSA(...)")
     family = family_of(model)
+    if isinstance(method, BSA) and method.tile is not None and method.window != "fit":
+        tile = VideoTiling(method.tile, method.tile)
+        Windows(tile, method.keep, method.window)  # of any video, not of one tile alone
     if isinstance(method, VSA):
         method = replace(method, adapt=True)
     dtype = cast(torch.dtype, model.dtype)  # that it computes in, however weights are stored

@@ -11,6 +11,7 @@ import torch
 from laws import assert_accurate
 from small_models import SMALL, run
 
+from flexsparse import TopK
 from flexsparse.diffusers import BSA, VSA, restore, sparsify
 from flexsparse.diffusers.call import tile_rotary
 
@@ -127,7 +128,7 @@ def test_autocast_computes_in_its_dtype(name):
         assert run(model, batch).isfinite().all()
 
 
-@pytest.mark.parametrize("method", ["vsa", BSA(kv=0), VSA], ids=str)
+@pytest.mark.parametrize("method", ["vsa", BSA(window=(3, 3, 3)), VSA], ids=str)
 def test_what_cannot_be_done_changes_nothing(method):
     small, batch = SMALL["wan"], SMALL["wan"].batch((2, 4, 5), 0)
     model = small.model(0)
@@ -159,6 +160,17 @@ def test_a_grid_of_fewer_tiles_than_choose_together():
     sparsify(alone, VSA(top_k=2, tile=(2, 2, 2)))
     batch = small.batch((1, 2, 2), 0)
     assert torch.equal(run(model, batch), run(alone, batch))
+
+
+def test_a_rule_of_more_tiles_than_there_are_takes_all():
+    small, batch = SMALL["wan"], SMALL["wan"].batch((2, 4, 5), 0)
+    model = small.model(0)
+    outs = []
+    for kv in (64, TopK(64), TopK(12), TopK(3)):  # of 12
+        sparsify(model, BSA(kv=kv, tile=(2, 2, 2)))
+        outs.append(run(model, batch))
+    assert torch.equal(outs[0], outs[1]) and torch.equal(outs[0], outs[2])
+    assert not torch.equal(outs[0], outs[3])
 
 
 def test_offloaded_weights_are_refused():
