@@ -42,6 +42,23 @@ def can_be_read(x: Tensor) -> bool:
     return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
 
 
+def check_sparsity(sparsity: float) -> None:
+    """Raise ValueError unless a slot can aim at this."""
+    number = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
+    if not (number and 0 <= sparsity < 1):
+        raise ValueError(
+            f"sparsity is {sparsity!r}; give 0 <= sparsity < 1: 0.875 keeps 1 tile in 8"
+        )
+
+
+def check_options(tile: tuple[int, int, int] | None, query_tiles: int) -> None:
+    """Raise ValueError unless a slot can have these, for some video."""
+    if tile is not None:
+        VideoTiling((1, 1, 1), tile)
+    if type(query_tiles) is not int or query_tiles < 1:
+        raise ValueError(f"query_tiles={query_tiles!r} must be an int of at least 1")
+
+
 def check_query_tiles(query_tiles: int, tiling: VideoTiling) -> None:
     """Raise ValueError unless blocks of so many query tiles can be cut from ``tiling``."""
     n = tiling.num_tiles

@@ -16,19 +16,19 @@ sequence parallelism as well, forward(..., shards=Ulysses(...)).
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import flexsparse.nn
-from flexsparse import Scaled, Threshold, VideoTiling
-from flexsparse.checks import check_query_tiles
+from flexsparse import Scaled, Threshold, TopK, VideoTiling
+from flexsparse.checks import check_options, check_query_tiles, check_sparsity
 from flexsparse.kv_rules import Rule
 from flexsparse.layer import AttentionLayer
 from flexsparse.queries import Fill
 from flexsparse.scaled import as_rule
-from flexsparse.windows import FitWindow, Windows, fit_window
+from flexsparse.windows import FitWindow, Windows, check_window, fit_window
 
 
 class Slot(Protocol):
@@ -66,7 +66,7 @@ class VSA:
 
     Args:
         sparsity: 1 - top_k / n wanted, in [0, 1). The nearest whole `top_k` is taken, at least 1.
-        top_k: tiles per query tile, in place of `sparsity`.
+        top_k: tiles per query tile, in place of `sparsity`: not both.
         tile: tokens of a tile along (T, H, W); None lets `VideoTiling.fit` choose.
         adapt: go on from a dense checkpoint: no fine gate, and a coarse gate that starts at zero.
         query_tiles: adjacent query tiles that choose together, for fuller query blocks on a GPU.
@@ -87,10 +87,10 @@ class VSA:
     def __post_init__(self) -> None:
         if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
             raise ValueError(f"top_k is {self.top_k!r}; give an int of at least 1, or a sparsity")
-        if self.top_k is None and not 0 <= self.sparsity < 1:
-            raise ValueError(
-                f"sparsity is {self.sparsity}; give 0 <= sparsity < 1: 0.875 keeps 1 tile in 8"
-            )
+        check_sparsity(self.sparsity)
+        if self.top_k is not None and self.sparsity != VSA.sparsity:
+            raise ValueError(f"top_k={self.top_k} and sparsity={self.sparsity}: give one of them")
+        check_options(self.tile, self.query_tiles)
 
     def tiling(self, grid: tuple[int, int, int], text: int = 0) -> VideoTiling:
         tiling = tiled(grid, self.tile, text)
@@ -146,10 +146,14 @@ class BSA:
     query_tiles: int = 1
 
     def __post_init__(self) -> None:
-        if self.kv is None and not 0 <= self.sparsity < 1:
-            raise ValueError(
-                f"sparsity is {self.sparsity}; give 0 <= sparsity < 1: 0.875 keeps 1 tile in 8"
-            )
+        check_sparsity(self.sparsity)
+        kv = self.kv
+        if not (kv is None or isinstance(kv, Rule | Scaled) or type(kv) is int and kv > 0):
+            raise ValueError(f"kv={kv!r} must be a rule, or an int of at least 1, tiles for TopK")
+        if self.fill not in get_args(Fill):
+            raise ValueError(f"fill={self.fill!r} must be one of {', '.join(get_args(Fill))}")
+        check_options(self.tile, self.query_tiles)
+        check_window(self.window, self.keep)
 
     def tiling(self, grid: tuple[int, int, int], text: int = 0) -> VideoTiling:
         tiling = tiled(grid, self.tile, text)
@@ -164,7 +168,10 @@ class BSA:
     def _rule_for_any(self) -> Rule | Scaled:
         if self.kv is None:
             return Scaled(self.sparsity, rule=Threshold)
-        return self.kv if isinstance(self.kv, Rule | Scaled) else Scaled(top_k=self.kv)
+        kv = self.kv
+        if type(kv) is TopK and isinstance(kv.k, int) and kv == TopK(kv.k):
+            kv = kv.k
+        return kv if isinstance(kv, Rule | Scaled) else Scaled(top_k=kv)
 
     def top_k_for(self, tiling: VideoTiling) -> int:
         """Tiles that a query tile admits: for Threshold about so many, for Mass at most."""

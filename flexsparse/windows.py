@@ -131,6 +131,19 @@ class Windows:
         return torch.where(valid, window * self.volume + token, -1)
 
 
+def check_window(window: FitWindow, keep: float) -> None:
+    """Raise ValueError unless some tile can be cut into such windows, keeping so much."""
+    Windows(VideoTiling((1, 1, 1)), keep)
+    if window is None or window == "fit":
+        return
+    sides = tuple(window) if isinstance(window, Sequence) else ()
+    if len(sides) != 3 or not all(type(w) is int and w > 0 for w in sides):
+        raise ValueError(
+            f"window={window!r} must be three positive ints (frames, height, width), None for the "
+            'whole tile, or "fit"'
+        )
+
+
 def fit_window(window: FitWindow, tiling: VideoTiling) -> tuple[int, int, int] | None:
     """The window for videos of any size: along an axis where one tile spans the video, and the
     window does not divide it, the whole of it. "fit" is a window for any tile: 2 along its even

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Variable
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from flexsparse.slots import BSA, VSA
@@ -24,7 +27,8 @@ class Call:
 
     Attributes:
         method: the slot that all layers have.
-        grid: tokens along (T, H, W), set at the model's door by :meth:`enter`.
+        grid: tokens along (T, H, W), set at the model's door by :meth:`enter`, and again where the
+            backward comes in by it: activation checkpointing runs the layers once more.
     """
 
     def __init__(self, method: VSA | BSA, grid_of: Any, layers: Any) -> None:
@@ -50,7 +54,20 @@ class Call:
                 )
 
     def leave(self, model: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        """A forward hook of the model."""
+        """A forward hook of the model, for calls that raise, too."""
+        grid, self.grid = self.grid, None
+        if torch.compiler.is_compiling():
+            return
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and x.requires_grad:
+                x.register_hook(partial(self._enter_backward, grid))
+
+    def _enter_backward(self, grid: Grid | None, gradient: Tensor) -> None:
+        """Of several calls in one backward the last comes first, and is through before the next."""
+        self.grid = grid
+        Variable._execution_engine.queue_callback(self._leave_backward)
+
+    def _leave_backward(self) -> None:
         self.grid = None
 
     def tiling(self, tokens: int, text: int = 0, rotary: Any = None) -> VideoTiling:
@@ -59,7 +76,7 @@ class Call:
         Args:
             rotary: what the call made for all of its layers, if it did. Activation checkpointing
                 runs a layer once more after the call, with the same tensors, and other calls may
-                have come in between.
+                have come in between; the backward may have come in elsewhere than at the output.
 
         Raises:
             ValueError: the model was not called as a whole, or with tokens that are no grid.
@@ -73,7 +90,7 @@ class Call:
             raise ValueError(
                 "a layer of a sparsified model ran by itself, and the video's grid is not known: "
                 "call the model, or restore(model) first (activation checkpointing, which does so, "
-                "takes a model with rotary embeddings)"
+                "takes a loss of the model's output)"
             )
         if math.prod(grid) != tokens:
             raise ValueError(

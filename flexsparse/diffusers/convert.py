@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -11,10 +11,22 @@ from torch import nn
 from flexsparse.diffusers import cogvideox, hunyuan_video, ltx, wan  # noqa: F401  # register
 from flexsparse.diffusers.call import Call
 from flexsparse.diffusers.families import family_of
-from flexsparse.diffusers.gates import fill_from_origin, gates_of, mark
+from flexsparse.diffusers.gates import fill_from_origin, mark
 from flexsparse.slots import BSA, VSA
+from flexsparse.tiling import VideoTiling
+from flexsparse.windows import Windows
 
 _STATE = "_flexsparse"
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a sparse model carries beside its slots."""
+
+    processors: dict[str, Any]  # its own, by layer
+    hooks: tuple[Any, ...]
+    gates: dict[str, dict[str, nn.Module]]  # that the method has no use for, by layer
+    dtype: torch.dtype
 
 
 def sparsify(model: nn.Module, method: VSA | BSA) -> None:
@@ -32,22 +44,31 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
 
     Args:
         model: a pipeline's ``transformer`` (or ``transformer_2``). One that is sparse already
-            changes its method and keeps the gates that both have, the parameters themselves.
+            changes its method and keeps its gates, the parameters themselves: those that the method
+            has no use for lie aside, neither trained nor saved, until one has, or :func:`restore`.
         method: :class:`VSA` or :class:`BSA`.
 
     Raises:
         ValueError: a model that is not known, with how to add it, one whose layers run on other
-            tokens than those of one video, or whose folder has gates that are none of these.
+            tokens than those of one video, or whose folder has gates that are none of these; a
+            window that does not divide the tile.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if not isinstance(method, VSA | BSA):
         raise ValueError(f"{method!r} is no method: give VSA(...) or BSA(...)")
     family = family_of(model)
+    if isinstance(method, BSA) and method.tile is not None and method.window != "fit":
+        tile = VideoTiling(method.tile, method.tile)
+        Windows(tile, method.keep, method.window)  # of any video, not of one tile alone
     if isinstance(method, VSA):
         method = replace(method, adapt=True)
     dtype = cast(torch.dtype, model.dtype)  # that it computes in, however weights are stored
-    slots = {name: _slot(name, attn, method, dtype) for name, attn in family.layers(model)}
-    if not gates_of(model):
+    kept = _kept_gates(model, dtype)
+    slots = {
+        name: _slot(name, attn, method, dtype, kept.get(name, {}))
+        for name, attn in family.layers(model)
+    }
+    if not any(kept.values()):
         named = [
             (f"{name}.slot.{n}", p) for name, s in slots.items() for n, p in s.named_parameters()
         ]
@@ -62,14 +83,41 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
         attn.set_processor(family.processor(call))
     hooks = (
         model.register_forward_pre_hook(call.enter, with_kwargs=True),
-        model.register_forward_hook(call.leave),
+        model.register_forward_hook(call.leave, always_call=True),
     )
-    setattr(model, _STATE, (processors, hooks))
+    aside = {
+        name: {gate: module for gate, module in gates.items() if not _has(slots[name], gate)}
+        for name, gates in kept.items()
+    }
+    setattr(model, _STATE, _State(processors, hooks, aside, dtype))
     mark(model)
 
 
-def _slot(name: str, attn: Any, method: VSA | BSA, dtype: torch.dtype) -> nn.Module:
-    """A layer's slot, where its weights are."""
+def _kept_gates(model: nn.Module, dtype: torch.dtype) -> dict[str, dict[str, nn.Module]]:
+    """The gates that a model has had since it is sparse, by layer."""
+    state: _State | None = getattr(model, _STATE, None)
+    if state is None:
+        return {}
+    kept = {}
+    for name in state.processors:
+        attn: Any = model.get_submodule(name)
+        aside = state.gates.get(name, {})
+        for gate in aside.values():  # which model.to(...) has not moved
+            gate.to(attn.to_q.weight.device)
+            if state.dtype != dtype:
+                gate.to(dtype)
+        kept[name] = aside | dict(attn.slot.named_children())
+    return kept
+
+
+def _has(slot: nn.Module, gate: str) -> bool:
+    return getattr(slot, gate, None) is not None
+
+
+def _slot(
+    name: str, attn: Any, method: VSA | BSA, dtype: torch.dtype, kept: dict[str, nn.Module]
+) -> nn.Module:
+    """A layer's slot, where its weights are, with the gates that are kept for it."""
     weight = attn.to_q.weight
     if weight.is_meta:
         raise ValueError(f"the weights of {name} are offloaded: sparsify the model before that")
@@ -78,10 +126,9 @@ def _slot(name: str, attn: Any, method: VSA | BSA, dtype: torch.dtype) -> nn.Mod
     if any(p.dtype != dtype for p in slot.parameters()):
         slot.to(dtype)
     slot.requires_grad_(weight.requires_grad)
-    if hasattr(attn, "slot"):  # sparse already: an optimizer may hold its gates, or LoRA wrap them
-        for gate, module in attn.slot.named_children():
-            if getattr(slot, gate, None) is not None:
-                setattr(slot, gate, module)
+    for gate, module in kept.items():  # an optimizer may hold them, or LoRA wrap them
+        if _has(slot, gate):
+            setattr(slot, gate, module)
     return slot
 
 
@@ -92,15 +139,14 @@ def restore(model: nn.Module) -> None:
         ValueError: a model that is not sparse.
     """
     model = getattr(model, "_orig_mod", model)
-    state = getattr(model, _STATE, None)
+    state: _State | None = getattr(model, _STATE, None)
     if state is None:
         raise ValueError(f"this {type(model).__name__} is not sparse: nothing to restore")
-    processors, hooks = state
-    for name, processor in processors.items():
+    for name, processor in state.processors.items():
         attn: Any = model.get_submodule(name)
         attn.set_processor(processor)
         del attn.slot
-    for hook in hooks:
+    for hook in state.hooks:
         hook.remove()
     delattr(model, _STATE)
     mark(model)

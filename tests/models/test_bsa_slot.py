@@ -77,8 +77,27 @@ def test_what_cannot_be_is_refused_before_any_work():
         BSA(sparsity=1.0)
     with pytest.raises(ValueError, match=r"window=.* does not divide the tile \(3, 5, 4\)"):
         BSA(tile=None, window=(2, 2, 2)).tiling((21, 30, 52))
-    with pytest.raises(ValueError, match="keep=0"):
-        BSA(keep=0).tiling((8, 8, 8))
     assert BSA(tile=None, window=(3, 5, 2)).tiling((21, 30, 52)) == VideoTiling(
         (21, 30, 52), (3, 5, 4)
     )
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(keep=0), "keep=0 must be in"),
+        (dict(keep="x"), "keep='x' must be in"),
+        (dict(keep=2), "keep=2 must be in"),
+        (dict(window="x"), "window='x' must be three positive ints"),
+        (dict(window=2), "window=2 must be three"),
+        (dict(window=(2, 0, 2)), r"window=\(2, 0, 2\) must be three"),
+        (dict(fill="x"), "fill='x' must be one of nearest, center"),
+        (dict(kv=2.5), "kv=2.5 must be a rule, or an int"),
+        (dict(kv=0), "kv=0 must be a rule, or an int"),
+        (dict(sparsity="0.9"), "sparsity is '0.9'; give 0 <= sparsity < 1"),
+    ],
+    ids=str,
+)
+def test_options_that_fit_no_video_are_refused_as_they_are_given(options, words):
+    with pytest.raises(ValueError, match=words):
+        BSA(**options)

@@ -32,7 +32,22 @@ def test_a_choice_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"top_k is 9, but .* has 8 tiles: give 1 <= top_k <= 8"):
         VSA(top_k=9).top_k_for(VideoTiling((8, 8, 8)))
     with pytest.raises(ValueError, match="top_k is 0"):
-        VSA(top_k=0).top_k_for(VideoTiling((8, 8, 8)))
+        VSA(top_k=0)
+    with pytest.raises(ValueError, match="top_k=64 and sparsity=0.5: give one of them"):
+        VSA(top_k=64, sparsity=0.5)
+    for sparsity in ("0.9", True, float("nan"), -0.1):
+        with pytest.raises(ValueError, match="give 0 <= sparsity < 1"):
+            VSA(sparsity=sparsity)
+
+
+@pytest.mark.parametrize("slot", [VSA, BSA])
+def test_a_tile_and_query_tiles_that_fit_no_video_are_refused_as_they_are_given(slot):
+    for tile in (4, (4, 4), (0, 4, 4), (4, 4, 4.0)):
+        with pytest.raises(ValueError, match="tile must be three positive ints"):
+            slot(tile=tile)
+    for together in (0, 1.0, None):
+        with pytest.raises(ValueError, match="query_tiles=.* must be an int of at least 1"):
+            slot(query_tiles=together)
 
 
 @pytest.mark.parametrize("slot", [VSA, BSA])

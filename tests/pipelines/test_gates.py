@@ -144,6 +144,33 @@ def test_another_method_keeps_the_gates_themselves(name):
     assert not gates_of(model)
 
 
+def test_gates_that_a_method_has_no_use_for_come_back_with_one_that_has(tmp_path):
+    """Themselves, even where the model's folder has others, in the dtype of the model by then."""
+    opened("wan").save_pretrained(tmp_path)
+    model = type(SMALL["wan"].model(0)).from_pretrained(tmp_path)
+    sparsify(model, SPARSE)
+    gates = gates_of(model)
+    with torch.no_grad():
+        for p in gates.values():
+            p.fill_(0.75)
+    for between in ([BSA()], [VSA(gates=False)], [BSA(), VSA(gates=False), BSA(keep=0.25)]):
+        for method in between:
+            sparsify(model, method)
+            assert not gates_of(model)
+        sparsify(model, SPARSE)
+        assert all(p is gates[n] and p.eq(0.75).all() for n, p in gates_of(model).items())
+        assert gates_of(model).keys() == gates.keys()
+    sparsify(model, BSA())
+    model.to(torch.bfloat16)
+    sparsify(model, BSA(keep=0.25))
+    sparsify(model, SPARSE)
+    assert {p.dtype for p in gates_of(model).values()} == {torch.bfloat16}
+    assert all(p.eq(0.75).all() for p in gates_of(model).values())
+    restore(model)
+    sparsify(model, SPARSE)  # anew, from the folder
+    assert all(torch.equal(p, torch.full_like(p, 0.1)) for p in gates_of(model).values())
+
+
 def test_another_method_keeps_the_lora_of_a_gate(tmp_path):
     model, batch = opened("wan"), SMALL["wan"].batch((2, 4, 5), 0)
     model.save_pretrained(tmp_path)

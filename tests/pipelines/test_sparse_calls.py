@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from laws import assert_accurate
 from small_models import SMALL, run
 
+from flexsparse import TopK
 from flexsparse.diffusers import BSA, VSA, restore, sparsify
 from flexsparse.diffusers.call import tile_rotary
 
@@ -36,6 +38,41 @@ def test_a_layer_that_is_run_again_in_the_backward_has_the_grid_of_its_call(name
     found = gradients_of_two_calls(model, small)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[n], wanted[n]) for n in wanted)
+
+
+def call_of(model):
+    return next(m.processor.call for m in model.modules() if hasattr(m, "slot"))
+
+
+@pytest.mark.parametrize("name", ["wan", "cogvideox"])
+def test_so_it_has_where_no_rotary_table_tells_of_the_call(name):
+    """Compiled blocks cannot ask which call a table is of, and CogVideoX-2B has none."""
+    small = SMALL[name]
+    if name == "cogvideox":
+        none = dict(image_rotary_emb=None)
+        small = replace(small, batch=lambda *given: SMALL[name].batch(*given) | none)
+    model = small.model(0)
+    sparsify(model, SPARSE)
+    wanted = gradients_of_two_calls(model, small)
+    model.enable_gradient_checkpointing()
+    model.train()
+    if name != "cogvideox":
+        model.compile_repeated_blocks(fullgraph=True, backend="eager")
+    found = gradients_of_two_calls(model, small)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[n], wanted[n]) for n in wanted)
+    with pytest.raises(ValueError, match="ran by itself"):
+        call_of(model).tiling(48)
+
+
+def test_a_call_that_raises_leaves_no_grid_behind():
+    small = SMALL["wan"]
+    model, batch = small.model(0), small.batch((2, 4, 5), 0)
+    sparsify(model, SPARSE)
+    with pytest.raises(RuntimeError):
+        run(model, batch | dict(encoder_hidden_states=torch.randn(2, 6, 9)))
+    with pytest.raises(ValueError, match="ran by itself"):
+        model.blocks[0].attn1(torch.randn(1, 40, 32))
 
 
 @families
@@ -91,7 +128,7 @@ def test_autocast_computes_in_its_dtype(name):
         assert run(model, batch).isfinite().all()
 
 
-@pytest.mark.parametrize("method", ["vsa", BSA(kv=0), VSA], ids=str)
+@pytest.mark.parametrize("method", ["vsa", BSA(window=(3, 3, 3)), VSA], ids=str)
 def test_what_cannot_be_done_changes_nothing(method):
     small, batch = SMALL["wan"], SMALL["wan"].batch((2, 4, 5), 0)
     model = small.model(0)
@@ -123,6 +160,17 @@ def test_a_grid_of_fewer_tiles_than_choose_together():
     sparsify(alone, VSA(top_k=2, tile=(2, 2, 2)))
     batch = small.batch((1, 2, 2), 0)
     assert torch.equal(run(model, batch), run(alone, batch))
+
+
+def test_a_rule_of_more_tiles_than_there_are_takes_all():
+    small, batch = SMALL["wan"], SMALL["wan"].batch((2, 4, 5), 0)
+    model = small.model(0)
+    outs = []
+    for kv in (64, TopK(64), TopK(12), TopK(3)):  # of 12
+        sparsify(model, BSA(kv=kv, tile=(2, 2, 2)))
+        outs.append(run(model, batch))
+    assert torch.equal(outs[0], outs[1]) and torch.equal(outs[0], outs[2])
+    assert not torch.equal(outs[0], outs[3])
 
 
 def test_offloaded_weights_are_refused():
