@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 from models.wan.config import WanConfig
 from models.wan.generate import attention
+from models.wan.generate.files import check_writable
 from models.wan.generate.sizes import DEFAULT_SIZE, Size, latent_size, pair_of, size_of, text_of
 
 
@@ -137,16 +137,3 @@ def out_paths(out: Path, sizes: Sequence[Size], prompts: int) -> list[list[Path]
             raise ValueError(f"--out {path} exists: give another name, or move it")
     check_writable(out)
     return paths
-
-
-def check_writable(out: Path) -> None:
-    """ValueError unless a file or folder of this name could be made, by making one."""
-    folder = out.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    draft = folder / f".{out.name}.{os.getpid()}"
-    try:
-        draft.touch(exist_ok=False)
-        draft.unlink()
-    except OSError as e:
-        raise ValueError(f"--out {out}: {folder} cannot be written to ({e.strerror})") from None
