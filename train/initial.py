@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -31,11 +32,11 @@ class InitialConfig:
     """Whether there must be one, as where a trained model is adapted."""
 
 
-def open_folder(config: Any) -> bool:
-    """Whether the run starts afresh, and has no checkpoint to go on from: a collective.
+def first_checkpoint(config: Any) -> int | None:
+    """The step that the run goes on from; None where it starts afresh.
 
-    Its folder gets the config and a line about this start, if the config and what lies there go
-    together; else ValueError or FileNotFoundError in a line, with nothing written.
+    Raises ValueError or OSError in a line if the config and what lies in the run's folder do not go
+    together, or it takes no files. Nothing is written.
     """
     folder = Path(config.dump_folder)
     checkpoints = folder / config.checkpoint.folder
@@ -43,13 +44,21 @@ def open_folder(config: Any) -> bool:
     steps = complete_steps(checkpoints)
     if steps:
         check_config(folder, config)
-    fresh = not (steps and config.checkpoint.enable)
-    _check_start(config, fresh)
+    step = steps[-1] if steps and config.checkpoint.enable else None
+    _check_start(config, step is None)
+    if dist.get_rank() == 0:
+        there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+        with TemporaryFile(dir=there):
+            pass
+    return step
+
+
+def open_folder(config: Any, step: int | None) -> None:
+    """The run's folder gets the config and a line about this start, once all ranks are here."""
     dist.barrier()
     if dist.get_rank() == 0:
-        write_config(folder, config)
-        record_start(folder, config, 0 if fresh else steps[-1])
-    return fresh
+        write_config(config.dump_folder, config)
+        record_start(config.dump_folder, config, step or 0)
 
 
 def _check_start(config: Any, fresh: bool) -> None:

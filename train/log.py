@@ -2,8 +2,9 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from pathlib import Path
 
 from tqdm import tqdm
@@ -40,11 +41,25 @@ def to_console() -> None:
 
 
 @contextmanager
-def to_file(path: Path) -> Iterator[None]:
-    """Within it, append every line to a file too."""
+def held() -> Iterator[list[logging.LogRecord]]:
+    """Within it, keep every line too, for a file that shall not be there yet."""
+    lines = BufferingHandler(sys.maxsize)
+    logger.addHandler(lines)
+    logger.setLevel(logging.INFO)
+    try:
+        yield lines.buffer
+    finally:
+        logger.removeHandler(lines)
+
+
+@contextmanager
+def to_file(path: Path, lines: Iterable[logging.LogRecord] = ()) -> Iterator[None]:
+    """Append these lines to a file, and within it every line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = File(path)
     file.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
+    for line in lines:
+        file.handle(line)
     logger.addHandler(file)
     logger.setLevel(logging.INFO)
     try:

@@ -10,9 +10,10 @@ From Python, with any of the configs in `configs/`:
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from train.ema import EMA, reshard
 from train.feed import Feed
 from train.flow import FlowConfig, flow_loss
 from train.history import History, Unread
-from train.initial import InitialConfig, build_model, open_folder
+from train.initial import InitialConfig, build_model, first_checkpoint, open_folder
 from train.log import logger
 from train.lora import LoRAConfig
 from train.metrics import (
@@ -112,20 +113,25 @@ class Trainer(Stateful, Configurable):
         training = config.training.resolved(self.ranks.size, self.device)
         self.config = replace(config, training=training)
         with Waiting(config.parallel.timeout_seconds, "the start of the run"):
-            fresh = open_folder(self.config)
-            with self._logging():
-                self._build(dims, fresh)
+            step = first_checkpoint(self.config)
+            with self._held() as lines:  # data that cannot be opened leaves no folder
+                self._open_data()
+            open_folder(self.config, step)
+            with self._logging(lines):
+                self._build(dims, step is None)
 
-    def _build(self, dims: ParallelDims, fresh: bool) -> None:
-        c, training = self.config, self.config.training
+    def _open_data(self) -> None:
+        c = self.config
         self.dataloader = self._build_data("train")
         place: Any = dict(flow=c.flow, ranks=self.ranks, device=self.device)
-        self.feed = Feed(self.dataloader, training=training, **place)
+        self.feed = Feed(self.dataloader, training=c.training, **place)
         self.validator = None
         if c.validation.interval:
             held_out = self._build_data("validation")
             self.validator = c.validation.build(dataloader=held_out, **place)
 
+    def _build(self, dims: ParallelDims, fresh: bool) -> None:
+        c, training = self.config, self.config.training
         model: Any = build_model(c, fresh)
         self.tokens = int(model.tokens)
         parameters = sum(p.numel() for p in model.parameters())
@@ -287,12 +293,20 @@ class Trainer(Stateful, Configurable):
         self.annealing.break_even = state_dict["break_even"]
         self.skipped.load_state_dict(state_dict["skipped"])
 
-    def _logging(self) -> AbstractContextManager[None]:
-        """Within it, this trainer's lines go to its own train.log; there may be other trainers."""
+    def _logging(self, lines: Sequence[LogRecord] = ()) -> AbstractContextManager[None]:
+        """Within it, this trainer's lines go to its own train.log, behind `lines`; there may be
+        other trainers."""
         if self.rank > 0:
             logger.setLevel(logging.ERROR)
             return nullcontext()
-        return log.to_file(Path(self.config.dump_folder, "train.log"))
+        return log.to_file(Path(self.config.dump_folder, "train.log"), lines)
+
+    def _held(self) -> AbstractContextManager[Sequence[LogRecord]]:
+        """Within it, this trainer's lines are kept for `_logging`."""
+        if self.rank > 0:
+            logger.setLevel(logging.ERROR)
+            return nullcontext(())
+        return log.held()
 
     def _build_data(self, split: str) -> Any:
         return self.config.dataloader.build(

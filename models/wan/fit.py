@@ -101,7 +101,7 @@ def check_fit(
     if spare and all(map(formats.is_gate, spare)):
         faults.append(
             f"gates left over: {len(spare)} ({_grouped(spare)}): they are VSA's, give the model "
-            f"attention=VSA() (--attention vsa), or drop_gates=True (--drop-gates)"
+            f"attention=VSA(), or drop_gates=True"
         )
     elif spare:
         faults.append(f"keys left over: {len(spare)} ({_grouped(spare)})")

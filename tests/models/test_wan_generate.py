@@ -130,6 +130,12 @@ def test_what_cannot_be_is_refused_before_any_work(pipeline, tmp_path, capsys, m
         ),
         (("--attention", "vsa", "--dense-layers", "3"), "--dense-layers 3: the model has 2"),
         (("--steps", "0"), "--steps 0"),
+        (
+            ("--draft", "40x80"),
+            "--draft 40x80: height and width must be multiples of 16; try 32x",
+        ),
+        (("--draft", "32x96"), "--draft 32x96 is larger than --size 9x48x80: give 48x80 at most"),
+        (("--size", "9x64x64", "9x48x80", "--draft", "64x64"), "--draft 64x64 is larger than --si"),
         (("--refine-from", "0.5"), "--refine-from is for --draft"),
         (("--refine-from", "1", "--draft", "32x48"), "--refine-from 1.0"),
         (("--vae", str(tmp_path)), "has no config.json"),
@@ -150,6 +156,10 @@ def test_what_cannot_be_is_refused_before_any_work(pipeline, tmp_path, capsys, m
     out.write_text("mine")
     assert f"--out {out} exists" in refused(capsys, pipeline, out)
     assert out.read_text() == "mine"
+    link = tmp_path / "link.mp4"
+    link.symlink_to(tmp_path / "nowhere.mp4")
+    assert f"--out {link} exists" in refused(capsys, pipeline, link)
+    assert link.is_symlink() and not link.exists()
 
 
 def test_embeddings_that_do_not_fit_are_named(pipeline, tmp_path, capsys):  # noqa: F811

@@ -78,7 +78,8 @@ def test_a_vsa_checkpoint_runs_without_its_gates_if_asked(pipeline, tmp_path, ca
             assert generate(pipeline, a, *given, *checkpoint) == 0
         else:
             said = refused(capsys, pipeline, a, *given, *checkpoint)
-            assert "gates left over: 4" in said and "--drop-gates" in said
+            words = f"{gated} has VSA's gates, and --attention {attention} has no place for them: "
+            assert words in said and "--attention vsa, or --drop-gates" in said
         assert generate(pipeline, b, *given, *checkpoint, "--drop-gates") == 0
         assert generate(pipeline, c, *given) == 0
         assert torch.equal(*(load_file(path)["latent"] for path in (b, c)))

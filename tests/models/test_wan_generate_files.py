@@ -64,7 +64,7 @@ def test_on_a_full_disk_the_latent_goes_elsewhere(pipeline, tmp_path, monkeypatc
             raise SafetensorError("No space left on device")
         save(tensors, path)
 
-    monkeypatch.setattr("models.wan.generate.clip.save_file", save_elsewhere)
+    monkeypatch.setattr("models.wan.generate.files.save_file", save_elsewhere)
     assert generate(pipeline, disk / name) == 2
     assert not [*disk.iterdir()]
     (kept,) = spare.iterdir()

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from train.history import StepRecord
-from train.log import Console, time_text
+from train.log import Console, held, logger, time_text, to_file
 from train.progress import Progress
 
 RECORD = StepRecord(step=5, loss=0.5, grad_norm=1.25, lr=1e-3, seconds=2.0)
@@ -46,3 +46,13 @@ def test_only_one_rank_shows(monkeypatch, caplog):
 @pytest.mark.parametrize("seconds, text", [(5.4, "5 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
 def test_time_text(seconds, text):
     assert time_text(seconds) == text
+
+
+def test_lines_that_are_held_come_first_in_the_file(tmp_path):
+    with held() as lines:
+        logger.info("a %s", "clip")
+    logger.info("between")
+    with to_file(tmp_path / "run" / "train.log", lines):
+        logger.info("b")
+    said = (tmp_path / "run" / "train.log").read_text().splitlines()
+    assert [line.split("  ")[1] for line in said] == ["a clip", "b"]

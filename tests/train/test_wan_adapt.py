@@ -149,6 +149,15 @@ def test_what_cannot_start_is_refused_before_anything_is_written(tmp_path, given
     assert "give one of them" in refused(twice)
     without = tiny(tmp_path / "run", initial=InitialConfig(weights=str(given[1])))
     assert "VideoDiTConfig knows no files but the trainer's own" in refused(without)
+    for bad in ("", str(tmp_path / "nowhere"), str(tmp_path / "empty")):
+        lost = adapting("debug_vsa_adapt", tmp_path / "run", given)
+        lost.dataloader = replace(lost.dataloader, path=bad)
+        assert bad in refused(lost)
+    (tmp_path / "file").touch()
+    occupied = adapting("debug_vsa_adapt", tmp_path / "file" / "run", given)
+    occupied.dataloader = None
+    with pytest.raises(OSError, match="file"):
+        occupied.build()
     assert not (tmp_path / "run").exists()
 
 

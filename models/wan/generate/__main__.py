@@ -24,7 +24,7 @@ from models.wan.generate.sampling import (
     draw_noise,
     sample,
 )
-from models.wan.generate.sizes import Size, latent_size
+from models.wan.generate.sizes import Size, draft_size, latent_size
 from models.wan.model import WanModel
 
 
@@ -82,7 +82,7 @@ def _sample(
     device = next(model.parameters()).device
     text = prompt.positive.to(device)
     negative = None if prompt.negative is None else prompt.negative.to(device)
-    stages = [] if o.draft is None else [(size[0], *o.draft)]
+    stages = [] if o.draft is None else [draft_size(size, o.draft)]
     latent = None
     for stage in [*stages, size]:
         noise = draw_noise(model, latent_size(stage), seed)

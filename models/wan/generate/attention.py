@@ -79,7 +79,7 @@ def config_for(o: argparse.Namespace, config: WanConfig) -> WanConfig:
     """With the largest video that is asked for, and the slot that :func:`slot_for` says.
 
     Raises:
-        FileNotFoundError, CheckpointError, ValueError: as :func:`slot_for`.
+        FileNotFoundError, CheckpointError: as :func:`slot_for`.
     """
     return replace(config, video=latent_size(largest(o, config)), attention=slot_for(o))
 
@@ -94,18 +94,28 @@ def largest(o: argparse.Namespace, config: WanConfig) -> Size:
     return max(o.size, key=tiles)
 
 
+def check_gates(o: argparse.Namespace) -> None:
+    """ValueError, in a line, for gates of the checkpoint that the attention has no place for, or
+    none to drop."""
+    gates = with_gates_of(VSA(), o.checkpoint).gates
+    if o.drop_gates and not gates:
+        raise ValueError(f"--drop-gates: {o.checkpoint} has none")
+    if gates and not o.drop_gates and not isinstance(o.slot, VSA):
+        raise ValueError(
+            f"{o.checkpoint} has VSA's gates, and --attention {o.attention} has no place for them: "
+            f"give --attention vsa, or --drop-gates to leave them out"
+        )
+
+
 def slot_for(o: argparse.Namespace) -> Any:
     """The slot that was asked for, with the gates that the checkpoint has unless they are dropped.
 
     Raises:
         FileNotFoundError, CheckpointError: as :func:`models.wan.checkpoint.load`.
-        ValueError: no gates to drop.
     """
-    if not o.drop_gates:
-        return with_gates_of(o.slot, o.checkpoint) if isinstance(o.slot, VSA) else o.slot
-    if not with_gates_of(VSA(), o.checkpoint).gates:
-        raise ValueError(f"--drop-gates: {o.checkpoint} has none")
-    return replace(o.slot, gates=False) if isinstance(o.slot, VSA) else o.slot
+    if not isinstance(o.slot, VSA):
+        return o.slot
+    return replace(o.slot, gates=False) if o.drop_gates else with_gates_of(o.slot, o.checkpoint)
 
 
 def _flag(name: str) -> str:

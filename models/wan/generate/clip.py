@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import av
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from models.wan.generate.clock import Clock
+from models.wan.generate.files import write_tensors, write_whole
 
 
 def load_vae(folder: Path, device: torch.device, dtype: torch.dtype, channels: int = 16) -> Any:
@@ -109,7 +106,7 @@ def write_mp4(path: Path, frames: Tensor, fps: int) -> Path:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode())
 
-    return _whole(path, write)
+    return write_whole(path, write)
 
 
 def write_latent(path: Path, latent: Tensor) -> Path:
@@ -118,41 +115,12 @@ def write_latent(path: Path, latent: Tensor) -> Path:
     Raises:
         OSError: no room at `path`; the message names a file in the folder for temporary ones.
     """
-
-    def write(draft: Path) -> None:
-        try:
-            save_file({"latent": latent.contiguous().cpu()}, draft)
-        except SafetensorError as e:
-            raise OSError(str(e)) from e
-
+    tensors = {"latent": latent}
     try:
-        return _whole(path, write)
+        return write_tensors(path, tensors)
     except OSError as e:
-        spare = _whole(Path(tempfile.gettempdir(), path.name), write)
+        spare = write_tensors(Path(tempfile.gettempdir(), path.name), tensors)
         raise OSError(f"{path} was not written ({_line(e)}); the latent is in {spare}") from e
-
-
-def _whole(path: Path, write: Callable[[Path], None]) -> Path:
-    """Write a file that appears when it is whole and replaces none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(draft)
-        return draft.replace(_claim(path))
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _claim(path: Path) -> Path:
-    """An empty file of this name, or where there is one with a number behind it."""
-    place, number = path, 0
-    while True:
-        try:
-            place.touch(exist_ok=False)
-            return place
-        except FileExistsError:
-            number += 1
-            place = path.with_stem(f"{path.stem}-{number}")
 
 
 def _line(e: Exception) -> str:

@@ -12,7 +12,16 @@ import torch
 
 from models.wan.config import WanConfig
 from models.wan.generate import attention
-from models.wan.generate.sizes import DEFAULT_SIZE, Size, latent_size, pair_of, size_of, text_of
+from models.wan.generate.files import check_writable
+from models.wan.generate.sizes import (
+    DEFAULT_SIZE,
+    Size,
+    draft_size,
+    latent_size,
+    pair_of,
+    size_of,
+    text_of,
+)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -95,12 +104,15 @@ def check(o: argparse.Namespace, config: WanConfig) -> None:
         raise ValueError(f"--seed {o.seed} takes more than 64 bits: give a smaller one")
     if not all(map(math.isfinite, (o.guidance, o.shift or 1.0))):
         raise ValueError(f"--guidance {o.guidance}, --shift {o.shift} must be finite numbers")
-    sizes = [*o.size] + ([(o.size[0][0], *o.draft)] if o.draft else [])
-    for size in sizes:
-        tiling = o.slot.tiling(config.grid_of(latent_size(size)))
+    latents = [latent_size(size) for size in o.size]
+    if o.draft:
+        latents += [latent_size(draft_size(size, o.draft)) for size in o.size]
+    for latent in latents:
+        tiling = o.slot.tiling(config.grid_of(latent))
         if tiling is not None:
             o.slot.q_rows_for(tiling)
     attention.check_top_k(o, config)
+    attention.check_gates(o)
     if not 0 <= o.dense_layers <= config.layers:
         raise ValueError(f"--dense-layers {o.dense_layers}: the model has {config.layers}")
     if o.steps < 1 or not 0 <= o.dense_steps <= o.steps:
@@ -133,20 +145,7 @@ def out_paths(out: Path, sizes: Sequence[Size], prompts: int) -> list[list[Path]
     if len({*flat}) < len(flat):
         raise ValueError(f"--size names {len(sizes)} sizes, some of them twice")
     for path in flat:
-        if path.exists():
+        if os.path.lexists(path):
             raise ValueError(f"--out {path} exists: give another name, or move it")
     check_writable(out)
     return paths
-
-
-def check_writable(out: Path) -> None:
-    """ValueError unless a file or folder of this name could be made, by making one."""
-    folder = out.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    draft = folder / f".{out.name}.{os.getpid()}"
-    try:
-        draft.touch(exist_ok=False)
-        draft.unlink()
-    except OSError as e:
-        raise ValueError(f"--out {out}: {folder} cannot be written to ({e.strerror})") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from models.wan.config import WanConfig
 from models.wan.generate import options
+from models.wan.generate.files import check_writable
 from models.wan.generate.prompts import Prompt, read_prompts
 from models.wan.generate.sizes import DEFAULT_SIZE, size_of
 
@@ -38,7 +39,7 @@ def check(o: argparse.Namespace, config: WanConfig) -> None:
         )
     if o.out.exists() and (not o.out.is_dir() or any(o.out.iterdir())):
         raise ValueError(f"--out {o.out} exists and is not an empty folder: give a new one")
-    options.check_writable(o.out)
+    check_writable(o.out)
 
 
 def read_prompt(o: argparse.Namespace, text_dim: int) -> Prompt:

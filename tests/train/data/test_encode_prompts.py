@@ -1,0 +1,83 @@
+"""The command that encodes prompts: generation reads what it writes."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+from safetensors.torch import load_file
+from tiny_encoder import save_encoder, states_of
+
+from models.wan.generate.prompts import read_prompts
+from train.data.encode_prompts import Options, main
+
+
+@pytest.fixture
+def run(tmp_path):
+    """run(prompts, **options): the exit status."""
+    encoder = save_encoder(tmp_path / "encoder", "UMT5Model")
+
+    def run(prompts, **options):
+        given = {"text_encoder": encoder, "out": tmp_path / "a" / "embeds.safetensors"} | options
+        named = (f"--{name.replace('_', '-')}={value}" for name, value in given.items())
+        return main([f"--prompts={prompts}", *named])
+
+    return run
+
+
+def assert_same(found, ids, folder):
+    """The states of these tokens as transformers has them, and zeros behind."""
+    wanted = states_of(folder, "UMT5Model", ids)
+    assert torch.equal(found[: len(ids)], wanted) and not found[len(ids) :].any()
+
+
+def test_generation_reads_what_is_written(tmp_path, run):
+    texts = tmp_path / "prompts.txt"
+    texts.write_text("\ufeffa red wall\n\n  wall a\r\n", "utf-8")
+    assert run(texts, negative_prompt="red") == 0
+    (file,) = (tmp_path / "a").iterdir()
+    assert {x.dtype for x in load_file(file).values()} == {torch.float32}
+    prompts = read_prompts(file, 6, guidance=5.0)
+    assert len(prompts) == 2
+    for prompt, ids in zip(prompts, ([3, 4, 5], [5, 3])):
+        assert prompt.positive.shape == (1, 512, 6)
+        assert_same(prompt.positive[0], ids, tmp_path / "encoder")
+        assert_same(prompt.negative[0], [4], tmp_path / "encoder")
+
+
+def test_a_text_is_a_prompt_and_the_empty_text_what_guidance_leaves(tmp_path, run):
+    text = "a red wall " * 100  # longer than any file's name
+    assert run(text, text_tokens=7) == 0
+    (prompt,) = read_prompts(tmp_path / "a" / "embeds.safetensors", 6, guidance=5.0)
+    assert_same(prompt.positive[0], [3, 4, 5, 3, 4, 5, 3], tmp_path / "encoder")
+    assert not prompt.negative.any()  # this tokenizer has no token for it
+
+
+def test_what_cannot_be_is_one_line(tmp_path, run, caplog):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for prompts, options, words in [
+        (tmp_path / "none.txt", {}, "none.txt is no file"),
+        (tmp_path, {}, "is no file"),
+        (tmp_path / "empty.txt", {}, "has no text"),
+        (tmp_path / "latin.txt", {}, "latin.txt is no text in UTF-8"),
+        (" ", {}, "has no text"),
+        ("a", dict(text_encoder=tmp_path), "has no text encoder"),
+        ("a", dict(text_tokens=513), "text_tokens=513, but Wan takes 512 at most"),
+        ("a", dict(text_tokens=0), "text_tokens=0 must be positive"),
+        ("a", dict(out=tmp_path / "empty.txt"), "empty.txt exists"),
+        ("a", dict(out=tmp_path / "link"), "link exists"),
+        ("a", dict(out=tmp_path / "empty.txt" / "b"), "cannot be written to"),
+    ]:
+        assert run(prompts, **options) == 1
+        said = caplog.records[-1].getMessage()
+        assert words in said and "\n" not in said
+    assert not (tmp_path / "a").exists() and not (tmp_path / "nowhere").exists()
+
+
+def test_the_docs_have_the_command():
+    docs = (Path(__file__).parents[3] / "docs/wan.md").read_text()
+    (given,) = re.findall(r"^python -m train.data.encode_prompts (.*)$", docs, re.M)
+    assert tyro.cli(Options, args=given.split()).prompts == "TEXT_OR_FILE"

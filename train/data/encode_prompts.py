@@ -1,0 +1,95 @@
+"""python -m train.data.encode_prompts --text-encoder DIR --prompts TEXT_OR_FILE --out FILE
+
+Encodes prompts, and the negative one for guidance, once, into the file that `--prompt-embeds` of
+`python -m models.wan.generate` reads: safetensors with `prompt_embeds` [prompts, tokens, width] and
+`negative_prompt_embeds` [1, tokens, width], fp32, zero after each text's end.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from torch.nn.utils.rnn import pad_sequence
+
+from models.wan.generate.files import check_writable, write_tensors
+from models.wan.generate.prompts import TEXT_TOKENS
+from train import log
+from train.data.processes import device_of
+from train.data.progress import WorkProgress
+from train.data.text_encoder import CaptionEmbeds
+
+
+@dataclass(kw_only=True, frozen=True)
+class Options:
+    text_encoder: Path
+    """Folder of a text encoder that transformers saved, or of a pipeline of diffusers'."""
+    prompts: str
+    """A text, or a file with a text in each line."""
+    out: Path
+    """A new file, .safetensors."""
+    negative_prompt: str = ""
+    """What guidance stays away from, one text for all."""
+    text_tokens: int = TEXT_TOKENS
+    """At which texts are cut."""
+
+
+def encode(o: Options) -> Path:
+    """Write the embeddings; returns where they are, as :func:`write_whole` does.
+
+    Raises ValueError or OSError in one line: no prompts, a file that exists or cannot be written,
+    more tokens than the model takes, and whatever `CaptionEmbeds` does.
+    """
+    if o.text_tokens > TEXT_TOKENS:
+        raise ValueError(f"text_tokens={o.text_tokens}, but Wan takes {TEXT_TOKENS} at most")
+    if os.path.lexists(o.out):
+        raise ValueError(f"--out {o.out} exists: give another name, or move it")
+    check_writable(o.out)
+    texts = [*read_prompts(o.prompts), o.negative_prompt]
+    embeds = CaptionEmbeds(o.text_encoder, texts, tokens=o.text_tokens, device=device_of(0))
+    rows = []
+    with WorkProgress("encoding prompts", len(texts)) as progress:
+        for number, text in enumerate(texts):
+            progress.show(number, text)
+            rows.append(embeds[number])
+    padded = pad_sequence(rows, batch_first=True)
+    if not padded.shape[1]:
+        raise ValueError("no prompt has a token: give a text")
+    tensors = {"prompt_embeds": padded[:-1], "negative_prompt_embeds": padded[-1:]}
+    return write_tensors(o.out, tensors)
+
+
+def read_prompts(given: str) -> list[str]:
+    """A text, or the lines of a file that are not empty; ValueError if there is none."""
+    path = Path(given)
+    if not os.path.isfile(given):  # of a long text, Path.is_file says that the name is too long
+        if os.path.isdir(given) or path.suffix == ".txt":
+            raise ValueError(f"--prompts {given} is no file: give a text, or a file of texts")
+        texts = [given]
+    else:
+        try:
+            texts = path.read_text("utf-8-sig").splitlines()
+        except UnicodeDecodeError as e:
+            raise ValueError(f"--prompts {given} is no text in UTF-8: {e}") from None
+    texts = [text.strip() for text in texts if text.strip()]
+    if not texts:
+        raise ValueError(f"--prompts {given!r} has no text")
+    return texts
+
+
+def main(argv: Sequence[str]) -> int:
+    """0 when all is written, 1 for an error."""
+    log.to_console()
+    options = tyro.cli(Options, prog="python -m train.data.encode_prompts", args=argv)
+    try:
+        log.logger.info("%s", encode(options))
+    except (ValueError, OSError) as error:
+        log.logger.error("error: %s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
