@@ -51,20 +51,36 @@ def fill_from_origin(model: nn.Module, gates: Mapping[str, nn.Parameter]) -> Non
     are known to be somewhere and were not found.
 
     Raises:
-        ValueError: a folder that has others than these.
+        ValueError: a folder that has others than these, or a pipeline's with two transformers.
     """
     if not isinstance(model, ConfigMixin) or not gates:
         return
     origin = model.config.get("_name_or_path") or ""
-    found = _read(Path(origin)) if origin else {}
+    folder, found = _of_origin(Path(origin)) if origin else (Path(), {})
     if found:
-        _fill(gates, found, origin)
+        _fill(gates, found, folder)
     elif model.config.get(_MARK):
         warnings.warn(
             f"this {type(model).__name__} was saved with trained gates, which diffusers dropped as "
             f"it loaded {origin}: they are zero until load_gates(model, FOLDER) reads them",
             stacklevel=3,
         )
+
+
+def _of_origin(origin: Path) -> tuple[Path, dict[str, Tensor]]:
+    """The folder of a model, and its gates. Of ``from_pretrained(DIR, subfolder=...)`` a model
+    remembers no more than DIR, the pipeline's."""
+    if found := _read(origin):
+        return origin, found
+    parts = [origin / name for name in ("transformer", "transformer_2")]
+    parts = [part for part in parts if part.is_dir()]
+    read = [(part, _read(part)) for part in parts]
+    if len(read) > 1 and any(found for _, found in read):
+        raise ValueError(
+            f"{origin} has two transformers, at least one with gates, and this model is one: "
+            f"load it by its folder, from_pretrained({str(parts[0])!r}) or _2, not subfolder="
+        )
+    return read[0] if read else (origin, {})
 
 
 def mark(model: nn.Module) -> None:

@@ -67,17 +67,35 @@ def test_gates_that_are_not_found_are_missed_in_a_line(tmp_path):
     model = opened("wan")
     model.save_pretrained(tmp_path / "transformer")
     loaded = type(model).from_pretrained(tmp_path, subfolder="transformer")
+    (tmp_path / "transformer").rename(tmp_path / "moved")
     with pytest.warns(UserWarning, match=r"saved with trained gates.* until load_gates") as told:
         sparsify(loaded, SPARSE)
     assert len(told) == 1 and str(tmp_path) in str(told[0].message)
     assert told[0].filename == __file__
     assert not any(p.any() for p in gates_of(loaded).values())
-    load_gates(torch.compile(loaded, backend="eager"), tmp_path / "transformer")
+    load_gates(torch.compile(loaded, backend="eager"), tmp_path / "moved")
     assert all(p.eq(0.1).all() for p in gates_of(loaded).values())
     with warnings.catch_warnings(action="error"):
         sparsify(loaded, VSA(top_k=3))
         sparsify(loaded, VSA(gates=False))
         sparsify(loaded, BSA())
+
+
+def test_gates_of_a_pipelines_transformer_are_found_by_its_folder(tmp_path):
+    opened("wan").save_pretrained(tmp_path / "transformer")
+    cls = type(SMALL["wan"].model(0))
+    loaded = cls.from_pretrained(tmp_path, subfolder="transformer")
+    sparsify(loaded, SPARSE)
+    assert all(torch.equal(p, torch.full_like(p, 0.1)) for p in gates_of(loaded).values())
+    for second in (opened("wan", 0.2), SMALL["wan"].model(1)):
+        second.save_pretrained(tmp_path / "transformer_2")
+        for part in ("transformer", "transformer_2"):
+            loaded = cls.from_pretrained(tmp_path, subfolder=part)
+            with pytest.raises(ValueError, match="has two transformers, at least one with gates"):
+                sparsify(loaded, SPARSE)
+    loaded = cls.from_pretrained(tmp_path / "transformer")  # as the error says
+    sparsify(loaded, SPARSE)
+    assert all(torch.equal(p, torch.full_like(p, 0.1)) for p in gates_of(loaded).values())
 
 
 def test_gates_of_a_wan_checkpoint_by_fastvideos_name_are_found(tmp_path):
