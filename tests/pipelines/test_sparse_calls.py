@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from flexsparse import TopK
-from flexsparse.diffusers import BSA, VSA, restore, sparsify
+from flexsparse.diffusers import BSA, VSA, restore, save_gates, sparsify
 from flexsparse.diffusers.call import tile_rotary
 
 families = pytest.mark.parametrize("name", SMALL)
@@ -183,7 +183,7 @@ def test_offloaded_weights_are_refused():
         sparsify(model, SPARSE)
 
 
-def test_gates_are_sharded_with_the_model_or_refused():
+def test_gates_are_sharded_with_the_model_or_refused(tmp_path):
     small, batch = SMALL["wan"], SMALL["wan"].batch((2, 4, 5), 0)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
@@ -200,6 +200,8 @@ def test_gates_are_sharded_with_the_model_or_refused():
             sparsify(model, method)
         gates = [p for n, p in model.named_parameters() if ".slot." in n]
         assert len(gates) == 4 and all(isinstance(p, DTensor) for p in gates)
+        with pytest.raises(ValueError, match="the gates are sharded"):
+            save_gates(model, tmp_path)
         model = small.model(0)
         sparsify(model, SPARSE)
         sparsify(model, BSA())
