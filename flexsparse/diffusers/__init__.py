@@ -10,7 +10,17 @@ Read convert.py, call.py, one of the models' files. This package alone imports d
 
 from flexsparse.diffusers.convert import restore, sparsify
 from flexsparse.diffusers.families import Family, register
-from flexsparse.diffusers.gates import load_gates
+from flexsparse.diffusers.gates import gates_of, load_gates, save_gates
 from flexsparse.slots import BSA, VSA
 
-__all__ = ["BSA", "VSA", "Family", "load_gates", "register", "restore", "sparsify"]
+__all__ = [
+    "BSA",
+    "VSA",
+    "Family",
+    "gates_of",
+    "load_gates",
+    "register",
+    "restore",
+    "save_gates",
+    "sparsify",
+]

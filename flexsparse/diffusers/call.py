@@ -38,6 +38,13 @@ class Call:
         self._grids: Any = WeakIdKeyDictionary()
         self._tiled: Any = WeakIdKeyDictionary()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled without what it remembers of calls."""
+        return {**vars(self), "grid": None, "_grids": None, "_tiled": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _grids=WeakIdKeyDictionary(), _tiled=WeakIdKeyDictionary())
+
     def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the model."""
         # torch.compile makes symbols of ints that change, but none of a range: tiles have static

@@ -7,6 +7,8 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from flexsparse.diffusers import cogvideox, hunyuan_video, ltx, wan  # noqa: F401  # register
 from flexsparse.diffusers.call import Call
@@ -51,7 +53,7 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
     Raises:
         ValueError: a model that is not known, with how to add it, one whose layers run on other
             tokens than those of one video, or whose folder has gates that are none of these; a
-            window that does not divide the tile.
+            window that does not divide the tile; weights that are sharded or offloaded already.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if not isinstance(method, VSA | BSA):
@@ -68,6 +70,7 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
         name: _slot(name, attn, method, dtype, kept.get(name, {}))
         for name, attn in family.layers(model)
     }
+    _check_shards(model, slots, kept)
     if not any(kept.values()):
         named = [
             (f"{name}.slot.{n}", p) for name, s in slots.items() for n, p in s.named_parameters()
@@ -91,6 +94,25 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
     }
     setattr(model, _STATE, _State(processors, hooks, aside, dtype))
     mark(model)
+
+
+def _check_shards(
+    model: nn.Module, slots: dict[str, nn.Module], kept: dict[str, dict[str, nn.Module]]
+) -> None:
+    """Raise ValueError if some gates would lie beside sharded weights as they are."""
+    fsdp = any(isinstance(module, FSDPModule) for module in model.modules())
+    for name, slot in slots.items():
+        weight: Any = model.get_submodule(f"{name}.to_q").weight
+        # a forward of the root leaves weights whole, and no DTensors
+        new = fsdp and any(gate not in kept.get(name, {}) for gate, _ in slot.named_children())
+        beside = isinstance(weight, DTensor) and any(
+            not isinstance(p, DTensor) for p in slot.parameters()
+        )
+        if new or beside:
+            raise ValueError(
+                f"the weights of {name} are sharded, and new gates beside them would differ from "
+                "rank to rank: sparsify the model before fully_shard, which then shards its gates"
+            )
 
 
 def _kept_gates(model: nn.Module, dtype: torch.dtype) -> dict[str, dict[str, nn.Module]]:

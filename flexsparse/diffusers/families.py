@@ -51,13 +51,20 @@ def family_of(model: nn.Module) -> Family:
     )
 
 
-def layers_of(*lists: str, attention: str) -> Callable[[nn.Module], Iterator[tuple[str, Any]]]:
+@dataclass(frozen=True)
+class LayersOf:
     """The modules ``model.<list>.<i>.<attention>`` of these ModuleLists."""
 
-    def layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-        for name in lists:
+    lists: tuple[str, ...]
+    attention: str
+
+    def __call__(self, model: nn.Module) -> Iterator[tuple[str, Any]]:
+        for name in self.lists:
             for i, _ in enumerate(model.get_submodule(name).children()):
-                path = f"{name}.{i}.{attention}"
+                path = f"{name}.{i}.{self.attention}"
                 yield path, model.get_submodule(path)
 
-    return layers
+
+def layers_of(*lists: str, attention: str) -> LayersOf:
+    """A family's ``layers``: a value, since it is pickled with the models that it is of."""
+    return LayersOf(lists, attention)

@@ -8,15 +8,11 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from small_models import SMALL, run
 
-from flexsparse.diffusers import BSA, VSA, load_gates, restore, sparsify
+from flexsparse.diffusers import BSA, VSA, gates_of, load_gates, restore, save_gates, sparsify
 
 families = pytest.mark.parametrize("name", SMALL)
 SPARSE = VSA(sparsity=0.5, tile=(2, 2, 2))
 FILE = "diffusion_pytorch_model.safetensors"
-
-
-def gates_of(model):
-    return {n: p for n, p in model.named_parameters() if ".slot.gate_" in n}
 
 
 def opened(name, value=0.1):
@@ -67,17 +63,35 @@ def test_gates_that_are_not_found_are_missed_in_a_line(tmp_path):
     model = opened("wan")
     model.save_pretrained(tmp_path / "transformer")
     loaded = type(model).from_pretrained(tmp_path, subfolder="transformer")
+    (tmp_path / "transformer").rename(tmp_path / "moved")
     with pytest.warns(UserWarning, match=r"saved with trained gates.* until load_gates") as told:
         sparsify(loaded, SPARSE)
     assert len(told) == 1 and str(tmp_path) in str(told[0].message)
     assert told[0].filename == __file__
     assert not any(p.any() for p in gates_of(loaded).values())
-    load_gates(torch.compile(loaded, backend="eager"), tmp_path / "transformer")
+    load_gates(torch.compile(loaded, backend="eager"), tmp_path / "moved")
     assert all(p.eq(0.1).all() for p in gates_of(loaded).values())
     with warnings.catch_warnings(action="error"):
         sparsify(loaded, VSA(top_k=3))
         sparsify(loaded, VSA(gates=False))
         sparsify(loaded, BSA())
+
+
+def test_gates_of_a_pipelines_transformer_are_found_by_its_folder(tmp_path):
+    opened("wan").save_pretrained(tmp_path / "transformer")
+    cls = type(SMALL["wan"].model(0))
+    loaded = cls.from_pretrained(tmp_path, subfolder="transformer")
+    sparsify(loaded, SPARSE)
+    assert all(torch.equal(p, torch.full_like(p, 0.1)) for p in gates_of(loaded).values())
+    for second in (opened("wan", 0.2), SMALL["wan"].model(1)):
+        second.save_pretrained(tmp_path / "transformer_2")
+        for part in ("transformer", "transformer_2"):
+            loaded = cls.from_pretrained(tmp_path, subfolder=part)
+            with pytest.raises(ValueError, match="has two transformers, at least one with gates"):
+                sparsify(loaded, SPARSE)
+    loaded = cls.from_pretrained(tmp_path / "transformer")  # as the error says
+    sparsify(loaded, SPARSE)
+    assert all(torch.equal(p, torch.full_like(p, 0.1)) for p in gates_of(loaded).values())
 
 
 def test_gates_of_a_wan_checkpoint_by_fastvideos_name_are_found(tmp_path):
@@ -185,10 +199,79 @@ def test_another_method_keeps_the_lora_of_a_gate(tmp_path):
     after = dict(model.named_parameters())
     assert after.keys() == before.keys() and all(after[n] is p for n, p in before.items())
 
-    base = {n: p for n, p in gates_of(model).items() if "base_layer" in n}
-    with torch.no_grad():
-        for p in base.values():
-            p.zero_()
-    load_gates(model, tmp_path)
-    assert all(p.eq(0.1).all() for p in base.values())
-    assert torch.equal(run(model, batch), wanted)
+    base = {n: p for n, p in before.items() if "gate_coarse.base_layer" in n}
+    assert len(base) == 4
+    save_gates(model, tmp_path / "gates")
+    for folder in (tmp_path, tmp_path / "gates"):
+        with torch.no_grad():
+            for p in base.values():
+                p.zero_()
+        load_gates(model, folder)
+        assert all(p.eq(0.1).all() for p in base.values())
+        assert torch.equal(run(model, batch), wanted)
+
+
+@pytest.mark.parametrize("first", ["lora", "sparsify"])
+def test_gates_train_whole_beside_lora_and_are_saved_beside_it(first, tmp_path):
+    small, batch = SMALL["wan"], SMALL["wan"].batch((2, 4, 5), 0)
+    model = small.model(0)
+    steps = [lambda: model.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"]))]
+    steps.insert(first == "lora", lambda: sparsify(model, SPARSE))
+    for step in steps:
+        step()
+    assert not any(p.requires_grad for p in gates_of(model).values())
+    for p in gates_of(model).values():
+        p.requires_grad_()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        run(model, batch).square().mean().backward()
+        optimizer.step()
+    assert len(gates_of(model)) == 4 and all(p.any() for p in gates_of(model).values())
+    model.save_lora_adapter(tmp_path)
+    save_gates(torch.compile(model, backend="eager"), tmp_path)
+
+    other = small.model(0)
+    sparsify(other, SPARSE)
+    file = dict(weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
+    other.load_lora_adapter(tmp_path, prefix=None, **file)
+    without = run(other, batch)
+    load_gates(other, tmp_path)
+    assert torch.equal(run(other, batch), run(model, batch))
+    assert not torch.equal(run(other, batch), without)
+
+
+def test_save_gates_replaces_none(tmp_path):
+    model = opened("wan")
+    save_gates(model, tmp_path / "new" / "folder")
+    before = (tmp_path / "new/folder/gates.safetensors").read_bytes()
+    model.save_pretrained(tmp_path / "whole")
+    for folder in ("new/folder", "whole"):
+        with pytest.raises(FileExistsError, match="has gates already: give another folder"):
+            save_gates(opened("wan", 0.2), tmp_path / folder)
+    assert (tmp_path / "new/folder/gates.safetensors").read_bytes() == before
+    assert not (tmp_path / "whole/gates.safetensors").exists()
+    with pytest.raises(ValueError, match="has no gates: sparsify"):
+        save_gates(SMALL["wan"].model(0), tmp_path)
+
+
+def test_gates_in_a_pickle_are_found(tmp_path):
+    model = opened("wan")
+    model.save_pretrained(tmp_path, safe_serialization=False)
+    (tmp_path / "optimizer.bin").write_bytes(b"somebody's")
+    assert not [*tmp_path.glob("*.safetensors")]
+    loaded = type(model).from_pretrained(tmp_path, use_safetensors=False)
+    with warnings.catch_warnings(action="error"):
+        sparsify(loaded, SPARSE)
+    other = SMALL["wan"].model(0)
+    sparsify(other, SPARSE)
+    load_gates(other, tmp_path)
+    for found in (gates_of(loaded), gates_of(other)):
+        assert len(found) == 4
+        assert all(torch.equal(p, torch.full_like(p, 0.1)) for p in found.values())
+    dense = SMALL["wan"].model(0)
+    dense.save_pretrained(tmp_path)  # which from_pretrained then takes
+    loaded = type(dense).from_pretrained(tmp_path)
+    sparsify(loaded, SPARSE)
+    assert not any(p.any() for p in gates_of(loaded).values())

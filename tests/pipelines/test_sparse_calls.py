@@ -1,6 +1,7 @@
 """A sparse model among what else is done to models: checkpointing, autocast, fusing, subclasses."""
 
 import gc
+import io
 import weakref
 from dataclasses import replace
 from unittest import mock
@@ -8,11 +9,14 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from laws import assert_accurate
 from small_models import SMALL, run
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from flexsparse import TopK
-from flexsparse.diffusers import BSA, VSA, restore, sparsify
+from flexsparse.diffusers import BSA, VSA, restore, save_gates, sparsify
 from flexsparse.diffusers.call import tile_rotary
 
 families = pytest.mark.parametrize("name", SMALL)
@@ -177,6 +181,50 @@ def test_offloaded_weights_are_refused():
     model = SMALL["wan"].model(0).to("meta")
     with pytest.raises(ValueError, match="are offloaded: sparsify the model before"):
         sparsify(model, SPARSE)
+
+
+def test_gates_are_sharded_with_the_model_or_refused(tmp_path):
+    small, batch = SMALL["wan"], SMALL["wan"].batch((2, 4, 5), 0)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = fully_shard(small.model(0))
+        for method in (BSA(), VSA(gates=False)):
+            with pytest.raises(ValueError, match=r"blocks.0.attn1 are sharded.* fully_shard"):
+                sparsify(model, SPARSE)  # before and after a first call
+            sparsify(model, method)  # has nothing to shard
+            assert run(model, batch).isfinite().all()
+        model = small.model(0)
+        sparsify(model, SPARSE)
+        fully_shard(model)
+        for method in (VSA(top_k=2), BSA(), SPARSE):
+            sparsify(model, method)
+        gates = [p for n, p in model.named_parameters() if ".slot." in n]
+        assert len(gates) == 4 and all(isinstance(p, DTensor) for p in gates)
+        with pytest.raises(ValueError, match="the gates are sharded"):
+            save_gates(model, tmp_path)
+        model = small.model(0)
+        sparsify(model, SPARSE)
+        sparsify(model, BSA())
+        fully_shard(model)  # but not the gates that lie aside
+        with pytest.raises(ValueError, match="before fully_shard"):
+            sparsify(model, SPARSE)
+    finally:
+        dist.destroy_process_group()
+
+
+@families
+def test_a_sparse_model_is_pickled_as_a_dense_one_is(name):
+    small, batch = SMALL[name], SMALL[name].batch((2, 4, 5), 0)
+    model, file = small.model(0), io.BytesIO()
+    dense = run(model, batch)
+    sparsify(model, SPARSE)
+    wanted = run(model, batch)
+    torch.save(model, file)
+    loaded = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+    assert torch.equal(run(loaded, batch), wanted)
+    restore(loaded)
+    assert torch.equal(run(loaded, batch), dense)
+    assert torch.equal(run(model, batch), wanted)
 
 
 def test_a_subclass_and_a_compiled_model_are_known():
