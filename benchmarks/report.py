@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -186,7 +185,11 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
 
 def evidence(images: Path = IMAGES) -> dict[str, Callable[[Path], str]]:
     """The sections of docs/evidence.md, which draw into `images`."""
-    return {name: partial(make, images=images) for name, make in evidence_page.SECTIONS.items()}
+
+    def drawing(make: Callable[[Path, Path], str]) -> Callable[[Path], str]:
+        return lambda results: make(results, images)
+
+    return {name: drawing(make) for name, make in evidence_page.SECTIONS.items()}
 
 
 def render(

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import Any
 
 from benchmarks.evidence.runs import Run, all_of, command, folder_of, parser
 from benchmarks.evidence.scale import Scale, here
 from models.attention import BSA, VSA, Dense
 from train.schedules import FallingTiles, RisingSparsity
 
-VSA_TARGET, BSA_TARGET = VSA(sparsity=0.875, adapt=True), BSA(sparsity=0.86, keep=0.5)
+VSA_TARGET: Any = VSA(sparsity=0.875, adapt=True)
+BSA_TARGET: Any = BSA(sparsity=0.86, keep=0.5)
 
 
 def falling(scale: Scale, steps: int) -> FallingTiles:
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     scale, steps, out = here(), given.steps, given.out
     base = Run("adaptation", given.data, "dense before", Dense())
     start = folder_of(base, scale, steps, out) / "checkpoint" / f"step-{steps}"
-    common = dict(experiment="adaptation", data=given.data, initial=start)
+    common: Any = dict(experiment="adaptation", data=given.data, initial=start)
     after = [
         Run(name="dense on", attention=Dense(), **common),
         Run(name="vsa by schedule", attention=VSA_TARGET, schedule=falling(scale, steps), **common),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -71,5 +72,6 @@ def saving(dense: Curve, sparse: Curve) -> tuple[float, float, float]:
         if falling[-1] <= np.log(loss) <= falling[0]
     ]
     if not ratios:
-        return (float("nan"),) * 3
-    return tuple(float(np.exp(x)) for x in (min(ratios), np.mean(ratios), max(ratios)))
+        return math.nan, math.nan, math.nan
+    least, middle, most = np.exp([min(ratios), np.mean(ratios), max(ratios)]).tolist()
+    return least, middle, most

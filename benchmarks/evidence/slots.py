@@ -71,7 +71,8 @@ class _MaxPooled(flexsparse.nn.VSA):
 
     @torch.no_grad()
     def _tile_map(self, q: Tensor, k: Tensor, tiling: VideoTiling) -> Tensor:
-        scores = coarse_scores(*(pool_max(y, tiling) for y in (q, k)))
+        scores = coarse_scores(pool_max(q, tiling), pool_max(k, tiling))
+        assert isinstance(self.kv_rule, int), "built with a number of tiles"
         chosen = scores.topk(self.kv_rule, sorted=False).indices
         return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, chosen, True)
 
