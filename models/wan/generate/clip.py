@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Any, cast
 
-import av
 import torch
 from torch import Tensor
 
@@ -96,6 +95,7 @@ def write_clip(path: Path, latent: Tensor, vae: Any, fps: int, clock: Clock) -> 
 
 def write_mp4(path: Path, frames: Tensor, fps: int) -> Path:
     """H.264 of uint8 frames ``[frames, height, width, 3]``; the file appears when it is whole."""
+    import av
 
     def write(draft: Path) -> None:
         with av.open(str(draft), "w", format="mp4") as container:
