@@ -76,7 +76,7 @@ def write_clip(path: Path, latent: Tensor, vae: Any, fps: int, clock: Clock) -> 
         OSError: it could not be decoded or written; the message says where the latent is.
     """
     if vae is not None:
-        clock.claim("VAE")  # its latent is written first, and takes no time beside it
+        clock.claim("VAE")  # the latent is written before it, the clip after it
     with clock.part("writing"):
         name = path if vae is None else path.with_suffix(".latent.safetensors")
         kept = write_latent(name, latent[0])
