@@ -1,7 +1,10 @@
 """What a command writes: whole files, in the place of none, and no latent is lost."""
 
 import errno
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,3 +83,28 @@ def test_a_file_that_appears_meanwhile_stays(tmp_path):
     assert places == [tmp_path / "a-1.safetensors", tmp_path / "a-2.safetensors"]
     assert path.read_text() == "mine" and len([*tmp_path.iterdir()]) == 3
     assert all(torch.equal(latent_of(p), latent + n) for n, p in enumerate(places))
+
+
+LACKING = """
+import sys
+sys.modules |= dict.fromkeys(sys.argv[1].split(","))
+from models.wan.generate.__main__ import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_packages_that_are_not_there_are_named_in_a_line(pipeline, tmp_path, monkeypatch, capsys):  # noqa: F811
+    embeds = str(pipeline / "one.safetensors")
+    given = "--checkpoint", str(pipeline), "--prompt-embeds", embeds, "--out"
+    command = [sys.executable, "-c", LACKING, "av,tqdm,diffusers", *given]
+    command.append(str(tmp_path / "a.mp4"))
+    options = dict(cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    found = subprocess.run(command, **options)
+    due = "this command takes {}: pip install {}"
+    names = "diffusers and tqdm and av", "diffusers tqdm av"
+    assert (found.returncode, found.stderr) == (2, f"error: {due.format(*names)}\n")
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert generate(pipeline, tmp_path / "b.mp4") == 2
+    assert due.format("av", "av") in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert generate(pipeline, tmp_path / "b.safetensors") == 0

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from models.wan.checkpoint import compute_dtypes, load, read_config
 from models.wan.generate.attention import config_for
@@ -78,6 +77,8 @@ def _sample(
 
     `compiled` are the sizes that there are programs for; those that come are added.
     """
+    from tqdm import tqdm
+
     slots = [cast(Any, block).self_attn.slot for block in model.layers.values()]
     device = next(model.parameters()).device
     text = prompt.positive.to(device)

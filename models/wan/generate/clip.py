@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Any, cast
 
-import av
 import torch
 from torch import Tensor
 
@@ -77,7 +76,7 @@ def write_clip(path: Path, latent: Tensor, vae: Any, fps: int, clock: Clock) -> 
         OSError: it could not be decoded or written; the message says where the latent is.
     """
     if vae is not None:
-        clock.claim("VAE")  # its latent is written first, and takes no time beside it
+        clock.claim("VAE")  # the latent is written before it, the clip after it
     with clock.part("writing"):
         name = path if vae is None else path.with_suffix(".latent.safetensors")
         kept = write_latent(name, latent[0])
@@ -96,6 +95,7 @@ def write_clip(path: Path, latent: Tensor, vae: Any, fps: int, clock: Clock) -> 
 
 def write_mp4(path: Path, frames: Tensor, fps: int) -> Path:
     """H.264 of uint8 frames ``[frames, height, width, 3]``; the file appears when it is whole."""
+    import av
 
     def write(draft: Path) -> None:
         with av.open(str(draft), "w", format="mp4") as container:

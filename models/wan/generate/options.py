@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -85,6 +86,7 @@ def shift_of(o: argparse.Namespace, size: Size) -> float:
 
 def check(o: argparse.Namespace, config: WanConfig) -> None:
     """ValueError, in a line, for what cannot work with this model."""
+    check_installed(["diffusers", "tqdm"] + ["av"] * (o.out.suffix == ".mp4"))
     if config.image_dim is not None or config.in_channels != config.out_channels:
         raise ValueError(
             f"{o.checkpoint} is an image-to-video model; this command has text alone for it"
@@ -123,6 +125,14 @@ def check(o: argparse.Namespace, config: WanConfig) -> None:
         raise ValueError(f"--shift {o.shift} must be above 0")
     if o.fps < 1:
         raise ValueError(f"--fps {o.fps} must be at least 1")
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """ValueError unless these packages are there, which flexsparse itself does without."""
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise ValueError(
+            f"this command takes {' and '.join(missing)}: pip install {' '.join(missing)}"
+        )
 
 
 def out_paths(out: Path, sizes: Sequence[Size], prompts: int) -> list[list[Path]]:

@@ -10,10 +10,6 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
-    FlowMatchEulerDiscreteScheduler,
-)
-from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor, nn
 
 from models.wan.generate.clock import Clock
@@ -25,6 +21,11 @@ Sampler = Literal["unipc", "euler"]
 
 def schedule(sampler: Sampler, steps: int, shift: float, device: torch.device) -> Any:
     """diffusers' scheduler with its `steps` noise levels, shifted: Wan has 3 at 480p, 5 at 720p."""
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+        FlowMatchEulerDiscreteScheduler,
+    )
+    from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
     if sampler == "euler":
         scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=shift)
     else:
