@@ -53,6 +53,8 @@ def finish(o: argparse.Namespace) -> None:
     if "top_k" in given and "sparsity" in given:
         raise ValueError("give --top-k or --sparsity, not both")
     o.dense_steps, o.dense_layers = (given.pop(n, 0) for n in ("dense_steps", "dense_layers"))
+    if given.get("top_k", 1) < 1:
+        raise ValueError(f"--top-k is {o.top_k}: give at least 1")
     if o.attention == "bsa" and "top_k" in given:
         given["kv"] = given.pop("top_k")
     o.slot = Dense()
