@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,18 +79,8 @@ class _MaxPooled(flexsparse.nn.VSA):
 
 
 class _Ungated(flexsparse.nn.VSA):
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        gate_coarse: Tensor | None = None,
-        gate_fine: Tensor | None = None,
-        *,
-        tiling: VideoTiling,
-        text_lengths: Tensor | None = None,
-    ) -> Tensor:
-        return super().attend(q, k, v, torch.ones_like(v), tiling=tiling)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *gates: Any, **shape: Any) -> Tensor:
+        return super().attend(q, k, v, torch.ones_like(v), **shape)
 
 
 class _ZeroFill(flexsparse.nn.BSA):
