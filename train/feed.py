@@ -13,6 +13,17 @@ from train.ranks import DataRanks
 from train.settings import TrainingConfig
 
 
+def open_split(config: Any, ranks: DataRanks, split: str) -> Any:
+    """This rank's loader of a split, for a `Trainer.Config` whose training is resolved."""
+    return config.dataloader.build(
+        dp_world_size=ranks.size,
+        dp_rank=ranks.rank,
+        local_batch_size=config.training.local_batch_size,
+        global_batch_size=config.training.global_batch_size,
+        split=split,
+    )
+
+
 class Feed:
     """The passes that make up a step: a loader's batches, with noise and times from `draw`.
 

@@ -32,7 +32,7 @@ class Console(logging.Handler):
 
 
 def to_console() -> None:
-    """Show this package's log. Of all ranks but the first the trainer lets errors alone pass."""
+    """Show this package's log. Of all ranks but the first, errors alone pass in a run."""
     if not any(isinstance(handler, Console) for handler in logger.handlers):
         console = Console(logging.INFO)
         console.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
@@ -41,8 +41,12 @@ def to_console() -> None:
 
 
 @contextmanager
-def held() -> Iterator[list[logging.LogRecord]]:
-    """Within it, keep every line too, for a file that shall not be there yet."""
+def held(rank: int = 0) -> Iterator[list[logging.LogRecord]]:
+    """Within it, keep every line of the first rank too, for a file that shall not be there yet."""
+    if rank > 0:
+        logger.setLevel(logging.ERROR)
+        yield []
+        return
     lines = BufferingHandler(sys.maxsize)
     logger.addHandler(lines)
     logger.setLevel(logging.INFO)
@@ -53,8 +57,14 @@ def held() -> Iterator[list[logging.LogRecord]]:
 
 
 @contextmanager
-def to_file(path: Path, lines: Iterable[logging.LogRecord] = ()) -> Iterator[None]:
-    """Append these lines to a file, and within it every line."""
+def to_file(
+    path: Path, lines: Iterable[logging.LogRecord] = (), *, rank: int = 0
+) -> Iterator[None]:
+    """Append these lines to a file, and within it every line of the first rank."""
+    if rank > 0:
+        logger.setLevel(logging.ERROR)
+        yield
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     file = File(path)
     file.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))

@@ -9,7 +9,6 @@ From Python, with any of the configs in `configs/`:
     trainer.close()
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,7 @@ from train.annealing import Annealing, SparsityConfig
 from train.break_even import agree_on_break_even
 from train.checkpoint import Checkpointer
 from train.ema import EMA, reshard
-from train.feed import Feed
+from train.feed import Feed, open_split
 from train.flow import FlowConfig, flow_loss
 from train.history import History, Unread
 from train.initial import InitialConfig, build_model, first_checkpoint, open_folder
@@ -114,7 +113,7 @@ class Trainer(Stateful, Configurable):
         self.config = replace(config, training=training)
         with Waiting(config.parallel.timeout_seconds, "the start of the run"):
             step = first_checkpoint(self.config)
-            with self._held() as lines:  # data that cannot be opened leaves no folder
+            with log.held(self.rank) as lines:  # data that cannot be opened leaves no folder
                 self._open_data()
             open_folder(self.config, step)
             with self._logging(lines):
@@ -122,12 +121,12 @@ class Trainer(Stateful, Configurable):
 
     def _open_data(self) -> None:
         c = self.config
-        self.dataloader = self._build_data("train")
+        self.dataloader = open_split(c, self.ranks, "train")
         place: Any = dict(flow=c.flow, ranks=self.ranks, device=self.device)
         self.feed = Feed(self.dataloader, training=c.training, **place)
         self.validator = None
         if c.validation.interval:
-            held_out = self._build_data("validation")
+            held_out = open_split(c, self.ranks, "validation")
             self.validator = c.validation.build(dataloader=held_out, **place)
 
     def _build(self, dims: ParallelDims, fresh: bool) -> None:
@@ -294,28 +293,8 @@ class Trainer(Stateful, Configurable):
         self.skipped.load_state_dict(state_dict["skipped"])
 
     def _logging(self, lines: Sequence[LogRecord] = ()) -> AbstractContextManager[None]:
-        """Within it, this trainer's lines go to its own train.log, behind `lines`; there may be
-        other trainers."""
-        if self.rank > 0:
-            logger.setLevel(logging.ERROR)
-            return nullcontext()
-        return log.to_file(Path(self.config.dump_folder, "train.log"), lines)
-
-    def _held(self) -> AbstractContextManager[Sequence[LogRecord]]:
-        """Within it, this trainer's lines are kept for `_logging`."""
-        if self.rank > 0:
-            logger.setLevel(logging.ERROR)
-            return nullcontext(())
-        return log.held()
-
-    def _build_data(self, split: str) -> Any:
-        return self.config.dataloader.build(
-            dp_world_size=self.ranks.size,
-            dp_rank=self.ranks.rank,
-            local_batch_size=self.config.training.local_batch_size,
-            global_batch_size=self.config.training.global_batch_size,
-            split=split,
-        )
+        """Within it, this trainer's lines go to its own train.log, behind `lines`."""
+        return log.to_file(Path(self.config.dump_folder, "train.log"), lines, rank=self.rank)
 
     def _validation_due(self) -> bool:
         c = self.config

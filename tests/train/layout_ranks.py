@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from trainer_runs import SPARSE, tiny, weights
 
 from flexsparse import Threshold
@@ -87,6 +89,41 @@ def sums(clips: torch.Tensor) -> list[float]:
     return clips.double().sum((1, 2, 3, 4)).tolist()
 
 
+class Sent(TorchDispatchMode):
+    """Counts the bytes of the tensors that collectives move, by `train.plan.traffic.Traffic`."""
+
+    KINDS = {
+        "_allgather_base_": "all_gather",
+        "_reduce_scatter_base_": "reduce_scatter",
+        "allreduce_": "all_reduce",
+        "all_to_all_single": "all_to_all",
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = dict.fromkeys(self.KINDS.values(), 0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kind = self.KINDS.get(func.__name__.split(".")[0])
+        if kind:
+            tensors = [x for x in tree_leaves(args) if isinstance(x, torch.Tensor)]
+            self.bytes[kind] += max(x.nbytes for x in tensors)
+        return func(*args, **(kwargs or {}))
+
+
+def counted(trainer: Trainer) -> Sent:
+    """What its next step moves between the processes."""
+    sent, step = Sent(), trainer.train_step
+
+    def first() -> None:
+        trainer.train_step = step
+        with sent:
+            step()
+
+    trainer.train_step = first
+    return sent
+
+
 def measured(config: Trainer.Config, until: int | None = None) -> dict[str, Any]:
     """What a run starts from, and all that comes of it; clips are the sums of their pixels."""
     trainer = config.build()
@@ -100,6 +137,7 @@ def measured(config: Trainer.Config, until: int | None = None) -> dict[str, Any]
     trainer.feed.batches = noted(trainer.feed.batches)
     parameters: Any = trainer.model.named_parameters()
     shards = {canonical_fqn(name): p.to_local().detach().clone() for name, p in parameters}
+    sent = None if config.compile else counted(trainer)
     steps = trainer.train(until).steps
     result = {
         "shards": shards,
@@ -110,6 +148,7 @@ def measured(config: Trainer.Config, until: int | None = None) -> dict[str, Any]
         "clips": clips,
         "break even": trainer.annealing.break_even,
         "data": (trainer.ranks.size, trainer.ranks.rank),
+        "sent": sent and sent.bytes,
     }
     trainer.close()
     return result

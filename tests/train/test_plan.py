@@ -153,10 +153,12 @@ def test_traffic_of_a_ring():
     assert fsdp.all_gather == 3 * 2 * (2 * 10 + 2) * 3 / 4
     assert fsdp.reduce_scatter == 3 * 4 * 12 * 3 / 4 and fsdp.all_reduce == 0
     assert traffic(**sizes, shards=4, replicas=2).all_reduce == 3 * 2 * 4 * 3 * 1 / 2
-    layer = dict(rows=64, dim=8, batch=2, itemsize=2, layers=3)
-    assert ulysses_bytes(**layer, gates=1, degree=1) == 0
-    out_and_back = 2 * (2 * 16 * 8 * 2) * 3 / 4  # of one tensor
-    assert ulysses_bytes(**layer, gates=1, degree=4) == 3 * 5 * out_and_back
+    layer = dict(rows=64, dim=8, out=3, batch=2, itemsize=2, layers=3, gates=1)
+    assert ulysses_bytes(**layer, degree=1, again=False) == 0
+    there = (2 * 16 * 8 * 2) * 3 / 4  # of one tensor, one way
+    last = 3 * (2 * 16 * 3 * 2)
+    assert ulysses_bytes(**layer, degree=4, again=False) == 3 * 5 * 2 * there + last
+    assert ulysses_bytes(**layer, degree=4, again=True) == 3 * 5 * 3 * there + last
 
 
 def test_ranks_that_share_a_clip_own_weights_together():

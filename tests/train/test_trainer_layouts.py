@@ -13,6 +13,7 @@ from layout_ranks import (
     SHARED,
     SLOTS,
     annealed_run,
+    divided,
     measured,
     resumed_run,
     sums,
@@ -27,6 +28,7 @@ from flexsparse.slots import Dense
 from train.break_even import measure_break_even
 from train.checkpoint import complete_steps
 from train.parallelize import ParallelConfig, check_shared_sequences, parallel_dims
+from train.plan.plan import plan
 
 RUNS = [(w, f"{name}, {slot}") for w, names in LAYOUTS.items() for name in names for slot in SLOTS]
 runs = pytest.mark.parametrize("world, name", [*RUNS, (2, "compiled, vsa")])
@@ -109,6 +111,28 @@ def clips_by_rank(ranks: list[dict[str, Any]]) -> list[list[list[float]]]:
     found = {rank["data"][1]: rank["clips"] for rank in ranks}
     assert all(found[rank["data"][1]] == rank["clips"] for rank in ranks)
     return [found[rank] for rank in range(ranks[0]["data"][0])]
+
+
+@runs
+def test_the_plan_knows_what_is_sent(found, tmp_path, monkeypatch, world, name):
+    layout, slot = name.split(", ")
+    if layout == "compiled":
+        pytest.skip("compiled graphs call their collectives out of sight")
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    config = divided(whole_run(tmp_path, slot), **LAYOUTS[world][layout])
+    planned = plan(config, world, "cpu")
+    owners, replicas, degree = planned.layout.owners, planned.layout.replicas, planned.layout.degree
+    sent = {  # a rank keeps its own part of what is moved
+        "all_gather": (owners - 1) / owners,
+        "reduce_scatter": (owners - 1) / owners,
+        "all_reduce": 2 * (replicas - 1) / replicas,
+        "all_to_all": (degree - 1) / degree,
+    }
+    for rank in found(name, world):
+        for kind, part in sent.items():
+            expected = getattr(planned.traffic, kind)
+            # FSDP pads each weight to a multiple of its ranks
+            assert expected <= rank["sent"][kind] * part <= 1.01 * expected, kind
 
 
 def test_1_2_4_and_1_processes_go_on_from_each_other(found):

@@ -11,6 +11,7 @@ from trainer_runs import run, tiny
 from models.attention import VSA, Dense
 from train.checkpoint import Checkpointer
 from train.ema import EMA
+from train.feed import open_split
 from train.flow import FlowConfig
 from train.metrics import Metrics, attention_cost, film_strip
 from train.validation import Validator
@@ -37,7 +38,7 @@ def test_validation_is_the_same_number_twice(validated):
         again = [trainer.validator.loss(trainer.model) for _ in range(2)]
     assert step == 4 and again == [loss, loss]
     other = trainer.config.validation.build(
-        dataloader=trainer._build_data("validation"),
+        dataloader=open_split(trainer.config, trainer.ranks, "validation"),
         device=trainer.device,
         flow=FlowConfig(),
         ranks=trainer.ranks,

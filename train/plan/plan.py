@@ -127,11 +127,13 @@ def plan(
             ulysses=ulysses_bytes(
                 rows=rows,
                 dim=c.dim,
+                out=c.patch_dim,
                 batch=training.local_batch_size,
                 itemsize=dtype.itemsize,
                 layers=c.layers,
                 gates=gates,
                 degree=layout.degree,
+                again=config.activation_checkpoint == "full",
             ),
         ),
     )

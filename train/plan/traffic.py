@@ -60,14 +60,24 @@ def traffic(
 
 
 def ulysses_bytes(
-    *, rows: int, dim: int, batch: int, itemsize: int, layers: int, gates: int, degree: int
+    *,
+    rows: int,
+    dim: int,
+    out: int,
+    batch: int,
+    itemsize: int,
+    layers: int,
+    gates: int,
+    degree: int,
+    again: bool,
 ) -> float:
     """Bytes that a rank sends in the all-to-alls of one forward and backward.
 
     Going in q, k, v and the gates, coming out the output, each `rows / degree` of `rows` on a rank;
-    the backward sends the gradient of each back. Activation checkpointing that makes them again
-    sends them again, which is not counted.
+    the backward sends the gradient of each back, and blocks made `again` for it send twice. After
+    the last layer each rank sends its rows of the `out` numbers of a velocity to all others.
     """
-    tensors = 4 + gates
-    own = batch * rows / degree * dim * itemsize
-    return layers * 2 * tensors * own * (degree - 1) / degree
+    own = batch * rows / degree * itemsize
+    ways = 3 if again else 2
+    of_layers = layers * ways * (4 + gates) * own * dim * (degree - 1) / degree
+    return of_layers + own * out * (degree - 1)
