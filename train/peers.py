@@ -1,5 +1,6 @@
 """A process that is gone or stuck, named by those that waited for it."""
 
+import os
 from types import TracebackType
 from typing import Self
 
@@ -33,10 +34,11 @@ class Waiting:
     ) -> None:
         failure = communication_error(error)
         if failure is not None:
+            rank, world = os.environ.get("RANK", 0), os.environ.get("WORLD_SIZE", 1)
             said = " ".join(str(failure).splitlines()[0].split())
             raise LostPeerError(
-                f"rank {dist.get_rank()} of {dist.get_world_size()} waited for the others in "
-                f"{self.what}, and one of them is gone, or was silent for "
+                f"rank {rank} of {world} waited for the others in {self.what}, and one of them is "
+                "gone, or was silent for "
                 f"parallel.timeout_seconds, {self.timeout_seconds}: {said}; start again to go on "
                 "from the last checkpoint (torchrun --max-restarts does it by itself)"
             ) from error

@@ -104,14 +104,15 @@ class Trainer(Stateful, Configurable):
         profiler: Profiler.Config = field(default_factory=Profiler.Config)
 
     def __init__(self, config: Config) -> None:
-        self.device = init_process_group(config.parallel.timeout_seconds)
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        dims = parallel_dims(config.parallel)
-        check_shared_sequences(config.model, dims.cp)
-        self.ranks = DataRanks.of(dims)
-        training = config.training.resolved(self.ranks.size, self.device)
-        self.config = replace(config, training=training)
-        with Waiting(config.parallel.timeout_seconds, "the start of the run"):
+        timeout = config.parallel.timeout_seconds
+        with Waiting(timeout, "the start of the run"):
+            self.device = init_process_group(timeout)
+            self.rank, self.world = dist.get_rank(), dist.get_world_size()
+            dims = parallel_dims(config.parallel)
+            check_shared_sequences(config.model, dims.cp)
+            self.ranks = DataRanks.of(dims)
+            training = config.training.resolved(self.ranks.size, self.device)
+            self.config = replace(config, training=training)
             step = first_checkpoint(self.config)
             with log.held(self.rank) as lines:  # data that cannot be opened leaves no folder
                 self._open_data()

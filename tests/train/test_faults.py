@@ -106,3 +106,13 @@ def test_a_stuck_worker_and_a_silent_rank_are_named(tmp_path):
     assert f"parallel.timeout_seconds, {TIMEOUT}" in waited
     assert complete_steps(tmp_path / "checkpoint") == [1, 2]
     assert "Traceback" not in output
+
+
+def test_a_process_that_never_came_is_named(tmp_path):
+    options = ("--config", "run_with_workers", "--dump-folder", str(tmp_path / "run"))
+    first, second = start(RUN, "none", *options, ranks=2)
+    second.kill()
+    (waited,) = finish([first], expect=1).splitlines()
+    assert "rank 0 of 2 waited for the others in the start of the run" in waited
+    assert f"parallel.timeout_seconds, {TIMEOUT}" in waited
+    assert not (tmp_path / "run").exists()
