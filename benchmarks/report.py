@@ -1,4 +1,4 @@
-"""Write what the results say into docs/performance.md and docs/evidence.md, and draw them.
+"""Write what the results say into docs/performance.md, evidence.md and data.md, and draw them.
 
     python -m benchmarks.report
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import clips
 from benchmarks.evidence import page as evidence_page
 from benchmarks.gpu import tables
 from benchmarks.gpu.plots import draw
@@ -35,6 +36,7 @@ from flexsparse.kernel_configs import (
 
 ROOT = Path(__file__).parent.parent
 PAGE, EVIDENCE = ROOT / "docs" / "performance.md", ROOT / "docs" / "evidence.md"
+DATA = ROOT / "docs" / "data.md"
 IMAGES = ROOT / "docs" / "images"
 
 
@@ -183,6 +185,9 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
 }
 
 
+DATA_SECTIONS: dict[str, Callable[[Path], str]] = {"clips": clips.page}
+
+
 def evidence(images: Path = IMAGES) -> dict[str, Callable[[Path], str]]:
     """The sections of docs/evidence.md, which draw into `images`."""
 
@@ -210,7 +215,7 @@ def render(
 
 
 def main() -> None:
-    for path, sections in ((PAGE, SECTIONS), (EVIDENCE, evidence())):
+    for path, sections in ((PAGE, SECTIONS), (EVIDENCE, evidence()), (DATA, DATA_SECTIONS)):
         path.write_text(render(path.read_text(), sections=sections))
         print(f"wrote {path}")
 
