@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -19,16 +18,19 @@ class Validator(Configurable):
     """Holds the clips and meets them with the same noise and times whenever it is asked.
 
     Clip i of n has noise keyed by (seed, i) and the time (i + 1/2) / n: spread evenly, so that a
-    few clips see all noise levels. Sampled clips start from noise keyed by (seed, i), with the
+    few clips see all noise levels. The loss is their mean, each counted once, however they are
+    divided among ranks and batches. Sampled clips start from noise keyed by (seed, i), with the
     clips' captions.
+
+    The loader is one of the split "validation", with `keep` and `numbers` as `VideoDataLoader` has.
     """
 
     @dataclass(kw_only=True, slots=True)
     class Config(Configurable.Config):
         interval: int = 500
         """Steps between two, besides one before the first step and one at the end; 0: none."""
-        batches: int = 4
-        """How many to take at most, each of training.local_batch_size clips on each rank."""
+        clips: int = 16
+        """Of those that are held out, drawn by lot, the same in every run; at most all."""
         sample_steps: int = 20
         """Steps of the sampler for one batch of clips at each validation; 0: no samples."""
         seed: int = 0
@@ -43,7 +45,11 @@ class Validator(Configurable):
         ranks: DataRanks,
     ) -> None:
         self.config, self.device, self.flow, self.ranks = config, device, flow, ranks
-        self.batches = list(islice(dataloader, config.batches))
+        if config.clips < 1:
+            raise ValueError(f"validation.clips is {config.clips}: at least one is wanted")
+        self.clips = dataloader.keep(config.clips)
+        self.batches = list(dataloader)
+        self.numbers = [dataloader.numbers(i) for i in range(len(self.batches))]
         if not self.batches:
             raise ValueError(
                 "the validation split has no clips: hold some out, or set interval to 0"
@@ -52,24 +58,21 @@ class Validator(Configurable):
     @torch.no_grad()
     def loss(self, model: nn.Module) -> float:
         """Mean over all clips, the same on every rank."""
-        size = len(self.batches[0]["video"])
-        clips = len(self.batches) * self.ranks.size * size
         total = torch.zeros((), device=self.device)
-        for i, batch in enumerate(self.batches):
-            x0 = batch["video"].to(self.device)
-            first = (i * self.ranks.size + self.ranks.rank) * size
-            positions = range(first, first + size)
-            noise = self._noise(x0, positions)
-            even = (torch.tensor(positions, device=self.device) + 0.5) / clips
+        for batch, numbers in zip(self.batches, self.numbers, strict=True):
+            x0, context = (batch[name].to(self.device) for name in ("video", "context"))
+            given = [number or 0 for number in numbers]
+            even = (torch.tensor(given, device=self.device) + 0.5) / self.clips
             t = shifted(even, self.flow.shift, self.flow.least)
-            total += flow_loss(model, x0, batch["context"].to(self.device), noise, t).sum()
-        return self.ranks.total(total).item() / clips
+            losses = flow_loss(model, x0, context, self._noise(x0, given), t)
+            counts = torch.tensor([n is not None for n in numbers], device=self.device)
+            total += losses.where(counts, 0.0).sum()
+        return self.ranks.total(total).item() / self.clips
 
     def noisy(self, time: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
         """This rank's first clip as a model meets it: x_t [1, C, T, H, W], t, context."""
-        size = len(self.batches[0]["video"])
         x0, context = (self.batches[0][name][:1].to(self.device) for name in ("video", "context"))
-        noise = self._noise(x0, [self.ranks.rank * size])
+        noise = self._noise(x0, [self.numbers[0][0] or 0])
         return (1 - time) * x0 + time * noise, torch.full((1,), time, device=self.device), context
 
     def run(self, model: nn.Module, metrics: Metrics, step: int) -> float:
@@ -94,10 +97,10 @@ class Validator(Configurable):
             shift=self.flow.shift,
         )
 
-    def _noise(self, x0: Tensor, positions: Sequence[int]) -> Tensor:
-        """Like x0, for the clips at these positions."""
+    def _noise(self, x0: Tensor, numbers: Sequence[int]) -> Tensor:
+        """Like x0, for the clips of these numbers."""
         noise = torch.empty_like(x0)
-        for row, position in zip(noise, positions, strict=True):
-            key = ("validation", self.config.seed, position)
+        for row, number in zip(noise, numbers, strict=True):
+            key = ("validation", self.config.seed, number)
             row.normal_(generator=keyed_generator(self.device, *key))
         return noise

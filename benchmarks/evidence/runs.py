@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -19,11 +22,13 @@ from models.attention import Slot
 from train.annealing import SparsityConfig
 from train.attention_stats import attention_stats
 from train.log import time_text
+from train.run_dir import describe, leaves
 from train.schedules import Constant, Schedule
 from train.titan import default_adamw
 from train.trainer import Trainer
 
-KEY = ("experiment", "scale", "data", "name", "seed", "steps")
+KEY = ("experiment", "scale", "data", "name", "seed", "steps", "config")
+PLACES = ("dump_folder", "path", "initial_load_path")  # where things are, not what is trained
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,16 @@ class Run:
     """A checkpoint's step-N whose weights it starts from, to train at a quarter of the rate."""
 
     def row(self, scale: Scale, steps: int) -> Row:
-        """What names it among the results."""
-        return dict(zip(KEY, (self.experiment, scale.name, self.data, self.name, self.seed, steps)))
+        """What names it among the results; `config` is a digest of all that is trained."""
+        config = config_of(self, scale, steps, Path())
+        told = [x for x in leaves(describe(config)) if x[0].rpartition(".")[2] not in PLACES]
+        digest = hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:12]
+        names = self.experiment, scale.name, self.data, self.name, self.seed, steps, digest
+        return dict(zip(KEY, names, strict=True))
 
 
 def all_of(runs: Iterable[Run], scale: Scale, steps: int, out: Path, results: Path) -> list[Row]:
-    """The rows of all; what `results` has of this commit's configs is not trained again.
+    """The rows of all; what `results` has of the same configs is not trained again.
 
     Each run saves itself in a folder under `out` when it is done, and one that was cut off starts
     anew. A line tells of each when it is done, with the time that the rest will take.
@@ -84,7 +93,9 @@ def config_of(run: Run, scale: Scale, steps: int, out: Path) -> Trainer.Config:
     folder = folder_of(run, scale, steps, out)
     config = scale.trainer(run.attention, run.data, seed=run.seed, steps=steps, folder=folder)
     config.sparsity = SparsityConfig(schedule=run.schedule, break_even=0.0)
-    if run.initial is not None:
+    if run.initial is not None:  # other clips and noise than those that it has just seen
+        config.training = replace(config.training, seed=run.seed + 1000)
+        config.dataloader = replace(config.dataloader, seed=run.seed + 1000)
         config.checkpoint = replace(config.checkpoint, initial_load_path=str(run.initial))
         config.optimizer = default_adamw(lr=scale.lr / 4)
     return config
@@ -92,7 +103,9 @@ def config_of(run: Run, scale: Scale, steps: int, out: Path) -> Trainer.Config:
 
 def train_run(run: Run, scale: Scale, steps: int, out: Path, results: Path) -> Row:
     """Train it, and append its row to ``results/evidence.jsonl``."""
-    trainer = config_of(run, scale, steps, out).build()
+    config = config_of(run, scale, steps, out)
+    shutil.rmtree(config.dump_folder, ignore_errors=True)  # a run's row is of all of its steps
+    trainer = config.build()
     try:
         history = trainer.train()
         told = told_of(trainer)

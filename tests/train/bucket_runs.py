@@ -25,7 +25,7 @@ def bucketed(folder: Path | str, **changes) -> Trainer.Config:
 
 
 if __name__ == "__main__":
-    validated = Validator.Config(interval=3, batches=3, sample_steps=2)
+    validated = Validator.Config(interval=3, clips=7, sample_steps=2)
     config = bucketed(sys.argv[1], local_batch_size=1, global_batch_size=4, validation=validated)
     trainer = config.build()
     trainer.train(until=3)

@@ -38,7 +38,7 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
     },
 }
 COMPILED = dict(parallel=SHARED, compile=True, activation_checkpoint="selective")
-VALIDATED = Validator.Config(interval=6, batches=1, sample_steps=1)
+VALIDATED = Validator.Config(interval=6, clips=6, sample_steps=1)
 FALLING = FallingTiles(dense_steps=1, by=1, every=1)
 RESUMED = 2, 4, 6, 8
 """Where the run that 1, 2, 4 and again 1 processes share goes on to the next of them."""

@@ -3,6 +3,8 @@
 import json
 import statistics
 
+import time
+
 import pytest
 from test_nonfinite import poison
 from trainer_runs import SPARSE, tiny
@@ -15,7 +17,7 @@ from train.metrics import Metrics
 from train.validation import Validator
 
 LOGGED = Metrics.Config(log_freq=1, enable_tensorboard=True)
-VALIDATED = Validator.Config(interval=3, batches=1, sample_steps=0)
+VALIDATED = Validator.Config(interval=3, clips=4, sample_steps=0)
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,7 @@ def runs(tmp_path_factory):
         sparse.train(until=until)
         sparse.close()
         records |= {record.step: record.loss for record in sparse.history.steps}
+        time.sleep(1)  # TensorBoard's files are told apart by the second in which they begin
     return folder, dense, records
 
 

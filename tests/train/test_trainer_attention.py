@@ -67,7 +67,7 @@ def config(folder, attention=PRUNING, **changes):
 
 @pytest.mark.parametrize("mode", ["none", "full"])
 def test_asking_changes_no_training(tmp_path, mode):
-    asked = Validator.Config(interval=1, batches=1, sample_steps=0)
+    asked = Validator.Config(interval=1, clips=4, sample_steps=0)
     changes = dict(activation_checkpoint=mode)
     numbers, weights = run(config(tmp_path / "asked", validation=asked, **changes))
     plain_numbers, plain = run(config(tmp_path / "plain", **changes))
@@ -90,7 +90,7 @@ def test_a_pass_leaves_no_trace(tmp_path):
 def test_tensorboard_has_what_each_layer_did(tmp_path):
     trainer = config(
         tmp_path,
-        validation=Validator.Config(interval=2, batches=1, sample_steps=0),
+        validation=Validator.Config(interval=2, clips=4, sample_steps=0),
         metrics=Metrics.Config(log_freq=1),
     ).build()
     trainer.train()
@@ -116,7 +116,7 @@ def test_where_nothing_is_chosen_curves_are_all(tmp_path):
     trainer = config(
         tmp_path,
         Dense(),
-        validation=Validator.Config(interval=2, batches=1, sample_steps=0),
+        validation=Validator.Config(interval=2, clips=4, sample_steps=0),
         metrics=Metrics.Config(log_freq=1),
     ).build()
     trainer.validate()

@@ -66,7 +66,9 @@ def loss_of_dense(dtype, video, context, noise, t):
 def first_losses(config, dtype):
     """Of validation before the first step, on one batch of two clips, and of that step."""
     build, shift = config.dataloader.build, config.flow.shift
-    held = next(iter(build(local_batch_size=2, split="validation")))
+    loader = build(local_batch_size=2, split="validation")
+    loader.keep(2)
+    held = next(iter(loader))
     rng = [keyed_generator(torch.device("cpu"), "validation", 0, i) for i in range(2)]
     noise = torch.stack([torch.randn(x.shape, generator=g) for x, g in zip(held["video"], rng)])
     even = shifted(torch.tensor([0.25, 0.75]), shift)
@@ -82,7 +84,7 @@ def first_losses(config, dtype):
 def test_a_run_starts_as_the_dense_model_and_ends_sparse(tmp_path, given, name):
     rare = Checkpointer.Config(interval=20)
     config = adapting(name, tmp_path / "run", given, checkpoint=rare)
-    config.validation.batches = 1
+    config.validation.clips = 2
     trainer = config.build()
     start = weights(trainer)
     dense = awake_wan().state_dict()

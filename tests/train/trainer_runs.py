@@ -51,7 +51,7 @@ def tiny(folder: Path | str, *, attention: Slot = SPARSE, **changes) -> Trainer.
         training=training,
         optimizer=default_adamw(lr=3e-3),
         lr_scheduler=LRSchedulersContainer.Config(warmup_steps=2, decay_type="cosine"),
-        validation=Validator.Config(interval=0, batches=2, sample_steps=2),
+        validation=Validator.Config(interval=0, clips=8, sample_steps=2),
         checkpoint=Checkpointer.Config(interval=3),
         metrics=Metrics.Config(log_freq=1, enable_tensorboard=False),
     )

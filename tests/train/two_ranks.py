@@ -43,7 +43,7 @@ def stop_one_rank(trainer: Trainer, step: int) -> None:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    validated = Validator.Config(interval=3, batches=1, sample_steps=0)
+    validated = Validator.Config(interval=3, clips=4, sample_steps=0)
     shown = Metrics.Config(log_freq=1)
     config = tiny(folder / "fsdp_run", local_batch_size=2, validation=validated, metrics=shown)
     train(config, folder / "fsdp")  # with VSA

@@ -154,7 +154,7 @@ def _digits(model: VideoDiTConfig, name: str) -> Trainer.Config:
         training=TrainingConfig(steps=20, local_batch_size=2),
         optimizer=default_adamw(lr=2e-3),
         lr_scheduler=LRSchedulersContainer.Config(warmup_steps=5, decay_type="cosine"),
-        validation=Validator.Config(interval=10, batches=2, sample_steps=4),
+        validation=Validator.Config(interval=10, clips=4, sample_steps=4),
         checkpoint=Checkpointer.Config(interval=10),
         metrics=Metrics.Config(log_freq=1),
     )
@@ -192,7 +192,7 @@ def _pixels(
         lr_scheduler=LRSchedulersContainer.Config(
             warmup_steps=1000, decay_type="cosine", min_lr_factor=0.1
         ),
-        validation=Validator.Config(interval=500, batches=8),
+        validation=Validator.Config(interval=500, clips=64),
         checkpoint=Checkpointer.Config(interval=500),
         activation_checkpoint="selective",
         compile=True,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -103,10 +104,31 @@ class VideoDataLoader:
             shuffle=split == "train",
             group=together or self.clips_a_step,
         )
+        self.kept = np.arange(len(self.clips))
 
     def _open(self, **stream: Any) -> tuple[Any, ClipStream[Any]]:
         clips = open_clips(self.config, self.split)
         return clips, ClipStream(clips, buckets=clips.buckets, **stream)
+
+    def keep(self, clips: int) -> int:
+        """Of the split "validation" so many clips alone, drawn by lot and the same for every run.
+
+        Returns how many there are, all if there are no more. From before the first is taken.
+        """
+        order = np.random.default_rng(0).permutation(len(self.clips))
+        self.kept = np.sort(order[:clips])
+        self.stream.keep(self.kept)
+        return len(self.kept)
+
+    def numbers(self, batch: int) -> list[int | None]:
+        """Of this rank's batch i of the split "validation", which of the clips that were kept each
+        is, however they are divided; None for one that was there before, and fills up."""
+        return [
+            None
+            if self.stream.repeats(position)
+            else int(np.searchsorted(self.kept, self.stream.index(position)))
+            for position in self.stream.positions(batch)
+        ]
 
     def __len__(self) -> int:
         """Batches in one pass over the clips, the last one of each size filled up."""

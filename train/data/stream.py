@@ -73,13 +73,19 @@ class ClipStream(IterableDataset[Item]):
         """Positions in which every clip comes once, groups being whole."""
         return sum(-(-len(bucket) // self.group) * self.group for bucket in self.buckets)
 
+    def keep(self, indices: Sequence[int]) -> None:
+        """Of all clips these alone, from before the first is taken."""
+        kept = [bucket[np.isin(bucket, indices)] for bucket in self.buckets]
+        self.buckets = [bucket for bucket in kept if len(bucket)]
+
+    def repeats(self, position: int) -> bool:
+        """Whether the clip there has been before, in an earlier epoch."""
+        bucket, place = self._place(position)
+        return place >= len(self.buckets[bucket])
+
     def index(self, position: int) -> int:
         """Which clip is at this position of the stream."""
-        bucket, place = 0, position
-        if len(self.buckets) > 1:
-            group, within = divmod(position, self.group)
-            bucket, before = self._bucket_of(group)
-            place = before * self.group + within
+        bucket, place = self._place(position)
         clips = self.buckets[bucket]
         epoch, i = divmod(place, len(clips))
         if not self.shuffle:
@@ -93,6 +99,14 @@ class ClipStream(IterableDataset[Item]):
     def shuffled(self, rng: np.random.Generator, clips: np.ndarray) -> np.ndarray:
         """These indices in the order of an epoch."""
         return clips[rng.permutation(len(clips))]
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """The bucket of a position, and how many of that bucket came before it."""
+        if len(self.buckets) == 1:
+            return 0, position
+        group, within = divmod(position, self.group)
+        bucket, before = self._bucket_of(group)
+        return bucket, before * self.group + within
 
     def _bucket_of(self, group: int) -> tuple[int, int]:
         """A group's bucket, and how many groups of that bucket came before it."""

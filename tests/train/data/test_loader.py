@@ -179,3 +179,40 @@ def test_batches_are_pinned_where_there_is_cuda(monkeypatch, cuda):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr("train.data.loader.DataLoader", lambda _, **o: asked.update(o) or ())
     assert not list(DIGITS.build()) and asked["pin_memory"] is cuda
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    ranks=st.integers(1, 3),
+    batch=st.integers(1, 3),
+    most=st.integers(1, 30),
+)
+def test_held_out_clips_are_numbered_alike_however_they_are_divided(sizes, ranks, batch, most):
+    def numbered(ranks: int, batch: int) -> dict[int, int]:
+        found = {}
+        for rank in range(ranks):
+            loader = DIGITS.build(
+                dp_world_size=ranks, dp_rank=rank, local_batch_size=batch, split="validation"
+            )
+            ends = list(itertools.accumulate(sizes))
+            loader.clips = range(ends[-1])
+            loader.stream = ClipStream(
+                loader.clips,
+                batch_size=batch,
+                rank=rank,
+                world_size=ranks,
+                shuffle=False,
+                buckets=[range(end - size, end) for size, end in zip(sizes, ends)],
+                group=ranks * batch,
+            )
+            kept = loader.keep(most)
+            assert kept == min(most, sum(sizes))
+            for i in range(len(loader)):
+                for number, position in zip(loader.numbers(i), loader.stream.positions(i)):
+                    if number is not None:
+                        assert number not in found, "each once"
+                        found[number] = loader.stream.index(position)
+        assert sorted(found) == list(range(kept))
+        return found
+
+    assert numbered(ranks, batch) == numbered(1, 1)

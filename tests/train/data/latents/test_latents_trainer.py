@@ -39,7 +39,7 @@ def test_a_run_on_latents_validates_and_resumes_exactly(tmp_path):
         training=TrainingConfig(steps=6, local_batch_size=2),
         optimizer=default_adamw(lr=3e-3),
         lr_scheduler=LRSchedulersContainer.Config(warmup_steps=2),
-        validation=Validator.Config(interval=3, batches=1, sample_steps=2),
+        validation=Validator.Config(interval=3, clips=4, sample_steps=2),
         checkpoint=Checkpointer.Config(interval=3),
         metrics=Metrics.Config(log_freq=1, enable_tensorboard=True),
     )
