@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from train.data.shots import find_shots, frame_change
 from train.data.video_folder import VideoFolder
 
 HEIGHT, WIDTH = 120, 160
-FOOTAGE = dict(num_frames=32, height=HEIGHT, width=WIDTH, fps=15.0)
+FOOTAGE: dict[str, Any] = dict(num_frames=32, height=HEIGHT, width=WIDTH, fps=15.0)
 
 
 def films(clips: int, results: Path) -> None:

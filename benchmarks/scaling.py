@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence.flops import step_flops
-from benchmarks.evidence.runs import Run, all_of, command, parser
-from benchmarks.evidence.scale import CPU, DATA, GPU, METHODS, POINTS, Scale, here
+from benchmarks.evidence.runs import Run, all_of, command, parser, remembered
+from benchmarks.evidence.scale import CPU, DATA, GPU, METHODS, POINTS, SCALES, Scale, here
 from benchmarks.gpu.tables import markdown
 from flexsparse.flops import attention_flops
 from models.attention import Slot
@@ -42,12 +42,15 @@ class Cell:
 
 def cells(scale: Scale) -> Iterator[Cell]:
     """All of them, the smallest first."""
-    for video in VIDEOS[scale.name]:
-        for name, model in SIZES[scale.name].items():
+    machine = scale.name.split("-")[0]
+    scale = SCALES[machine]
+    for video in VIDEOS[machine]:
+        for name, model in SIZES[machine].items():
             sized = replace(model, video=video, patch=scale.model.patch, channels=3)
             key = f"{scale.name}-{name}-{sized.grid[0]}x{sized.grid[1]}x{sized.grid[2]}"
             t, h, w = sized.grid
-            yield Cell(replace(scale, name=key, model=sized), t * h * w)
+            lr = scale.lr * scale.model.dim / sized.dim  # wider models want smaller steps
+            yield Cell(replace(scale, name=key, model=sized, lr=lr), t * h * w)
 
 
 SIZES: dict[str, dict[str, VideoDiTConfig]] = {
@@ -113,12 +116,16 @@ def main(argv: list[str] | None = None) -> int:
     if given.plan:
         print(plan(GPU, given.tflops))
         return 0
-    every = list(cells(here()))
+    every = list(cells(SCALES.get(given.scale) or here()))
     DATA[given.data].prepare(every[0].scale)
     seconds = 60 * given.minutes / (len(every) * len(METHODS))
     for cell in every:
         for name, attention in METHODS.items():
-            steps = steps_for(cell, attention, given.data, seconds)
+            steps = remembered(
+                given.out / cell.scale.name,
+                f"scaling of {name} on {given.data}, {given.minutes:g} minutes",
+                lambda: steps_for(cell, attention, given.data, seconds),  # noqa: B023
+            )
             run = Run("scaling", given.data, name, attention)
             all_of([run], cell.scale, steps, given.out, given.results)
     return 0

@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.evidence.runs import Run, all_of, command, parser
-from benchmarks.evidence.scale import METHODS, here
+from benchmarks.evidence.scale import METHODS, SCALES, here
 from benchmarks.evidence.slots import MaxPooledVSA, UngatedVSA, ZeroFillBSA
-from flexsparse import Mass, Scaled, Threshold, TopK
+from flexsparse import Mass, Scaled, TopK
 from models.attention import BSA, VSA, Slot
 
 BASE = BSA(sparsity=0.86, keep=0.5)
@@ -26,9 +26,12 @@ GROUPS: dict[str, dict[str, Any]] = {
         f"vsa {'x'.join(map(str, tile))}": VSA(sparsity=0.875, tile=tile)
         for tile in ((4, 4, 4), (3, 5, 4), (4, 4, 8))
     },
-    "sparsity": {
-        f"vsa {round(100 * sparsity, 1):g} %": VSA(sparsity=sparsity)
-        for sparsity in (0.9375, 0.875, 0.75, 0.5, 0.0)
+    "top-k": {
+        "vsa top-k 4": VSA(top_k=4),
+        "vsa an eighth of the tiles": VSA(sparsity=0.875),
+        "vsa top-k 12": VSA(top_k=12),
+        "vsa top-k 24": VSA(top_k=24),
+        "vsa all tiles": VSA(sparsity=0.0),
     },
     "gates": {
         "vsa both gates": VSA(sparsity=0.875),
@@ -41,7 +44,7 @@ GROUPS: dict[str, dict[str, Any]] = {
         "bsa no windows": replace(BASE, window=None),
     },
     "rule": {
-        "bsa threshold": replace(BASE, kv=Scaled(0.86, rule=Threshold)),
+        "bsa threshold": BASE,
         "bsa top-k": replace(BASE, kv=Scaled(0.86, rule=TopK)),
         "bsa mass 0.5": replace(BASE, kv=Mass(0.5)),
     },
@@ -67,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--steps", type=int, default=256)
     options.add_argument("--only", nargs="+", choices=sorted(GROUPS), default=list(GROUPS))
     given = options.parse_args(argv)
-    all_of(runs(given.data, given.only), here(), given.steps, given.out, given.results)
+    scale = SCALES.get(given.scale) or here()
+    all_of(runs(given.data, given.only), scale, given.steps, given.out, given.results)
     return 0
 
 

@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 from benchmarks.evidence.runs import Run, all_of, command, folder_of, parser
-from benchmarks.evidence.scale import Scale, here
+from benchmarks.evidence.scale import SCALES, Scale, here
 from models.attention import BSA, VSA, Dense
 from train.schedules import FallingTiles, RisingSparsity
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser(__doc__)
     options.add_argument("--steps", type=int, default=256)
     given = options.parse_args(argv)
-    scale, steps, out = here(), given.steps, given.out
+    scale, steps, out = SCALES.get(given.scale) or here(), given.steps, given.out
     base = Run("adaptation", given.data, "dense before", Dense())
     start = folder_of(base, scale, steps, out) / "checkpoint" / f"step-{steps}"
     common: Any = dict(experiment="adaptation", data=given.data, initial=start)

@@ -31,6 +31,15 @@ def frontier(curves: Sequence[Curve], budgets: Sequence[float]) -> Curve:
     return best
 
 
+def envelope(curves: Sequence[Curve]) -> Curve:
+    """The measured points, of all curves, below all that took as many FLOPs or fewer."""
+    least: list[tuple[float, float]] = []
+    for flops, loss in sorted(point for curve in curves for point in curve):
+        if not least or loss < least[-1][1]:
+            least.append((flops, loss))
+    return least
+
+
 def loss_at(curve: Curve, budget: float) -> float | None:
     """Its loss after so many FLOPs; None outside of it."""
     flops, losses = np.log(np.array(curve)).T
@@ -41,7 +50,9 @@ def loss_at(curve: Curve, budget: float) -> float | None:
 
 
 def power_law(points: Curve) -> tuple[float, float]:
-    """(a, b) of loss = exp(a) * FLOPs ** b, least squares of the logarithms."""
+    """(a, b) of loss = exp(a) * FLOPs ** b, least squares of the logarithms; NaN below 2 points."""
+    if len(points) < 2:
+        return math.nan, math.nan
     flops, losses = np.log(np.array(points)).T
     b, a = np.polyfit(flops, losses, 1)
     return float(a), float(b)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.evidence import frontier
+from benchmarks.evidence import flop_tables, frontier
 from benchmarks.evidence.ablations import GROUPS
 from benchmarks.evidence.pictures import NAMES, draw_curves, draw_parity, draw_scaling
 from benchmarks.gpu.tables import markdown
@@ -16,31 +16,40 @@ from benchmarks.record import Row, read
 NONE = "Not run yet."
 
 
-def rows_of(experiment: str, results: Path) -> list[Row]:
-    """Those of the latest number of steps of each scale and data, in order."""
-    rows = [row for row in read("evidence", results) if row["experiment"] == experiment]
-    latest = {(row["scale"], row["data"]): row["steps"] for row in rows}
-    return [row for row in rows if latest[row["scale"], row["data"]] == row["steps"]]
+def rows_of(experiment: str, results: Path, names: Sequence[str] = ()) -> list[list[Row]]:
+    """The rows of each scale and data by themselves, of the number of steps that has most of them.
+
+    Of a run that was done more than once the last; with `names`, of seeds that have them all.
+    """
+    found: dict[tuple, dict[tuple, Row]] = {}
+    for row in read("evidence", results):
+        if row["experiment"] == experiment:
+            runs = found.setdefault((row["scale"], row["data"], row["steps"]), {})
+            runs[row["name"], row["seed"]] = row
+    most: dict[tuple, list[Row]] = {}
+    for (scale, data, _), runs in found.items():
+        rows = [r for r in runs.values() if all((name, r["seed"]) in runs for name in names)]
+        if len(rows) >= max(1, len(most.get((scale, data), []))):
+            most[scale, data] = rows
+    return list(most.values())
 
 
 def parity(results: Path, images: Path) -> str:
     """A table and a picture for each scale and data."""
     parts = []
-    rows = rows_of("parity", results)
-    for scale, data in dict.fromkeys((row["scale"], row["data"]) for row in rows):
-        mine = [row for row in rows if (row["scale"], row["data"]) == (scale, data)]
-        if {row["name"] for row in mine} != set(NAMES):
-            continue
-        image = images / f"evidence-parity-{scale}-{data}.png"
-        draw_parity(image, mine, data)
-        parts.append(f"{_what(mine[0])}\n\n{_parity_table(mine)}\n\n{_shown(image)}")
+    for rows in rows_of("parity", results, list(NAMES)):
+        image = images / f"evidence-parity-{rows[0]['scale']}-{rows[0]['data']}.png"
+        draw_parity(image, rows, rows[0]["data"])
+        seeds = len({row["seed"] for row in rows})
+        what = f"{_what(rows[0])} {seeds} seed{'s' * (seeds > 1)}:"
+        parts.append(f"{what}\n\n{_parity_table(rows)}\n\n{_shown(image)}")
     return "\n\n".join(parts) or NONE
 
 
 def _what(row: Row) -> str:
     return (
         f"**{row['data']}**, {row['parameters'] / 1e6:.1f}M parameters, {row['tokens']:,} tokens a "
-        f"clip, {row['steps']:,} steps, on {row['device']}:"
+        f"clip, {row['steps']:,} steps, on {row['device']},"
     )
 
 
@@ -62,7 +71,7 @@ def _parity_table(rows: list[Row]) -> str:
                 f"{mean(x for row in mine for x in row['sparsity']):.1%}",
                 f"{mean(losses):.4f} ({min(losses):.4f} to {max(losses):.4f})",
                 "-" if name == "dense" else ", ".join(f"{x:+.1%}" for x in apart),
-                f"{mean(x for x in equal if x):.4f}",
+                "-" if None in equal else f"{mean(x for x in equal if x):.4f}",
                 f"{flops['dense'] / flops[name]:.2f}",
                 f"{of['dense'][0]['attention_flops'] / mine[0]['attention_flops']:.2f}",
             ]
@@ -89,82 +98,88 @@ def _step_flops(row: Row) -> int:
 
 def scaling(results: Path, images: Path) -> str:
     """For each number of tokens: the fits, and how many FLOPs are saved for the same loss."""
-    rows = [row for row in read("evidence", results) if row["experiment"] == "scaling"]
+    found: dict[tuple, dict[tuple, Row]] = {}
+    for row in read("evidence", results):
+        if row["experiment"] == "scaling":
+            key = row["scale"].split("-")[0], row["data"], row["tokens"]
+            found.setdefault(key, {})[row["scale"], row["name"]] = row
     parts = []
-    for tokens in sorted({row["tokens"] for row in rows}):
-        of_tokens = [row for row in rows if row["tokens"] == tokens]
-        curves = {
-            name: [frontier.curve_of(row) for row in of_tokens if row["name"] == name]
-            for name in NAMES
-        }
-        if not all(curves.values()):
+    for (machine, data, tokens), runs in sorted(found.items()):
+        sizes = {scale for scale, _ in runs}
+        whole = sorted(size for size in sizes if all((size, name) in runs for name in NAMES))
+        if not whole:
             continue
+        curves = {name: [frontier.curve_of(runs[size, name]) for size in whole] for name in NAMES}
         every = [flops for mine in curves.values() for curve in mine for flops, _ in curve]
         low, high = min(every), max(every)
         budgets = [low * (high / low) ** (i / 40) for i in range(41)]
         best = {name: frontier.frontier(mine, budgets) for name, mine in curves.items()}
-        fits = {name: frontier.power_law(points) for name, points in best.items()}
-        image = images / f"evidence-scaling-{tokens}.png"
+        least = {name: frontier.envelope(mine) for name, mine in curves.items()}
+        fits = {name: frontier.power_law(points) for name, points in least.items()}
+        image = images / f"evidence-scaling-{machine}-{data}-{tokens}.png"
         points = {name: [p for curve in mine for p in curve] for name, mine in curves.items()}
-        draw_scaling(image, points, fits, f"{tokens:,} tokens")
+        draw_scaling(image, points, fits, f"{data}, {tokens:,} tokens")
         lines = []
         for name in NAMES:
-            a, b = fits[name]
-            least, middle, most = frontier.saving(best["dense"], best[name])
-            saved = (
-                "-"
-                if name == "dense" or math.isnan(middle)
-                else f"{middle:.2f} ({least:.2f} to {most:.2f})"
-            )
-            lines.append([NAMES[name], f"{math.exp(a):.3g} * FLOPs^{b:.4f}", saved])
-        head = ["attention", "loss", "times fewer FLOPs than dense for the same loss"]
-        parts.append(f"**{tokens:,} tokens**\n\n{markdown(head, lines)}\n\n{_shown(image)}")
+            (a, b), mine = fits[name], [runs[size, name] for size in whole]
+            low, middle, high = frontier.saving(best["dense"], best[name])
+            nothing = name == "dense" or math.isnan(middle)
+            saved = "-" if nothing else f"{middle:.2f} ({low:.2f} to {high:.2f})"
+            law = "-" if math.isnan(b) else f"{math.exp(a):.3g} * FLOPs^{b:.4f}"
+            losses = ", ".join(f"{row['validation'][-1][1]:.4f}" for row in mine)
+            lines.append([NAMES[name], losses, law, len(least[name]), saved])
+        million = ", ".join(f"{runs[size, 'dense']['parameters'] / 1e6:.2g}M" for size in whole)
+        head = ["attention", f"loss at the end: {million}", "least loss, fitted", "points"]
+        head.append("times fewer FLOPs than dense for the same loss")
+        what = f"**{data}, {tokens:,} tokens**, one seed"
+        parts.append(f"{what}\n\n{markdown(head, lines)}\n\n{_shown(image)}")
     return "\n\n".join(parts) or NONE
 
 
 def ablations(results: Path, images: Path) -> str:
     """One table for each thing that was varied."""
-    rows = rows_of("ablations", results)
-    found = {row["name"]: row for row in rows}
-    if not found:
-        return NONE
-    parts = [_what(rows[0])]
-    for group, variants in GROUPS.items():
-        lines = []
-        for name, attention in variants.items():
-            same = [n for g in GROUPS.values() for n, slot in g.items() if slot == attention]
-            row = next((found[n] for n in same if n in found), None)
-            if row is not None:
-                share = mean(row["sparsity"])
-                flops = f"{row['attention_flops'] / 1e9:.1f}"
-                lines.append([name, f"{row['validation'][-1][1]:.4f}", f"{share:.1%}", flops])
-        head = [group, "validation loss", "sparsity, measured", "attention, GFLOP a step"]
-        parts.append(markdown(head, lines))
-    return "\n\n".join(part for part in parts if part)
+    parts = []
+    for rows in rows_of("ablations", results):
+        found = {row["name"]: row for row in rows}
+        parts.append(f"{_what(rows[0])} one seed:")
+        for group, variants in GROUPS.items():
+            lines = []
+            for name, attention in variants.items():
+                same = [n for g in GROUPS.values() for n, slot in g.items() if slot == attention]
+                row = next((found[n] for n in same if n in found), None)
+                if row is not None:
+                    flops = row["attention_flops"], _step_flops(row)
+                    shown = [f"{mean(row['sparsity']):.1%}", *(f"{x / 1e9:.1f}" for x in flops)]
+                    lines.append([name, f"{row['validation'][-1][1]:.4f}", *shown])
+            head = [group, "validation loss", "sparsity, measured"]
+            head += ["attention, GFLOP a step", "all, GFLOP"]
+            parts.append(markdown(head, lines))
+    return "\n\n".join(part for part in parts if part) or NONE
 
 
 def adaptation(results: Path, images: Path) -> str:
-    """Losses before, at the switch and after, and all curves."""
-    rows = rows_of("adaptation", results)
-    found = {row["name"]: row["validation"] for row in rows}
-    if "dense on" not in found:
-        return NONE
-    base = rows[0]["steps"]
-    lines = []
-    for name, curve in found.items():
-        if name == "dense before":
+    """Losses before, on the way, at the target and after, and all curves."""
+    parts = []
+    for rows in rows_of("adaptation", results):
+        found = {row["name"]: row["validation"] for row in rows}
+        if "dense on" not in found:
             continue
-        half = min(curve, key=lambda point: abs(point[0] - base / 2))
-        lines.append([name, *(f"{x:.4f}" for x in (curve[0][1], half[1], curve[-1][1]))])
-    curves = {"dense before": found["dense before"]} | {
-        name: [(base + step, loss) for step, loss in curve]
-        for name, curve in found.items()
-        if name != "dense before"
-    }
-    image = images / "evidence-adaptation.png"
-    draw_curves(image, curves, "training steps")
-    head = ["from the same dense weights", "before", "halfway, at the target", "after"]
-    return f"{_what(rows[0])}\n\n{markdown(head, lines)}\n\n{_shown(image)}"
+        base = rows[0]["steps"]
+        dense = found.pop("dense before")
+        lines = []
+        for name, curve in found.items():
+            half = min(curve, key=lambda point: abs(point[0] - base / 2))
+            worst = max(loss for _, loss in curve[1:])
+            lines.append([name, *(f"{x:.4f}" for x in (curve[0][1], worst, half[1], curve[-1][1]))])
+        curves = {"dense before": dense} | {
+            name: [(base + step, loss) for step, loss in curve] for name, curve in found.items()
+        }
+        image = images / f"evidence-adaptation-{rows[0]['scale']}-{rows[0]['data']}.png"
+        draw_curves(image, curves, "training steps")
+        head = ["from the same dense weights", "before", "highest after", "halfway, at the target"]
+        what = f"{_what(rows[0])} then as many again, one seed:"
+        parts.append(f"{what}\n\n{markdown([*head, 'at the end'], lines)}\n\n{_shown(image)}")
+    return "\n\n".join(parts) or NONE
 
 
 def recall(results: Path, images: Path) -> str:
@@ -172,22 +187,35 @@ def recall(results: Path, images: Path) -> str:
     rows = read("recall", results)
     if not rows:
         return NONE
-    latest = [row for row in rows if row["commit"] == rows[-1]["commit"]]
-    times = sorted({row["t"] for row in latest})
+    of = ("data", "scale", "steps")
+    mine = {
+        (row["name"], row["layer"], row["t"]): row
+        for row in rows
+        if all(row[key] == rows[-1][key] for key in of)
+    }
+    times = sorted({t for _, _, t in mine})
     lines = []
     for name in NAMES:
-        mine = [row for row in latest if row["name"] == name]
-        for layer in sorted({row["layer"] for row in mine}):
-            cells = []
-            for t in times:
-                row = next(r for r in mine if (r["layer"], r["t"]) == (layer, t))
-                cells.append(" / ".join(f"{mean(row[key]):.0%}" for key in ("held", "best")))
-                share = f"{mean(row['share']):.0%}"
-            lines.append([NAMES[name], layer + 1, share, *cells])
-    head = ["model", "layer", "tiles chosen", *(f"noise {t:g}: held / best" for t in times)]
+        for layer in sorted({layer for n, layer, _ in mine if n == name}):
+            at = [mine[name, layer, t] for t in times]
+            shares = f"{mean(x for row in at for x in row['share']):.0%}"
+            cells = [f"{_heads(row['held'])}; {_heads(row['best'])}" for row in at]
+            lines.append([NAMES[name], layer + 1, shares, *cells])
+    head = ["model", "layer", "tiles chosen", *(f"noise {t:g}: held; best" for t in times)]
     pictures = [images / f"evidence-choices-{name}.png" for name in ("vsa", "bsa")]
     shown = "\n".join(_shown(path) for path in pictures if path.exists())
-    return f"{markdown(head, lines)}\n\n{shown}"
+    last = rows[-1]
+    what = (
+        f"**{last['data']}**, {last['steps']:,} steps, {last['clips']} clips, each head by itself:"
+    )
+    return f"{what}\n\n{markdown(head, lines)}\n\n{shown}"
+
+
+def _heads(values: list[float]) -> str:
+    """Of two heads both, of more the range."""
+    ends = sorted(values)[:: max(1, len(values) - 1)]
+    joined = (", " if len(values) < 3 else " to ").join(f"{x:.0%}" for x in ends)
+    return joined
 
 
 def _shown(image: Path) -> str:
@@ -199,5 +227,6 @@ SECTIONS: dict[str, Callable[[Path, Path], str]] = {
     "scaling": scaling,
     "ablations": ablations,
     "adaptation": adaptation,
+    "flops": lambda results, images: flop_tables.tables(),
     "recall": recall,
 }

@@ -14,6 +14,7 @@ from benchmarks.record import Row
 from flexsparse import VideoTiling
 from train.demo.pictures import COLOURS, QUERY, blank_figure, busiest_tile, save, tile_of_pixel
 
+ROWS = 8
 NAMES = {"dense": "dense", "vsa": "VSA", "bsa": "BSA"}
 
 
@@ -73,7 +74,7 @@ def draw_scaling(
         axes.loglog(flops, losses, ".", color=colour, alpha=0.45, markersize=5)
         a, b = fits[name]
         span = np.geomspace(flops.min(), flops.max(), 50)
-        label = f"{NAMES[name]}: FLOPs^{b:.3f}"
+        label = NAMES[name] if np.isnan(b) else f"{NAMES[name]}: FLOPs^{b:.3f}"
         axes.loglog(span, np.exp(a) * span**b, color=colour, linewidth=2, label=label)
     axes.set(xlabel="training FLOPs", ylabel="validation loss")
     axes.set_title(title, loc="left")
@@ -85,10 +86,10 @@ def draw_scaling(
 def draw_choices(
     path: Path, clip: np.ndarray, tiling: VideoTiling, maps: Mapping[float, Sequence[Tensor]]
 ) -> None:
-    """What the busiest tile of a clip attends to: a row for each layer, a column for each noise.
+    """What the busiest tile of a clip attends to: a row for each head, a column for each noise.
 
-    A panel has the slices of tiles in time side by side, each by its middle frame; a patch is as
-    bright as the share of heads that chose its tile.
+    A panel has the slices of tiles in time side by side, each by its middle frame; tiles that were
+    not chosen are dark. Of more than ROWS heads in all layers, ROWS of them, evenly.
 
     Args:
         clip: uint8 [T, H, W, 3].
@@ -100,16 +101,21 @@ def draw_choices(
     index = tile_of_pixel((frames, height, width), grid, (t, y, x))
     query = busiest_tile(clip, index)
     when, down, right = np.unravel_index(query, grid)
-    layers = len(next(iter(maps.values())))
+    heads = [
+        (layer, head)
+        for layer, tile_map in enumerate(next(iter(maps.values())))
+        for head in range(len(tile_map))
+    ]
+    shown = [heads[i * len(heads) // min(ROWS, len(heads))] for i in range(min(ROWS, len(heads)))]
     wide = grid[0] * width / height
-    figure = blank_figure(1.5 * wide * len(maps) + 0.4, 1.7 * layers + 0.6)
-    panels = figure.subplots(layers, len(maps), squeeze=False)
+    figure = blank_figure(1.5 * wide * len(maps) + 0.4, 1.7 * len(shown) + 0.6)
+    panels = figure.subplots(len(shown), len(maps), squeeze=False)
     for column, (time, of_layers) in enumerate(maps.items()):
-        for layer, tile_map in enumerate(of_layers):
-            axes = panels[layer][column]
-            share = tile_map[:, query].float().mean(0).numpy()
+        for row, (layer, head) in enumerate(shown):
+            axes = panels[row][column]
+            chosen = of_layers[layer][head, query].float().numpy()
             middles = [min(i * t + t // 2, frames - 1) for i in range(grid[0])]
-            lit = [_dimmed(clip[i], share[index[i]]) for i in middles]
+            lit = [_dimmed(clip[i], chosen[index[i]]) for i in middles]
             axes.imshow(np.concatenate(lit, axis=1), interpolation="nearest")
             corner = (when * width + right * x - 0.5, down * y - 0.5)
             box = {"edgecolor": QUERY, "facecolor": "none", "linewidth": 2}
@@ -118,10 +124,10 @@ def draw_choices(
                 axes.axvline(cut * width - 0.5, color="white", linewidth=1.5)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-            if layer == 0:
+            if row == 0:
                 axes.set_title(f"noise {time:g}", loc="left")
             if column == 0:
-                axes.set_ylabel(f"layer {layer + 1}")
+                axes.set_ylabel(f"layer {layer + 1}, head {head + 1}")
     save(figure, path)
 
 

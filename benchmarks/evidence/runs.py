@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from benchmarks.evidence.flops import step_flops
-from benchmarks.evidence.scale import DATA, Scale
+from benchmarks.evidence.scale import DATA, SCALES, Scale
 from benchmarks.record import RESULTS, Row, read, write_row
 from models.attention import Slot
 from train.annealing import SparsityConfig
@@ -81,6 +81,18 @@ def all_of(runs: Iterable[Run], scale: Scale, steps: int, out: Path, results: Pa
     return rows
 
 
+def remembered(folder: Path, key: str, make: Callable[[], int]) -> int:
+    """What `make` gave when this was first asked in a folder: so a start that goes on takes as many
+    steps as the first, whatever trial steps take by then."""
+    file = folder / "steps.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    if key not in known:
+        known[key] = make()
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(known, indent=2))
+    return known[key]
+
+
 def folder_of(run: Run, scale: Scale, steps: int, out: Path) -> Path:
     """Where it trains, and leaves its checkpoint."""
     name = f"{run.data}-{run.name}-{run.seed}-{steps}".replace(" ", "-")
@@ -143,6 +155,7 @@ def parser(description: str | None, **data: Any) -> argparse.ArgumentParser:
     """What all experiments may be told; `data` are the options of --data."""
     found = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     found.add_argument("--data", choices=sorted(DATA), **(data or {"default": "doom"}))
+    found.add_argument("--scale", choices=sorted(SCALES), help="default: that of this machine")
     found.add_argument("--out", type=Path, default=Path("out/evidence"), help="where runs go")
     found.add_argument("--results", type=Path, default=RESULTS, help="where rows go")
     return found

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.evidence.clips import NormalisedLoader
 from models.attention import BSA, VSA, Dense, Slot
-from models.video_dit import VideoDiTConfig
+from models.video_dit import VideoDiTConfig, dit_120m
 from train.checkpoint import Checkpointer
 from train.data.doom.__main__ import Options, record
 from train.data.fetch import fetch_clips
@@ -120,6 +120,13 @@ GPU = Scale(
     ema=0.99,
     compile=True,
 )
+GPU_120M = replace(
+    GPU,
+    name="gpu-120m",
+    model=replace(dit_120m(), channels=3, video=(16, 256, 256), patch=(1, 8, 8)),
+    lr=4e-4,
+)
+SCALES = {scale.name: scale for scale in (CPU, GPU, GPU_120M)}
 
 
 def here() -> Scale:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.evidence.selection [--steps N] [--data doom]
 
-Takes the models of seed 0 that `benchmarks.evidence.parity` trained with N steps (default: the most
-that it has a row of), shows them held-out clips at several noise levels, and measures for each
+Takes the models of seed 0 that `benchmarks.evidence.parity` trained with N steps (default: those of
+the page), shows them held-out clips at several noise levels, and measures for each
 layer and head which share of the dense attention mass the chosen tiles hold, beside that of the
 best possible choice of as many tiles; tiles drawn at random would hold their share of all tiles. Of
 the dense model VSA's choice is measured, made from its q and k. Appends rows to
@@ -19,24 +19,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.evidence.page import rows_of
 from benchmarks.evidence.pictures import draw_choices
 from benchmarks.evidence.recall import best, held, tile_mass
 from benchmarks.evidence.runs import Run, command, config_of, parser
-from benchmarks.evidence.scale import METHODS, Scale, here
-from benchmarks.record import read, write_row
+from benchmarks.evidence.scale import METHODS, SCALES, Scale, here
+from benchmarks.record import write_row
 from flexsparse import VideoTiling
 from flexsparse.vsa import vsa_tile_map
-from train.data.batch import Sample
+from train.data.batch import Batch, Sample
 from train.demo.measure import SlotCall, plain_copy, slot_calls
 from train.demo.model import PixelDiT
-from train.demo.run import noisy, one_a_caption
+from train.demo.run import one_a_caption
+from train.flow import keyed_generator
 
 TIMES, CLIPS = (0.25, 0.5, 0.75, 0.95), 4
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
 
-def model_and_clips(run: Run, scale: Scale, steps: int, out: Path) -> tuple[PixelDiT, list[Sample]]:
-    """A trained model with its averaged weights, and held-out clips of different captions."""
+def model_and_clips(
+    run: Run, scale: Scale, steps: int, out: Path
+) -> tuple[PixelDiT, list[tuple[Sample, Batch]]]:
+    """A trained model with its averaged weights, and held-out clips of different captions: as they
+    were filmed, and as the model takes them."""
     config = config_of(run, scale, steps, out)
     found = Path(config.dump_folder, "checkpoint", f"step-{steps}")
     if not found.exists():
@@ -48,8 +53,9 @@ def model_and_clips(run: Run, scale: Scale, steps: int, out: Path) -> tuple[Pixe
         with trainer.averaged():
             model = plain_copy(trainer)
         assert trainer.validator is not None
-        clips = config.dataloader.build(split="validation").clips
-        return model, one_a_caption(clips, CLIPS)
+        loader = config.dataloader.build(split="validation")
+        clips = one_a_caption(loader.clips, CLIPS)
+        return model, [(clip, loader.collate([clip])) for clip in clips]
     finally:
         trainer.close()
 
@@ -68,9 +74,17 @@ def choice_of(
     return tiling, q, k, vsa_tile_map(q, k, tiling, top_k=vsa.top_k_for(tiling))
 
 
+def noisy(batch: Batch, model: PixelDiT, t: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A clip with some noise, as the model meets it: x_t, t and the context."""
+    weight = model.dit.patch_in.weight
+    x0, context = (batch[name].to(weight.device) for name in ("video", "context"))
+    noise = torch.randn(x0.shape, generator=keyed_generator(x0.device, "selection")).to(x0)
+    return (1 - t) * x0 + t * noise, torch.full((1,), t, device=x0.device), context
+
+
 @torch.no_grad()
 def measure(
-    name: str, model: PixelDiT, clips: list[Sample], of: dict[str, Any], results: Path
+    name: str, model: PixelDiT, clips: list[Batch], of: dict[str, Any], results: Path
 ) -> None:
     """A row for each layer and noise level: per head, means over clips."""
     for t in TIMES:
@@ -91,12 +105,12 @@ def measure(
             print(f"{name} layer {layer} t {t}: {row}", flush=True)
 
 
-def draw(models: dict[str, PixelDiT], clip: Sample, path: Path) -> None:
-    """Layers by noise levels: what one tile of a clip attends to, of each sparse model."""
+def draw(models: dict[str, PixelDiT], clip: Sample, batch: Batch, path: Path) -> None:
+    """Heads by noise levels: what one tile of a clip attends to, in each sparse model."""
     for name, model in models.items():
         maps = []
         for t in TIMES:
-            calls = slot_calls(model, *noisy(clip, model, t))
+            calls = slot_calls(model, *noisy(batch, model, t))
             chosen = [choice_of(call, model.config.grid) for call in calls]
             maps.append([tile_map[0].cpu() for *_, tile_map in chosen])
         tiling = chosen[0][0]
@@ -111,22 +125,21 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--steps", type=int)
     options.add_argument("--images", type=Path, default=IMAGES)
     given = options.parse_args(argv)
-    scale = here()
-    rows = [
-        r
-        for r in read("evidence", given.results)
-        if (r["experiment"], r["scale"]) == ("parity", scale.name)
-    ]
-    steps = given.steps or max((r["steps"] for r in rows if r["data"] == given.data), default=0)
+    scale = SCALES.get(given.scale) or here()
+    shown = {
+        (rows[0]["scale"], rows[0]["data"]): rows[0]["steps"]
+        for rows in rows_of("parity", given.results, list(METHODS))
+    }
+    steps = given.steps or shown.get((scale.name, given.data), 0)
     models: dict[str, PixelDiT] = {}
-    clips: list[Sample] = []
+    clips: list[tuple[Sample, Batch]] = []
     for name, attention in METHODS.items():
         run = Run("parity", given.data, name, attention)
         models[name], clips = model_and_clips(run, scale, steps, given.out)
     of = dict(data=given.data, scale=scale.name, steps=steps)
     for name, model in models.items():
-        measure(name, model, clips, of, given.results)
-    draw({name: models[name] for name in ("vsa", "bsa")}, clips[0], given.images)
+        measure(name, model, [batch for _, batch in clips], of, given.results)
+    draw({name: models[name] for name in ("vsa", "bsa")}, *clips[0], given.images)
     return 0
 
 

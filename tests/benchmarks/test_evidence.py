@@ -1,5 +1,6 @@
 """The evidence's arithmetic against what is known of it, and a whole experiment in small."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +14,18 @@ from laws import tilings
 
 from benchmarks import clips, report, scaling
 from benchmarks.evidence import ablations, adaptation, frontier, parity, scale, selection
+from benchmarks.evidence.clips import NormalisedLoader
 from benchmarks.evidence.flops import step_flops
 from benchmarks.evidence.page import NONE, SECTIONS
 from benchmarks.evidence.recall import best, held, tile_mass
-from benchmarks.evidence.runs import leave
+from benchmarks.evidence.runs import Run, all_of, config_of, leave, remembered
+from benchmarks.evidence.scale import METHODS
 from benchmarks.evidence.slots import MaxPooledVSA, UngatedVSA, ZeroFillBSA, pool_max
 from benchmarks.record import read
 from flexsparse import VideoTiling, prune_queries
 from flexsparse.reference import tile_of_token
 from models.attention import BSA, VSA, Dense
+from train.data import VideoDataLoader
 from train.data.doom.film import write_lossless
 
 LAW = 5.0, -0.25
@@ -163,6 +167,81 @@ def test_the_experiments_run_and_are_not_run_twice(tiny, tmp_path, monkeypatch):
         made = make(tmp_path, tmp_path)
         assert made != NONE, name
     assert len(list(tmp_path.glob("*.png"))) == 5
+    assert {len(row["validation"]) for row in read("evidence", tmp_path)} == {scale.POINTS + 1}
+
+
+def test_a_run_that_was_cut_off_or_was_of_another_config_is_trained_from_its_start(
+    tiny, tmp_path, monkeypatch
+):
+    digits = scale.Source(lambda scale: None, lambda scale: dict(source="digits"))
+    monkeypatch.setitem(scale.DATA, "digits", digits)
+    run, out = Run("parity", "digits", "dense", Dense()), tmp_path / "out"
+    cut = config_of(run, tiny, 16, out).build()
+    cut.train(until=8)
+    cut.checkpointer.save_now(8)
+    cut.close()
+    (row,) = all_of([run], tiny, 16, out, tmp_path)
+    assert len(row["losses"]) == 16 and row["validation"][-1][0] == 16
+    assert len(row["validation"]) == scale.POINTS + 1
+    assert all_of([run], tiny, 16, tmp_path / "elsewhere", tmp_path) == [row]
+    (other,) = all_of([run], replace(tiny, lr=1e-4), 16, out, tmp_path)
+    assert other["losses"][1:] != row["losses"][1:] and len(read("evidence", tmp_path)) == 2
+    leave()
+
+
+def made_up(**changes):
+    """A row of the results."""
+    names = dict(experiment="parity", scale="cpu", data="doom", name="dense", seed=0, steps=16)
+    told = dict(device="none", parameters=1_000_000, tokens=96, sparsity=[0.5], seconds=1.0)
+    flops = dict(attention_flops=10, other_flops=10)
+    return names | told | flops | dict(validation=[[0, 2.0], [8, 1.5], [16, 1.0]]) | changes
+
+
+def test_the_page_keeps_runs_apart_and_shows_whole_comparisons(tmp_path):
+    rows = [
+        made_up(name=name, seed=seed, validation=[[0, 2.0], [8, 1.5], [16, loss]], data=data)
+        for data, loss in (("doom", 1.0), ("footage", 3.0))
+        for seed in range(2)
+        for name in METHODS
+    ]
+    rows += [made_up(steps=32), made_up(seed=2)]  # a run that has just begun, and an odd seed
+    rows += [made_up(name="vsa", seed=1, validation=[[0, 2.0], [8, 1.5], [16, 1.25]])]  # again
+    for experiment, names in (("ablations", METHODS), ("scaling", METHODS)):
+        rows += [
+            made_up(experiment=experiment, name=name, scale=of, validation=[[8, 9.0], [16, loss]])
+            for of, loss in (("cpu", 5.0), ("gpu", 7.0))
+            for name in names
+        ]
+    (tmp_path / "evidence.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    doom, footage = SECTIONS["parity"](tmp_path, tmp_path).split("**footage**")
+    assert "2 seeds" in doom and "2 seeds" in footage
+    assert "| dense | 50.0% | 1.0000 (1.0000 to 1.0000)" in doom
+    assert "| VSA | 50.0% | 1.1250 (1.0000 to 1.2500) | +0.0%, +25.0%" in doom
+    assert "3.0000 (3.0000 to 3.0000)" in footage and "3.0" not in doom
+    first, second = SECTIONS["ablations"](tmp_path, tmp_path).split("**doom**")[1:]
+    assert "5.0000" in first and "7.0000" in second and "7.0000" not in first
+    first, second = SECTIONS["scaling"](tmp_path, tmp_path).split("**doom")[1:]
+    assert "5.0000" in first and "7.0000" in second and "7.0000" not in first
+
+
+def test_trial_steps_are_made_once(tmp_path):
+    asked = iter((320, 640))
+    given = [remembered(tmp_path / "cpu", key, lambda: next(asked)) for key in "aab"]
+    assert given == [320, 320, 640]
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=20))
+def test_the_envelope_is_what_nothing_cheaper_beats(points):
+    found = frontier.envelope([points[::2], points[1::2]])
+    beaten = {p for p in points for q in points if q != p and q[0] <= p[0] and q[1] <= p[1]}
+    assert set(found) == set(points) - beaten
+
+
+def test_pixels_have_the_spread_that_the_model_expects():
+    loader = NormalisedLoader.Config(source="digits", mean=-0.7, std=0.2, height=32, width=32)
+    plain = VideoDataLoader.Config(source="digits", height=32, width=32)
+    ours, theirs = (next(iter(config.build()))["video"] for config in (loader, plain))
+    torch.testing.assert_close(ours, (theirs + 0.7) / 0.2 * 0.5)
 
 
 def test_the_plan_has_every_method_and_sparse_ones_save_what_attention_takes(monkeypatch):

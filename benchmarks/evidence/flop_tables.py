@@ -1,0 +1,65 @@
+"""The papers' counts of FLOPs beside `flexsparse.flops`, from the formulas alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.evidence.flops import step_flops
+from benchmarks.evidence.scale import GPU_120M, METHODS
+from benchmarks.gpu.tables import markdown
+from flexsparse import VideoTiling
+from flexsparse.flops import attention_flops
+
+HEADS, HEAD_DIM = 12, 128  # Wan 2.1 1.3B
+
+
+def tables() -> str:
+    """BSA's table, and VSA's claims, which its paper gives as ratios alone."""
+    return f"{bsa()}\n\n{vsa()}"
+
+
+def bsa() -> str:
+    """Attention of one layer; half of the queries, and the share of key tiles that it admits."""
+    lines = []
+    for grid, share, paper in (
+        ((16, 28, 52), 0.14, ("1.51e12", "1.05e11", 14.4)),
+        ((40, 48, 80), 0.10, ("6.99e13", "3.49e12", 20.0)),
+    ):
+        tiling = VideoTiling(grid)
+        dense = attention_flops(tiling.tokens, HEADS, HEAD_DIM)
+        sparse = attention_flops(
+            *(tiling.tokens, HEADS, HEAD_DIM),
+            tiling=tiling,
+            top_k=share * tiling.num_tiles,
+            q_rows=tiling.rows // 2,
+        )
+        ours = f"{dense:.2e}", f"{sparse:.2e}", f"{dense / sparse:.1f}"
+        lines.append([f"{tiling.tokens:,}", f"{1 - share / 2:.2f}", *paper, *ours])
+    head = ["BSA: tokens", "sparsity", "paper: dense", "BSA", "ratio"]
+    return markdown([*head, "flexsparse.flops: dense", "BSA", "ratio"], lines)
+
+
+def vsa() -> str:
+    """A training step of its ablation model, and attention of the Wan that it is put into."""
+    video = GPU_120M.model.grid
+    tiling = VideoTiling(video)
+    found = {}
+    for name in ("dense", "vsa"):
+        run = GPU_120M.trainer(METHODS[name], "doom", seed=0, steps=16, folder=Path())
+        c = replace(GPU_120M.model, attention=METHODS[name])
+        chosen = {} if name == "dense" else dict(tiling=tiling, top_k=tiling.num_tiles // 8)
+        of_layer = attention_flops(tiling.tokens, c.heads, c.head_dim, **chosen, backward=True)
+        found[name] = c.layers * of_layer, step_flops(run).other
+    attention = found["dense"][0] / found["vsa"][0]
+    step = sum(found["dense"]) / sum(found["vsa"])
+    wan = VideoTiling((16, 28, 52))
+    of_wan = attention_flops(wan.tokens, HEADS, HEAD_DIM) / attention_flops(
+        *(wan.tokens, HEADS, HEAD_DIM), tiling=wan, top_k=wan.num_tiles / 8
+    )
+    lines = [
+        ["120M, 16,384 tokens, a training step", "2.53, for the same loss", f"{step:.2f}"],
+        ["the same, attention alone", "-", f"{attention:.2f}"],
+        ["Wan 2.1 1.3B, 23,296 tokens, attention", "6, in time", f"{of_wan:.2f}"],
+    ]
+    return markdown(["VSA at 87.5 %: dense / VSA", "paper", "flexsparse.flops"], lines)
