@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.evidence.flops import step_flops
 from benchmarks.evidence.scale import GPU_120M, METHODS
@@ -48,7 +49,7 @@ def vsa() -> str:
     for name in ("dense", "vsa"):
         run = GPU_120M.trainer(METHODS[name], "doom", seed=0, steps=16, folder=Path())
         c = replace(GPU_120M.model, attention=METHODS[name])
-        chosen = {} if name == "dense" else dict(tiling=tiling, top_k=tiling.num_tiles // 8)
+        chosen: Any = dict(tiling=tiling, top_k=tiling.num_tiles // 8) if name == "vsa" else {}
         of_layer = attention_flops(tiling.tokens, c.heads, c.head_dim, **chosen, backward=True)
         found[name] = c.layers * of_layer, step_flops(run).other
     attention = found["dense"][0] / found["vsa"][0]

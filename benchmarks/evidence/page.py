@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 
 from benchmarks.evidence import flop_tables, frontier
 from benchmarks.evidence.ablations import GROUPS
-from benchmarks.evidence.pictures import NAMES, draw_curves, draw_parity, draw_scaling
+from benchmarks.evidence.page_scaling import scaling
+from benchmarks.evidence.pictures import NAMES, NONE, draw_curves, draw_parity, shown
 from benchmarks.gpu.tables import markdown
 from benchmarks.record import Row, read
-
-NONE = "Not run yet."
 
 
 def rows_of(experiment: str, results: Path, names: Sequence[str] = ()) -> list[list[Row]]:
@@ -42,7 +40,7 @@ def parity(results: Path, images: Path) -> str:
         draw_parity(image, rows, rows[0]["data"])
         seeds = len({row["seed"] for row in rows})
         what = f"{_what(rows[0])} {seeds} seed{'s' * (seeds > 1)}:"
-        parts.append(f"{what}\n\n{_parity_table(rows)}\n\n{_shown(image)}")
+        parts.append(f"{what}\n\n{_parity_table(rows)}\n\n{shown(image)}")
     return "\n\n".join(parts) or NONE
 
 
@@ -96,46 +94,6 @@ def _step_flops(row: Row) -> int:
     return row["attention_flops"] + row["other_flops"]
 
 
-def scaling(results: Path, images: Path) -> str:
-    """For each number of tokens: the fits, and how many FLOPs are saved for the same loss."""
-    found: dict[tuple, dict[tuple, Row]] = {}
-    for row in read("evidence", results):
-        if row["experiment"] == "scaling":
-            key = row["scale"].split("-")[0], row["data"], row["tokens"]
-            found.setdefault(key, {})[row["scale"], row["name"]] = row
-    parts = []
-    for (machine, data, tokens), runs in sorted(found.items()):
-        sizes = {scale for scale, _ in runs}
-        whole = sorted(size for size in sizes if all((size, name) in runs for name in NAMES))
-        if not whole:
-            continue
-        curves = {name: [frontier.curve_of(runs[size, name]) for size in whole] for name in NAMES}
-        every = [flops for mine in curves.values() for curve in mine for flops, _ in curve]
-        low, high = min(every), max(every)
-        budgets = [low * (high / low) ** (i / 40) for i in range(41)]
-        best = {name: frontier.frontier(mine, budgets) for name, mine in curves.items()}
-        least = {name: frontier.envelope(mine) for name, mine in curves.items()}
-        fits = {name: frontier.power_law(points) for name, points in least.items()}
-        image = images / f"evidence-scaling-{machine}-{data}-{tokens}.png"
-        points = {name: [p for curve in mine for p in curve] for name, mine in curves.items()}
-        draw_scaling(image, points, fits, f"{data}, {tokens:,} tokens")
-        lines = []
-        for name in NAMES:
-            (a, b), mine = fits[name], [runs[size, name] for size in whole]
-            low, middle, high = frontier.saving(best["dense"], best[name])
-            nothing = name == "dense" or math.isnan(middle)
-            saved = "-" if nothing else f"{middle:.2f} ({low:.2f} to {high:.2f})"
-            law = "-" if math.isnan(b) else f"{math.exp(a):.3g} * FLOPs^{b:.4f}"
-            losses = ", ".join(f"{row['validation'][-1][1]:.4f}" for row in mine)
-            lines.append([NAMES[name], losses, law, len(least[name]), saved])
-        million = ", ".join(f"{runs[size, 'dense']['parameters'] / 1e6:.2g}M" for size in whole)
-        head = ["attention", f"loss at the end: {million}", "least loss, fitted", "points"]
-        head.append("times fewer FLOPs than dense for the same loss")
-        what = f"**{data}, {tokens:,} tokens**, one seed"
-        parts.append(f"{what}\n\n{markdown(head, lines)}\n\n{_shown(image)}")
-    return "\n\n".join(parts) or NONE
-
-
 def ablations(results: Path, images: Path) -> str:
     """One table for each thing that was varied."""
     parts = []
@@ -149,8 +107,8 @@ def ablations(results: Path, images: Path) -> str:
                 row = next((found[n] for n in same if n in found), None)
                 if row is not None:
                     flops = row["attention_flops"], _step_flops(row)
-                    shown = [f"{mean(row['sparsity']):.1%}", *(f"{x / 1e9:.1f}" for x in flops)]
-                    lines.append([name, f"{row['validation'][-1][1]:.4f}", *shown])
+                    cost = [f"{mean(row['sparsity']):.1%}", *(f"{x / 1e9:.1f}" for x in flops)]
+                    lines.append([name, f"{row['validation'][-1][1]:.4f}", *cost])
             head = [group, "validation loss", "sparsity, measured"]
             head += ["attention, GFLOP a step", "all, GFLOP"]
             parts.append(markdown(head, lines))
@@ -178,7 +136,7 @@ def adaptation(results: Path, images: Path) -> str:
         draw_curves(image, curves, "training steps")
         head = ["from the same dense weights", "before", "highest after", "halfway, at the target"]
         what = f"{_what(rows[0])} then as many again, one seed:"
-        parts.append(f"{what}\n\n{markdown([*head, 'at the end'], lines)}\n\n{_shown(image)}")
+        parts.append(f"{what}\n\n{markdown([*head, 'at the end'], lines)}\n\n{shown(image)}")
     return "\n\n".join(parts) or NONE
 
 
@@ -203,12 +161,12 @@ def recall(results: Path, images: Path) -> str:
             lines.append([NAMES[name], layer + 1, shares, *cells])
     head = ["model", "layer", "tiles chosen", *(f"noise {t:g}: held; best" for t in times)]
     pictures = [images / f"evidence-choices-{name}.png" for name in ("vsa", "bsa")]
-    shown = "\n".join(_shown(path) for path in pictures if path.exists())
+    drawn = "\n".join(shown(path) for path in pictures if path.exists())
     last = rows[-1]
     what = (
         f"**{last['data']}**, {last['steps']:,} steps, {last['clips']} clips, each head by itself:"
     )
-    return f"{what}\n\n{markdown(head, lines)}\n\n{shown}"
+    return f"{what}\n\n{markdown(head, lines)}\n\n{drawn}"
 
 
 def _heads(values: list[float]) -> str:
@@ -216,10 +174,6 @@ def _heads(values: list[float]) -> str:
     ends = sorted(values)[:: max(1, len(values) - 1)]
     joined = (", " if len(values) < 3 else " to ").join(f"{x:.0%}" for x in ends)
     return joined
-
-
-def _shown(image: Path) -> str:
-    return f"![{image.stem.replace('-', ' ')}](images/{image.name})"
 
 
 SECTIONS: dict[str, Callable[[Path, Path], str]] = {

@@ -15,6 +15,7 @@ from flexsparse import VideoTiling
 from train.demo.pictures import COLOURS, QUERY, blank_figure, busiest_tile, save, tile_of_pixel
 
 ROWS = 8
+NONE = "Not run yet."
 NAMES = {"dense": "dense", "vsa": "VSA", "bsa": "BSA"}
 
 
@@ -138,3 +139,8 @@ def _dimmed(frame: np.ndarray, share: np.ndarray) -> np.ndarray:
 def _plain(axes: Axes) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def shown(image: Path) -> str:
+    """A picture, in Markdown of a page in docs/."""
+    return f"![{image.stem.replace('-', ' ')}](images/{image.name})"

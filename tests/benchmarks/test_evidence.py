@@ -16,7 +16,8 @@ from benchmarks import clips, report, scaling
 from benchmarks.evidence import ablations, adaptation, frontier, parity, scale, selection
 from benchmarks.evidence.clips import NormalisedLoader
 from benchmarks.evidence.flops import step_flops
-from benchmarks.evidence.page import NONE, SECTIONS
+from benchmarks.evidence.page import SECTIONS
+from benchmarks.evidence.pictures import NONE
 from benchmarks.evidence.recall import best, held, tile_mass
 from benchmarks.evidence.runs import Run, all_of, config_of, leave, remembered
 from benchmarks.evidence.scale import METHODS
