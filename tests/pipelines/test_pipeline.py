@@ -67,6 +67,12 @@ def test_a_sparse_pipeline_makes_clips_of_any_size_and_is_saved_and_restored(nam
     assert_accurate(found, [sparse], exact)
 
 
+def test_a_pipeline_itself_is_refused_with_what_to_give():
+    pipe = PIPELINES["wan"].build(SMALL["wan"].model(0))
+    with pytest.raises(ValueError, match=r"WanPipeline is a pipeline: .*sparsify\(pipe.transf"):
+        sparsify(pipe, SPARSE)
+
+
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("method", [SPARSE, BSA(keep=0.5)], ids=["vsa", "bsa"])
 @pytest.mark.parametrize("first", ["lora", "sparsify"])
