@@ -44,6 +44,8 @@ def family_of(model: nn.Module) -> Family:
         if kind.__name__ in _FAMILIES:
             return _FAMILIES[kind.__name__]
     name = type(model).__name__
+    if hasattr(model, "transformer"):
+        raise ValueError(f"{name} is a pipeline: give its model, sparsify(pipe.transformer, ...)")
     raise ValueError(
         f"{name} is not a model that can be sparsified; known are "
         f"{', '.join(sorted(_FAMILIES))}. To add it: flexsparse.diffusers.register(Family("

@@ -1,6 +1,7 @@
 """What a command writes: whole files, in the place of none, and no latent is lost."""
 
 import errno
+import importlib
 import subprocess
 import sys
 import tempfile
@@ -86,25 +87,76 @@ def test_a_file_that_appears_meanwhile_stays(tmp_path):
 
 
 LACKING = """
-import sys
-sys.modules |= dict.fromkeys(sys.argv[1].split(","))
-from models.wan.generate.__main__ import main
-sys.exit(main(sys.argv[2:]))
+import importlib, sys
+sys.modules |= dict.fromkeys(sys.argv[2].split(","))
+sys.exit(importlib.import_module(sys.argv[1] + ".__main__").main(sys.argv[3:]))
 """
 
 
-def test_packages_that_are_not_there_are_named_in_a_line(pipeline, tmp_path, monkeypatch, capsys):  # noqa: F811
-    embeds = str(pipeline / "one.safetensors")
-    given = "--checkpoint", str(pipeline), "--prompt-embeds", embeds, "--out"
-    command = [sys.executable, "-c", LACKING, "av,tqdm,diffusers", *given]
-    command.append(str(tmp_path / "a.mp4"))
-    options = dict(cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    found = subprocess.run(command, **options)
-    due = "this command takes {}: pip install {}"
-    names = "diffusers and tqdm and av", "diffusers tqdm av"
-    assert (found.returncode, found.stderr) == (2, f"error: {due.format(*names)}\n")
+@pytest.mark.parametrize(
+    ("name", "lacking", "options"),
+    [
+        ("generate", ["diffusers", "tqdm", "av"], ["--out", "{}/a.mp4"]),
+        ("generate.quality", ["tqdm", "matplotlib"], ["--attention", "vsa", "--out", "{}/report"]),
+    ],
+)
+def test_packages_that_are_not_there_are_named_in_a_line(
+    pipeline,  # noqa: F811
+    tmp_path,
+    name,
+    lacking,
+    options,
+):
+    command = [sys.executable, "-c", LACKING, f"models.wan.{name}", ",".join(lacking)]
+    command += ["--checkpoint", str(pipeline), "--prompt-embeds", str(pipeline / "one.safetensors")]
+    command += [option.format(tmp_path) for option in options]
+    found = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    due = f"this command takes {' and '.join(lacking)}: pip install {' '.join(lacking)}"
+    assert (found.returncode, found.stderr) == (2, f"error: {due}\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_latent_takes_no_package_for_films(pipeline, tmp_path, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setitem(sys.modules, "av", None)
     assert generate(pipeline, tmp_path / "b.mp4") == 2
-    assert due.format("av", "av") in capsys.readouterr().err
+    assert "this command takes av: pip install av" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert generate(pipeline, tmp_path / "b.safetensors") == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted: files that are whole stay"),
+        (MemoryError(), 2, "error: out of memory (a smaller --size "),
+        (torch.OutOfMemoryError("HIP out of memory.\nTried"), 2, "error: HIP out of memory. (a "),
+        (RuntimeError("can't allocate memory: 9 bytes"), 2, "error: can't allocate memory: 9 "),
+    ],
+    ids=["interrupt", "memory", "accelerator", "cpu"],
+)
+@pytest.mark.parametrize("name", ["generate", "generate.quality"])
+def test_what_ends_a_command_in_the_middle_is_one_line(
+    pipeline,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    capsys,
+    name,
+    error,
+    status,
+    words,
+):
+    command = importlib.import_module(f"models.wan.{name}.__main__")
+
+    def ended(*args, **options):
+        raise error
+
+    monkeypatch.setattr(command, "load", ended)
+    given = ["--checkpoint", str(pipeline), "--prompt-embeds", str(pipeline / "one.safetensors")]
+    out = ["--attention", "vsa", "--out", str(tmp_path / "a.mp4")]
+    assert command.main([*given, *out, "--size", "9x48x80", "--top-k", "1"]) == status
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(words)
+    assert not list(tmp_path.iterdir())
+    error = RuntimeError("ours")
+    with pytest.raises(RuntimeError, match="ours"):
+        command.main([*given, *out, "--size", "9x48x80", "--top-k", "1"])

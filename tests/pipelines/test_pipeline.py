@@ -1,59 +1,76 @@
 """A whole pipeline with a sparse transformer: clips, saving, LoRA."""
 
+import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline
+from laws import assert_accurate
 from peft import LoraConfig
 from small_models import SMALL, run
+from small_pipelines import PIPELINES
 
-from flexsparse.diffusers import BSA, VSA, restore, sparsify
+from flexsparse import Mass
+from flexsparse.diffusers import BSA, VSA, gates_of, restore, sparsify
 
 SPARSE = VSA(sparsity=0.5, tile=(2, 2, 2))
-NO_TEXT = dict(text_encoder=None, tokenizer=None)
+EVERYTHING = [VSA(top_k=10**6, tile=(2, 2, 4)), BSA(keep=1.0, kv=Mass(1))]
+diffusers.utils.logging.set_verbosity_error()  # it says of every cast which modules it keeps
+families = pytest.mark.parametrize("name", PIPELINES)
 
 
-def small_pipeline():
-    torch.manual_seed(0)
-    sizes = dict(base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, attn_scales=[])
-    vae = AutoencoderKLWan(
-        **sizes,
-        temperal_downsample=[False, True, True],
-        latents_mean=[0.0] * 4,
-        latents_std=[1.0] * 4,
-    )
-    parts = dict(vae=vae, scheduler=FlowMatchEulerDiscreteScheduler())
-    return WanPipeline(**NO_TEXT, **parts, transformer=SMALL["wan"].model(0))
+@families
+@pytest.mark.parametrize("method", EVERYTHING, ids=["vsa", "bsa"])
+def test_with_all_tiles_a_pipeline_makes_the_dense_clips(name, method):
+    """Of two sizes, one after the other."""
+    small = PIPELINES[name]
+    pipe = small.build(SMALL[name].model(0))
+    dense = [small.clip(pipe, size) for size in small.sizes]
+    sparsify(pipe.transformer, method)
+    found = [small.clip(pipe, size) for size in small.sizes]
+    restore(pipe.transformer)
+    again = [small.clip(pipe, size) for size in small.sizes]
+    assert all(torch.equal(x, y) for x, y in zip(again, dense, strict=True))
+    pipe.transformer.double()
+    exact = [small.clip(pipe, size).double() for size in small.sizes]
+    assert_accurate(found, [dense], exact)
 
 
-def clip(pipe, height=32, output_type="latent"):
-    pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(1)
-    positive, negative = torch.randn(2, 1, 6, 8, generator=generator).unbind()
-    texts = dict(prompt_embeds=positive, negative_prompt_embeds=negative)
-    size = dict(height=height, width=48, num_frames=5, num_inference_steps=2)
-    return pipe(**texts, **size, generator=generator, output_type=output_type).frames
-
-
-def test_a_pipeline_makes_clips_of_any_size_and_is_saved_and_restored(tmp_path):
-    pipe = small_pipeline()
-    dense = clip(pipe)
+@families
+def test_a_sparse_pipeline_makes_clips_of_any_size_and_is_saved_and_restored(name, tmp_path):
+    small = PIPELINES[name]
+    pipe = small.build(SMALL[name].model(0))
+    dense = [small.clip(pipe, size) for size in small.sizes]
     sparsify(pipe.transformer, SPARSE)
     with torch.no_grad():
-        for block in pipe.transformer.blocks:
-            block.attn1.slot.gate_coarse.weight.normal_(std=0.1)
-    sparse = clip(pipe)
-    assert not torch.equal(sparse, dense)
-    assert clip(pipe, height=64, output_type="pt").shape == (1, 5, 3, 64, 48)
+        for gate in gates_of(pipe.transformer).values():
+            gate.normal_(std=0.1)
+    sparse = [small.clip(pipe, size) for size in small.sizes]
+    assert not any(torch.equal(x, y) for x, y in zip(sparse, dense, strict=True))
+    frames, height, width = small.sizes[0]
+    video = small.clip(pipe, small.sizes[0], "pt")
+    assert video.shape == (2, frames, 3, height, width)
     pipe.save_pretrained(tmp_path)
-    loaded = WanPipeline.from_pretrained(tmp_path, **NO_TEXT)
-    dense_again = clip(loaded)  # other memory, and with it other rounding in its last digits
+    loaded = small.cls.from_pretrained(tmp_path, **small.no_text)
+    dense_again = [small.clip(loaded, size) for size in small.sizes]
     sparsify(loaded.transformer, SPARSE)
-    gates = pipe.transformer.state_dict()
-    assert all(torch.equal(x, gates[n]) for n, x in loaded.transformer.state_dict().items())
-    assert not torch.equal(clip(loaded), dense_again)
+    weights = pipe.transformer.state_dict()
+    assert all(torch.equal(x, weights[n]) for n, x in loaded.transformer.state_dict().items())
+    found = [small.clip(loaded, size) for size in small.sizes]
     for one, before in ((pipe, dense), (loaded, dense_again)):
         restore(one.transformer)
-        assert torch.equal(clip(one), before)
+        again = [small.clip(one, size) for size in small.sizes]
+        assert all(torch.equal(x, y) for x, y in zip(again, before, strict=True))
+    # loaded ones lie elsewhere in memory, and with that round otherwise in their last digits
+    pipe.transformer.double()
+    sparsify(pipe.transformer, SPARSE)
+    pipe.transformer.load_state_dict(weights)
+    exact = [small.clip(pipe, size).double() for size in small.sizes]
+    assert_accurate(found, [sparse], exact)
+
+
+def test_a_pipeline_itself_is_refused_with_what_to_give():
+    pipe = PIPELINES["wan"].build(SMALL["wan"].model(0))
+    with pytest.raises(ValueError, match=r"WanPipeline is a pipeline: .*sparsify\(pipe.transf"):
+        sparsify(pipe, SPARSE)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import tyro
 from torch.nn.utils.rnn import pad_sequence
 
@@ -80,14 +81,20 @@ def read_prompts(given: str) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """0 when all is written, 1 for an error."""
+    """0 when all is written, 1 for an error, 130 for Ctrl-C."""
     log.to_console()
     options = tyro.cli(Options, prog="python -m train.data.encode_prompts", args=argv)
     try:
         log.logger.info("%s", encode(options))
-    except (ValueError, OSError) as error:
-        log.logger.error("error: %s", error)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        said = " ".join(str(error).split()) or "out of memory"
+        if isinstance(error, torch.OutOfMemoryError):
+            said += " To encode on the CPU, hide the GPU: CUDA_VISIBLE_DEVICES="
+        log.logger.error("error: %s", said)
         return 1
+    except KeyboardInterrupt:
+        log.logger.error("interrupted: nothing is written")
+        return 130
     return 0
 
 

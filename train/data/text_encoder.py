@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+UNUSED = ("decoder.", "pooler.", "lm_head.")  # what no hidden state of an encoder comes from
+
 
 class CaptionEmbeds:
     """The embedding of each caption, fp32 [N, dim] on the CPU, computed when it is asked for.
@@ -21,7 +23,8 @@ class CaptionEmbeds:
             encoder is used.
         captions: one for each video.
 
-    Raises ValueError in one line where transformers or the folder is wanting.
+    Raises ValueError in one line where transformers or the folder is wanting, or lacks a weight,
+    where transformers would make one up.
     """
 
     def __init__(
@@ -38,27 +41,44 @@ class CaptionEmbeds:
             config: Any = transformers.AutoConfig.from_pretrained(model, local_files_only=True)
             name = (config.architectures or [""])[0]
             kind = getattr(transformers, name, transformers.AutoModel)
-            loaded: Any = kind.from_pretrained(model, dtype="auto", local_files_only=True)
+            options: dict[str, Any] = dict(output_loading_info=True, ignore_mismatched_sizes=True)
+            transformers.logging.set_verbosity_error()  # of the weights below it prints a table
+            loaded, told = kind.from_pretrained(
+                model, dtype="auto", local_files_only=True, **options
+            )
             words: Any = transformers.AutoTokenizer.from_pretrained(
                 tokenizer, local_files_only=True
             )
-        except (OSError, ValueError, KeyError, ImportError) as e:
-            said = " ".join(str(e).split())
+        except Exception as e:  # of safetensors, tokenizers and json, as it comes
+            said = " ".join(str(e).split()) or type(e).__name__
             raise ValueError(f"transformers cannot load {folder}: {said}") from e
+        made_up = {*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])}
+        if names := sorted(name for name in made_up if not name.startswith(UNUSED)):
+            raise ValueError(
+                f"{len(names)} weights of {kind.__name__} are not in {model}, or of another size: "
+                + ", ".join(names[:3])
+            )
         if hasattr(loaded, "get_decoder") and config.is_encoder_decoder:
             loaded = loaded.get_encoder()
         self.model = loaded.to(device).eval().requires_grad_(False)
+        self.vocabulary = self.model.get_input_embeddings().num_embeddings
         self.tokenizer, self.tokens, self.captions = words, tokens, captions
 
     @torch.inference_mode()
     def __getitem__(self, index: int) -> Tensor:
         given = self.tokenizer(
             self.captions[index], truncation=True, max_length=self.tokens, return_tensors="pt"
-        ).to(self.model.device)
+        )
         if not given["input_ids"].numel():
             return torch.zeros(0, self.model.config.hidden_size)
-        names = ("input_ids", "attention_mask")
-        return self.model(**{n: given[n] for n in names}).last_hidden_state[0].float().cpu()
+        if (largest := int(given["input_ids"].max())) >= self.vocabulary:
+            raise ValueError(
+                f"the tokenizer gives token {largest}, but the text encoder knows "
+                f"{self.vocabulary}: they are not of one model"
+            )
+        names, device = ("input_ids", "attention_mask"), self.model.device
+        out = self.model(**{name: given[name].to(device) for name in names})
+        return out.last_hidden_state[0].float().cpu()
 
 
 def fingerprint(folder: Path) -> str:

@@ -15,6 +15,7 @@ from models.wan.checkpoint import compute_dtypes, load, read_config
 from models.wan.generate.attention import config_for
 from models.wan.generate.clip import load_vae, write_clip
 from models.wan.generate.clock import Clock
+from models.wan.generate.command import status_of
 from models.wan.generate.options import check, out_paths, parse, shift_of
 from models.wan.generate.prompts import Prompt, read_prompts
 from models.wan.generate.sampling import (
@@ -28,12 +29,7 @@ from models.wan.model import WanModel
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        run(parse(argv))
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(lambda: run(parse(argv)))
 
 
 def run(o: argparse.Namespace) -> Clock:

@@ -87,7 +87,7 @@ def write_clip(path: Path, latent: Tensor, vae: Any, fps: int, clock: Clock) -> 
             frames = decode(vae, latent)[0]
         with clock.part("writing"):
             path = write_mp4(path, frames, fps)
-    except (OSError, RuntimeError, ValueError) as e:
+    except (OSError, RuntimeError, ValueError, MemoryError) as e:
         raise OSError(f"{path} was not written ({_line(e)}); its latent is in {kept}") from e
     kept.unlink()
     return path

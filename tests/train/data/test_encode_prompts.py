@@ -1,16 +1,19 @@
 """The command that encodes prompts: generation reads what it writes."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
 import tyro
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_encoder import save_encoder, states_of
+from transformers import UMT5Model
 
 from models.wan.generate.prompts import read_prompts
 from train.data.encode_prompts import Options, main
+from train.data.text_encoder import CaptionEmbeds
 
 
 @pytest.fixture
@@ -75,6 +78,72 @@ def test_what_cannot_be_is_one_line(tmp_path, run, caplog):
         said = caplog.records[-1].getMessage()
         assert words in said and "\n" not in said
     assert not (tmp_path / "a").exists() and not (tmp_path / "nowhere").exists()
+
+
+def widen(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"d_model": 8}))
+
+
+def cut_weights(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def drop_a_weight(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.final_layer_norm.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def forget_words(folder):
+    model = UMT5Model.from_pretrained(folder)
+    model.resize_token_embeddings(5)
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (cut_weights, r"transformers cannot load .*encoder: .*not fully covered"),
+        (widen, "11 weights of UMT5Model are not in .*, or of another size: encoder.block.0"),
+        (drop_a_weight, "1 weights of UMT5Model are not .* size: encoder.final_layer_norm.weight"),
+        (forget_words, "the tokenizer gives token 5, but the text encoder knows 5: they are"),
+    ],
+)
+def test_a_text_encoder_that_is_none_is_one_line(tmp_path, run, caplog, change, words):
+    change(tmp_path / "encoder")
+    assert run("a red wall") == 1
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert re.search(words, said) and "\n" not in said
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted: nothing is written"),
+        (MemoryError(), 1, "error: out of memory"),
+        (torch.OutOfMemoryError("CUDA out\nof memory."), 1, "error: CUDA out of memory. To encode"),
+        (RuntimeError("can't allocate\nmemory"), 1, "error: can't allocate memory"),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_what_ends_it_in_the_middle_is_one_line(
+    tmp_path, run, caplog, monkeypatch, error, status, words
+):
+    encode = CaptionEmbeds.__getitem__
+
+    def ended(self, index):
+        if index:
+            raise error
+        return encode(self, index)
+
+    monkeypatch.setattr(CaptionEmbeds, "__getitem__", ended)
+    assert run("a red wall") == status
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith(words) and "\n" not in said
+    assert not (tmp_path / "a").exists()
 
 
 def test_the_docs_have_the_command():

@@ -8,28 +8,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from flexsparse.windows import fit_window
 from models.wan.checkpoint import compute_dtypes, load, read_config
 from models.wan.generate.attention import config_for
 from models.wan.generate.clip import decode, load_vae
+from models.wan.generate.command import status_of
 from models.wan.generate.options import shift_of
 from models.wan.generate.quality.measure import Quality, compare
 from models.wan.generate.quality.options import check, parse, read_prompt
-from models.wan.generate.quality.report import write_report
 from models.wan.generate.quality.results import Clips
 from models.wan.generate.sampling import draw_noise
 from models.wan.generate.sizes import latent_size
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        run(parse(argv))
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(lambda: run(parse(argv)))
 
 
 def run(o: argparse.Namespace) -> Quality:
@@ -37,6 +31,10 @@ def run(o: argparse.Namespace) -> Quality:
     `models.wan.generate` makes with the same options."""
     config = read_config(o.checkpoint)
     check(o, config)
+    from tqdm import tqdm
+
+    from models.wan.generate.quality.report import write_report  # with matplotlib, as it now is
+
     device = torch.device(o.device)
     size, shift = latent_size(o.size[0]), shift_of(o, o.size[0])
     attention = describe(o, config.grid_of(size))

@@ -31,6 +31,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def check(o: argparse.Namespace, config: WanConfig) -> None:
     """ValueError, in a line, for what cannot work with this model, or would say nothing."""
+    options.check_installed(["diffusers", "tqdm", "matplotlib"])
     options.check(o, config)
     if o.dense_steps == o.steps or o.dense_layers == config.layers:
         raise ValueError(
