@@ -127,7 +127,7 @@ def test_a_text_encoder_that_is_none_is_one_line(tmp_path, run, caplog, change, 
         (torch.OutOfMemoryError("CUDA out\nof memory."), 1, "error: CUDA out of memory. To encode"),
         (RuntimeError("can't allocate\nmemory"), 1, "error: can't allocate memory"),
     ],
-    ids=lambda x: type(x).__name__,
+    ids=["interrupt", "memory", "accelerator", "cpu"],
 )
 def test_what_ends_it_in_the_middle_is_one_line(
     tmp_path, run, caplog, monkeypatch, error, status, words
