@@ -31,8 +31,9 @@ class Call:
             backward comes in by it: activation checkpointing runs the layers once more.
     """
 
-    def __init__(self, method: VSA | BSA, grid_of: Any, layers: Any) -> None:
-        self.method, self._grid_of, self._layers = replace(method, query_tiles=1), grid_of, layers
+    def __init__(self, method: VSA | BSA, grid_of: Any, attentions: dict[str, Any]) -> None:
+        self.method, self._grid_of = replace(method, query_tiles=1), grid_of
+        self._attentions = attentions
         self.grid: Grid | None = None
         # of each call, by its rotary table, and as long as that lives
         self._grids: Any = WeakIdKeyDictionary()
@@ -51,9 +52,7 @@ class Call:
         # sizes, so that each size of the video is a program of its own
         t, h, w = (len(range(size)) for size in self._grid_of(model, *args, **kwargs))
         self.grid = t, h, w
-        if torch.compiler.is_compiling():
-            return
-        for name, attn in self._layers(model):
+        for name, attn in self._attentions.items():  # of which a compiled program has guards
             if not isinstance(attn.processor, Processor):
                 raise ValueError(
                     f"{name} has lost its sparse attention to a {type(attn.processor).__name__}: "

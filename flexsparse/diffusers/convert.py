@@ -78,7 +78,7 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
         fill_from_origin(model, dict(named))
     if getattr(model, _STATE, None) is not None:
         restore(model)
-    call = Call(method, family.grid, family.layers)
+    call = Call(method, family.grid, dict(family.layers(model)))
     processors: dict[str, Any] = {}
     for name, attn in family.layers(model):
         processors[name] = attn.processor

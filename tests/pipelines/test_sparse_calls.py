@@ -150,11 +150,14 @@ def test_processors_that_others_set_are_named():
     small, batch = SMALL["cogvideox"], SMALL["cogvideox"].batch((2, 4, 5), 0)
     model = small.model(0)
     sparsify(model, SPARSE)
+    compiled = torch.compile(model, backend="eager")
+    run(compiled, batch)
     model.fuse_qkv_projections()
-    with pytest.raises(
-        ValueError, match="transformer_blocks.0.attn1 has lost its sparse attention"
-    ):
-        run(model, batch)
+    for called in (model, compiled):
+        with pytest.raises(
+            ValueError, match="transformer_blocks.0.attn1 has lost its sparse attention"
+        ):
+            run(called, batch)
 
 
 def test_a_grid_of_fewer_tiles_than_choose_together():
