@@ -14,13 +14,13 @@ from typing import Any
 
 from benchmarks.evidence.runs import Run, all_of, command, parser
 from benchmarks.evidence.scale import METHODS, SCALES, here
-from benchmarks.evidence.slots import MaxPooledVSA, UngatedVSA, ZeroFillBSA
+from benchmarks.evidence.slots import MaxPooledVSA, OwnTileVSA, UngatedVSA, ZeroFillBSA
 from flexsparse import Mass, Scaled, TopK
 from models.attention import BSA, VSA, Slot
 
 BASE = BSA(sparsity=0.86, keep=0.5)
 GROUPS: dict[str, dict[str, Any]] = {
-    "reference": dict(METHODS),
+    "reference": {**METHODS, "its own tile alone": OwnTileVSA(top_k=1)},
     "pooling": {"vsa mean": VSA(sparsity=0.875), "vsa max": MaxPooledVSA(sparsity=0.875)},
     "tile": {
         f"vsa {'x'.join(map(str, tile))}": VSA(sparsity=0.875, tile=tile)

@@ -38,6 +38,14 @@ class UngatedVSA(VSA):
 
 
 @dataclass(frozen=True)
+class OwnTileVSA(VSA):
+    """Each tile attends to itself, nothing is chosen: what the others' choice is worth."""
+
+    def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module:
+        return _OwnTile(dim, num_heads, 1, gates=False)
+
+
+@dataclass(frozen=True)
 class ZeroFillBSA(BSA):
     """BSA in which the output of a pruned query is zero: its token keeps what it was."""
 
@@ -81,6 +89,27 @@ class _MaxPooled(flexsparse.nn.VSA):
 class _Ungated(flexsparse.nn.VSA):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *gates: Any, **shape: Any) -> Tensor:
         return super().attend(q, k, v, torch.ones_like(v), **shape)
+
+
+class _OwnTile(flexsparse.nn.VSA):
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        tiling: VideoTiling,
+        text_lengths: Tensor | None = None,
+    ) -> Tensor:
+        q, k, v = (tiling.zero_padding(x) for x in (q, k, v))
+        mask = tile_block_mask(self.choose(q, k, tiling).tile_map, tiling)
+        return flex_attention(q, k, v, block_mask=mask)
+
+    @torch.no_grad()
+    def choose(self, q: Tensor, k: Tensor, tiling: VideoTiling) -> Choice:
+        own = torch.eye(tiling.num_tiles, dtype=torch.bool, device=q.device)
+        valid = tiling.valid(q.device).expand(*q.shape[:2], -1)
+        return Choice(own.expand(*q.shape[:2], -1, -1).contiguous(), valid, None)
 
 
 class _ZeroFill(flexsparse.nn.BSA):

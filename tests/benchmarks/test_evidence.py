@@ -21,7 +21,7 @@ from benchmarks.evidence.pictures import NONE
 from benchmarks.evidence.recall import best, held, tile_mass
 from benchmarks.evidence.runs import Run, all_of, config_of, leave, remembered
 from benchmarks.evidence.scale import METHODS
-from benchmarks.evidence.slots import MaxPooledVSA, UngatedVSA, ZeroFillBSA, pool_max
+from benchmarks.evidence.slots import MaxPooledVSA, OwnTileVSA, UngatedVSA, ZeroFillBSA, pool_max
 from benchmarks.record import read
 from flexsparse import VideoTiling, prune_queries
 from flexsparse.reference import tile_of_token
@@ -96,6 +96,17 @@ def test_with_all_tiles_the_fine_stage_is_dense_attention(slot):
                 module.gate_coarse.weight.zero_(), module.gate_coarse.bias.zero_()
         expected = everything(x, q, k, v, tiling)
     torch.testing.assert_close(layer(x, q, k, v, tiling), expected)
+
+
+def test_its_own_tile_alone_is_dense_attention_in_each_tile():
+    tiling = VideoTiling((4, 6, 9))
+    x, q, k, v = layer_inputs(tiling)
+    layer = OwnTileVSA(top_k=1).build(32, 2, tiling)
+    of = tiling.to_tiles(tile_of_token(tiling.video, tiling.tile)[None, None, :, None].float())
+    live = tiling.valid()
+    same = (of[0, 0] == of[0, 0].T) & live & live[:, None]
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=same)
+    torch.testing.assert_close(layer(x, q, k, v, tiling)[:, :, live], exact[:, :, live])
 
 
 def layer_inputs(tiling):
