@@ -316,6 +316,7 @@ class Trainer(Stateful, Configurable):
             train__skipped=self.skipped.total,
             speed__tokens_per_second=tokens,
             speed__step_seconds=now.seconds,
+            train__clips_replaced=self.feed.clips_replaced().item(),
             speed__data_seconds=self.feed.seconds_waited() / len(records),
             memory__peak_gib=peak_memory(self.device) / 2**30,
             **cost,

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from train.data.buckets import Size, check_sizes
+from train.data.damaged import DamagedClipError, reading
 from train.data.latent_records import TENSOR_COLUMNS, read_tensor
 from train.data.progress import WorkProgress
 from train.data.shots import Split
@@ -43,7 +44,8 @@ class LatentFolder:
 
     Row groups are read one at a time and whole, so clips are quick to read in the order of
     `shuffled`. Raises FileNotFoundError, and ValueError for a file that is none of these, for no
-    clip of the shape, and for text that does not fit.
+    clip of the shape, and for text that does not fit; a clip that cannot be read, or is not of the
+    shape that it was listed with, is DamagedClipError.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class LatentFolder:
             )
         self.sizes: list[Size] = [(t, h, w) for t, h, w in buckets or [latent[1:]]]
         check_sizes(self.sizes)
+        self.channels = latent[0]
         self.text_tokens, self.text_dim = text_tokens, text_dim
         self.mean, self.std = (torch.tensor(x).view(-1, 1, 1, 1) for x in (mean, std))
         self.files = sorted(Path(path).rglob("*.parquet"))
@@ -114,6 +117,7 @@ class LatentFolder:
             "%s: %d %s clips (%s) in %d files", path, len(self), split, counts, len(self.files)
         )
         self._held: dict[int, tuple[int, pa.Table]] = {}  # one for each bucket
+        self._damaged: dict[int, str] = {}  # row groups: one reading in vain is enough
 
     def _read_shapes(self) -> Iterator[tuple[int, int, tuple, tuple]]:
         """Each record's row group, row in it, and the shapes of its latent and its text."""
@@ -154,22 +158,28 @@ class LatentFolder:
     def name(self, index: int) -> str:
         """Where clip i comes from."""
         group, row = (int(x) for x in self.clips[index])
-        file, number = self.groups[group]
-        return f"{self.files[file]}, row group {number}, row {row}"
+        file, where = self._place(group)
+        return f"{file}{where}, row {row}"
 
     def __getitem__(self, index: int) -> Latent:
         group, row = (int(x) for x in self.clips[index])
         bucket = next(i for i, clips in enumerate(self.buckets) if index in clips)
         table = self._table(group, bucket)
-        try:
+        file, where = self._place(group)
+        with reading(file, f"{where}, row {row}", ValueError, LookupError):
             video = read_tensor(table, "vae_latent", row)
             text = read_tensor(table, "text_embedding", row)
-        except ValueError as e:
-            file, number = self.groups[group]
-            raise ValueError(f"{self.files[file]}, row group {number}, {e}") from e
+            tokens = text.numel() // self.text_dim
+            listed = self.channels, *self.sizes[bucket]
+            fits = text.shape[-1] == self.text_dim and tokens <= self.text_tokens
+            if tuple(video.shape) != listed or (text.numel() and not fits):
+                raise ValueError(
+                    f"it is {list(video.shape)} with text {list(text.shape)}, and was "
+                    f"{list(listed)} with at most [{self.text_tokens}, {self.text_dim}] when the "
+                    "files were listed"
+                )
         if self.mean.numel():
             video = (video - self.mean) / self.std
-        tokens = text.numel() // self.text_dim
         text = text.reshape(tokens, self.text_dim)
         return {"video": video, "context": F.pad(text, (0, 0, 0, self.text_tokens - tokens))}
 
@@ -179,15 +189,28 @@ class LatentFolder:
         return clips[np.lexsort((rng.random(len(clips)), place))]
 
     def _table(self, group: int, bucket: int) -> pa.Table:
+        file, where = self._place(group)
+        if group in self._damaged:
+            raise DamagedClipError(file, self._damaged[group])
         held = self._held.get(bucket)
         if held is None or held[0] != group:
             del held
             self._held.pop(bucket, None)  # before the next is read: there is room for one
-            file, number = self.groups[group]
-            with _opened(self.files[file]) as parquet:
-                table = parquet.read_row_group(number, columns=TENSOR_COLUMNS)
+            kinds = pa.ArrowException, ValueError, LookupError
+            try:
+                with reading(file, where, *kinds), pq.ParquetFile(file) as parquet:
+                    number = self.groups[group][1]
+                    table = parquet.read_row_group(number, columns=TENSOR_COLUMNS)
+            except DamagedClipError as e:
+                self._damaged[group] = str(e)
+                raise
             self._held[bucket] = group, table
         return self._held[bucket][1]
+
+    def _place(self, group: int) -> tuple[Path, str]:
+        """A row group's file, and which one of it in words."""
+        file, number = self.groups[group]
+        return self.files[file], f", row group {number}"
 
 
 def _part(clips: list[tuple[int, int]], split: Split, holdout: float) -> list[tuple[int, int]]:
