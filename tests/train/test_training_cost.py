@@ -78,8 +78,9 @@ def test_a_run_logs_it_whatever_its_batch_and_checkpointing(tmp_path):
 def test_it_is_the_evidences_count():
     from benchmarks.evidence.flops import step_flops
 
-    config = CPU.trainer("vsa", Path(), Path(), 1)
+    config, numbers = CPU.trainer("vsa", Path(), Path(), 1), torch.get_rng_state()
     assert other_cost(config) == step_flops(config).other
+    assert torch.equal(torch.get_rng_state(), numbers), "the rank that counts stays like the others"
 
 
 def test_of_an_unknown_model_there_is_none():
