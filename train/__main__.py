@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from train import log
 from train.checkpoint import CheckpointNotSavedError
+from train.data.damaged import DamagedDataError
 from train.data.workers import DataWorkerError
 from train.nonfinite import NonFiniteError
 from train.peers import LostPeerError
@@ -22,7 +23,13 @@ from train.plan.text import lines
 from train.registry import load_config
 from train.titan import device_type
 
-FAULTS = (NonFiniteError, CheckpointNotSavedError, LostPeerError, DataWorkerError)
+FAULTS = (
+    NonFiniteError,
+    CheckpointNotSavedError,
+    LostPeerError,
+    DataWorkerError,
+    DamagedDataError,
+)
 
 
 def main(argv: Sequence[str]) -> int:

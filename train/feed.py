@@ -46,7 +46,7 @@ class Feed:
     ) -> None:
         self.training, self.flow, self.ranks, self.device = training, flow, ranks, device
         self.passes = training.global_batch_size // (training.local_batch_size * ranks.size)
-        self.batches = endless(dataloader)
+        self.dataloader, self.batches = dataloader, endless(dataloader)
         self._seconds = 0.0
 
     def step(self, step: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -72,6 +72,11 @@ class Feed:
         """For the loader, since this was last asked."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
+
+    def clips_replaced(self) -> Tensor:
+        """How many clips of all ranks could not be read, since this start: a collective."""
+        damage = getattr(self.dataloader, "damage", None)
+        return self.ranks.total(torch.tensor(damage.replaced if damage else 0, device=self.device))
 
     def close(self) -> None:
         """Release the loader's files and workers."""

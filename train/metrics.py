@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from flexsparse.flops import attention_flops
 from train.attention_stats import LayerStats, kept_pixels
 from train.log import logger
+from train.plan.trace import trace
 from train.titan import BaseLogger, LoggerContainer, MetricsProcessor, TensorBoardLogger
 
 DARK = 0.2  # of a pixel's brightness where it is shown as dropped
@@ -26,6 +27,11 @@ class Metrics(MetricsProcessor):
     @dataclass(kw_only=True, slots=True)
     class Config(MetricsProcessor.Config):
         enable_tensorboard: bool = True
+
+    @property
+    def shown(self) -> bool:
+        """Whether this rank has a logger."""
+        return isinstance(self.logger, LoggerContainer)
 
     def scalars(self, step: int, **values: float) -> None:
         """Log values by name; `group__name` becomes "group/name"."""
@@ -150,19 +156,25 @@ def attention_cost(model: nn.Module, top_k: float | None) -> dict[str, float]:
     return {"attention__sparsity": sparsity, "attention__flops_per_clip": flops}
 
 
-def training_cost(model: nn.Module, attention: dict[str, float]) -> dict[str, float]:
-    """FLOPs that training takes for a clip, by `attention_cost` and a rule of thumb for the rest.
+def other_cost(config: Any) -> int | None:
+    """FLOPs of all that training does for a clip but self-attention: forward, and backward to what
+    trains, without what checkpointing makes again; None if not known.
 
-    Each row of a clip, padding included, meets each parameter in a multiply and an add: forward,
-    backward to the row, and, where the parameter trains, to the parameter. {} where attention's are
-    not known. `python -m train --plan` counts exactly.
+    Counted on tensors without data, in two seconds for models of any size. Known for those whose
+    config has what VideoDiTConfig has, or as `core` a config that multiplies the same.
     """
-    if not attention:
+    model = getattr(config.model, "core", config.model)
+    if not all(hasattr(model, name) for name in ("layers", "video", "context_dim")):
+        return None
+    training = replace(config.training, local_batch_size=1)
+    return trace(replace(config, model=model, training=training), "none", torch.float32).total
+
+
+def training_cost(other: int | None, attention: dict[str, float]) -> dict[str, float]:
+    """FLOPs that training takes for a clip, of `other_cost` and `attention_cost`; {} if unknown."""
+    if other is None or not attention:
         return {}
-    m = cast(Any, model)
-    rows = m.tokens if m.tiling is None else m.tiling.padded_tokens
-    products = sum(p.numel() * (3 if p.requires_grad else 2) for p in model.parameters())
-    return {"train__flops_per_clip": 2 * rows * products + attention["attention__flops_per_clip"]}
+    return {"train__flops_per_clip": other + attention["attention__flops_per_clip"]}
 
 
 def reset_peak_memory(device: torch.device) -> None:

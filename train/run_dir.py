@@ -38,6 +38,7 @@ FREE = (
     "dataloader.cache_dir",
     "dataloader.num_workers",
     "dataloader.timeout_seconds",
+    "dataloader.max_damaged",
 )
 
 

@@ -36,6 +36,7 @@ from train.lora import LoRAConfig
 from train.metrics import (
     Metrics,
     attention_cost,
+    other_cost,
     peak_memory,
     reset_peak_memory,
     training_cost,
@@ -156,6 +157,7 @@ class Trainer(Stateful, Configurable):
         self.metrics = c.metrics.build(
             parallel_dims=dims, dump_folder=c.dump_folder, config_dict=describe(c)
         )
+        self.other_flops = other_cost(c) if self.metrics.shown else None
         self.checkpointer = c.checkpoint.build(
             dataloader=self.dataloader,
             model_parts=[self.model],
@@ -316,10 +318,11 @@ class Trainer(Stateful, Configurable):
             train__skipped=self.skipped.total,
             speed__tokens_per_second=tokens,
             speed__step_seconds=now.seconds,
+            train__clips_replaced=self.feed.clips_replaced().item(),
             speed__data_seconds=self.feed.seconds_waited() / len(records),
             memory__peak_gib=peak_memory(self.device) / 2**30,
             **cost,
-            **training_cost(self.model, cost),
+            **training_cost(self.other_flops, cost),
         )
         progress.report(now, tokens)
         if self.skipped.too_many:

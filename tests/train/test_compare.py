@@ -3,8 +3,10 @@
 import json
 import statistics
 import time
+from dataclasses import replace
 
 import pytest
+from PIL import Image
 from test_nonfinite import poison
 from trainer_runs import SPARSE, tiny
 
@@ -69,19 +71,31 @@ def test_the_table_tells_results_and_what_differs(runs):
     assert f"{dense.history.validation[-1][1]:.4f}" in lines["validation loss, last"]
     assert "Dense" in lines["attention"] and "VSA, 62.5% sparse" in lines["attention"]
     assert lines["steps skipped"].split()[-2:] == ["0", "1"]
+    deeper = replace(both[0], config={"model.dit.attention.class": "Dense"} | both[0].config)
+    del deeper.config["model.attention.class"]
+    assert table([deeper]).splitlines()[1].split() == ["attention", "Dense"]
     found = differences(both)
     assert found["training.seed"] == [0, 1] and "dump_folder" not in found
     assert not {name for name in found if name.startswith("version of")}
 
 
-def test_a_picture_is_drawn_once(runs, tmp_path, capsys):
+def test_a_second_call_draws_over_its_own_picture_alone(runs, tmp_path, capsys, monkeypatch):
     folder, _, _ = runs
-    names, out = [str(folder / "dense"), str(folder / "vsa")], tmp_path / "both.png"
-    assert main([*names, "--out", str(out)]) == 0
-    assert out.read_bytes().startswith(b"\x89PNG")
+    names, out = [str(folder / "dense"), str(folder / "vsa")], tmp_path / "compare.png"
+    monkeypatch.chdir(tmp_path)
+    assert main(names[:1]) == 0
+    first = out.read_bytes()
+    assert first.startswith(b"\x89PNG")
+    assert main(names) == 0 and out.read_bytes() != first
     assert "training FLOPs" in capsys.readouterr().out
-    assert main([*names, "--out", str(out)]) == 2
-    assert "give a .png that is not there" in capsys.readouterr().err
+    for other in (b"", b"a text"):
+        out.write_bytes(other)
+        assert main(names) == 2 and out.read_bytes() == other
+        assert "compare.png is none of this command's pictures" in capsys.readouterr().err
+    Image.new("RGB", (2, 2)).save(out)
+    assert main(names) == 2
+    assert main([*names, "--out", "there.txt"]) == main([*names, "--out", "no/there.png"]) == 2
+    assert capsys.readouterr().err.count("give a .png, in a folder that is there") == 2
 
 
 def test_what_is_no_run_is_a_line(runs, tmp_path, capsys):

@@ -7,9 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from train.compare.runs import Run
 
+TITLE = "python -m train.compare"  # in each picture
 SMOOTHED = 0.05  # share of a run that a point of its thick line is the mean of
 
 
@@ -34,7 +36,16 @@ def draw(path: Path, runs: Sequence[Run]) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].legend(title="squares: held-out clips; faint: as logged", frameon=False)
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Title": TITLE})
+
+
+def is_drawn(path: Path) -> bool:
+    """Whether a file is a picture that `draw` made."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Title") == TITLE
+    except OSError:
+        return False
 
 
 def _draw(

@@ -50,7 +50,8 @@ def _final_loss(run: Run) -> str:
 
 def _attention(run: Run) -> str:
     sparsity = run.last("attention/sparsity")
-    name = run.config.get("model.attention.class", "-")
+    names = (value for key, value in run.config.items() if key.endswith(".attention.class"))
+    name = next(names, "-")
     return name if not sparsity else f"{name}, {sparsity:.1%} sparse"
 
 

@@ -37,9 +37,14 @@ class CachedVideo:
     changes: tuple[float, ...]
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """Frames start .. start + count: uint8 [count, height, width, 3]."""
+        """Frames start .. start + count: uint8 [count, height, width, 3].
+
+        Raises OSError, and ValueError where the file has become shorter.
+        """
         size = self.height * self.width * 3
         flat = np.fromfile(self.path, np.uint8, count * size, offset=start * size)
+        if flat.size != count * size:
+            raise ValueError("cut short: start again to decode its video once more")
         return flat.reshape(count, self.height, self.width, 3)
 
 

@@ -3,7 +3,7 @@
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from train.data.buckets import Size, check_sizes
+from train.data.damaged import DamagedClipError, reading
+from train.data.latent_index import read_index
 from train.data.latent_records import TENSOR_COLUMNS, read_tensor
-from train.data.progress import WorkProgress
 from train.data.shots import Split
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,9 @@ class LatentFolder:
     sizes each is split so by itself.
 
     Row groups are read one at a time and whole, so clips are quick to read in the order of
-    `shuffled`. Raises FileNotFoundError, and ValueError for a file that is none of these, for no
-    clip of the shape, and for text that does not fit.
+    `shuffled`. Raises what `read_index` does, a collective under torch.distributed, and ValueError
+    for no clip of the shape and for text that does not fit; a clip that cannot be read, or is not
+    of the shape that it was listed with, is DamagedClipError.
     """
 
     def __init__(
@@ -71,23 +73,21 @@ class LatentFolder:
             )
         self.sizes: list[Size] = [(t, h, w) for t, h, w in buckets or [latent[1:]]]
         check_sizes(self.sizes)
+        self.channels = latent[0]
         self.text_tokens, self.text_dim = text_tokens, text_dim
         self.mean, self.std = (torch.tensor(x).view(-1, 1, 1, 1) for x in (mean, std))
         self.files = sorted(Path(path).rglob("*.parquet"))
-        if not self.files:
-            raise FileNotFoundError(f"{path} holds no parquet file: set path to a folder of them")
-        self.groups: list[tuple[int, int]] = []
+        index = read_index(path, self.files)
+        self.groups = index.groups
         shapes = [(latent[0], *size) for size in self.sizes]
-        found: dict[tuple, list[tuple[int, int]]] = {shape: [] for shape in shapes}
         others, texts = Counter(), Counter()
-        for group, row, shape, text in self._read_shapes():
-            if shape in found:
-                found[shape].append((group, row))
-                texts[text] += 1
+        for (shape, text), n in zip(index.kinds, np.bincount(index.kind).tolist(), strict=True):
+            if shape in shapes:
+                texts[text] += n
             else:
-                others[shape] += 1
+                others[shape] += n
         there = ", ".join(f"{n} of {list(shape)}" for shape, n in others.most_common(5))
-        total = sum(map(len, found.values())) + others.total()
+        total = len(index.records)
         wanted = " or ".join(str(list(shape)) for shape in shapes)
         if total == others.total():
             raise ValueError(
@@ -95,10 +95,13 @@ class LatentFolder:
                 f"{there or 'none'}; set channels, num_frames, height and width to what there is"
             )
         self._check_texts(path, texts)
-        mine = [_part(clips, split, holdout) for clips in found.values()]
+        size_of = np.array([shapes.index(k) if k in shapes else -1 for k, _ in index.kinds])
+        size = size_of[index.kind]
+        found = [index.records[size == i] for i in range(len(shapes))]
+        mine = [_part(clips, split, holdout) for clips in found]
         borders = itertools.accumulate(map(len, mine), initial=0)
         self.buckets = [range(a, b) for a, b in itertools.pairwise(borders)]
-        self.clips = np.array([clip for clips in mine for clip in clips])
+        self.clips = np.concatenate(mine)
         if not len(self.clips):
             raise ValueError(
                 f"{path} has {total - others.total()} clips, none of them for {split} with "
@@ -114,24 +117,7 @@ class LatentFolder:
             "%s: %d %s clips (%s) in %d files", path, len(self), split, counts, len(self.files)
         )
         self._held: dict[int, tuple[int, pa.Table]] = {}  # one for each bucket
-
-    def _read_shapes(self) -> Iterator[tuple[int, int, tuple, tuple]]:
-        """Each record's row group, row in it, and the shapes of its latent and its text."""
-        names = ["vae_latent_shape", "text_embedding_shape"]
-        with WorkProgress("reading the latents' shapes", len(self.files)) as progress:
-            for i, file in enumerate(self.files):
-                progress.show(i, file.name)
-                with _opened(file) as parquet:
-                    table = parquet.read(columns=names)
-                    latents, texts = (table[name].to_pylist() for name in names)
-                    first = 0
-                    for g in range(parquet.num_row_groups):
-                        rows = parquet.metadata.row_group(g).num_rows
-                        for row in range(rows):
-                            shape, text = latents[first + row] or (), texts[first + row] or ()
-                            yield len(self.groups), row, tuple(shape), tuple(text)
-                        self.groups.append((i, g))
-                        first += rows
+        self._damaged: dict[int, str] = {}  # row groups: one reading in vain is enough
 
     def _check_texts(self, path: str | Path, texts: Counter[tuple]) -> None:
         empty = sum(n for shape, n in texts.items() if 0 in shape or not shape)
@@ -154,22 +140,28 @@ class LatentFolder:
     def name(self, index: int) -> str:
         """Where clip i comes from."""
         group, row = (int(x) for x in self.clips[index])
-        file, number = self.groups[group]
-        return f"{self.files[file]}, row group {number}, row {row}"
+        file, where = self._place(group)
+        return f"{file}{where}, row {row}"
 
     def __getitem__(self, index: int) -> Latent:
         group, row = (int(x) for x in self.clips[index])
         bucket = next(i for i, clips in enumerate(self.buckets) if index in clips)
         table = self._table(group, bucket)
-        try:
+        file, where = self._place(group)
+        with reading(file, f"{where}, row {row}", ValueError, LookupError):
             video = read_tensor(table, "vae_latent", row)
             text = read_tensor(table, "text_embedding", row)
-        except ValueError as e:
-            file, number = self.groups[group]
-            raise ValueError(f"{self.files[file]}, row group {number}, {e}") from e
+            tokens = text.numel() // self.text_dim
+            listed = self.channels, *self.sizes[bucket]
+            fits = text.shape[-1] == self.text_dim and tokens <= self.text_tokens
+            if tuple(video.shape) != listed or (text.numel() and not fits):
+                raise ValueError(
+                    f"it is {list(video.shape)} with text {list(text.shape)}, and was "
+                    f"{list(listed)} with at most [{self.text_tokens}, {self.text_dim}] when the "
+                    "files were listed"
+                )
         if self.mean.numel():
             video = (video - self.mean) / self.std
-        tokens = text.numel() // self.text_dim
         text = text.reshape(tokens, self.text_dim)
         return {"video": video, "context": F.pad(text, (0, 0, 0, self.text_tokens - tokens))}
 
@@ -179,32 +171,32 @@ class LatentFolder:
         return clips[np.lexsort((rng.random(len(clips)), place))]
 
     def _table(self, group: int, bucket: int) -> pa.Table:
+        file, where = self._place(group)
+        if group in self._damaged:
+            raise DamagedClipError(file, self._damaged[group])
         held = self._held.get(bucket)
         if held is None or held[0] != group:
             del held
             self._held.pop(bucket, None)  # before the next is read: there is room for one
-            file, number = self.groups[group]
-            with _opened(self.files[file]) as parquet:
-                table = parquet.read_row_group(number, columns=TENSOR_COLUMNS)
+            kinds = pa.ArrowException, ValueError, LookupError
+            try:
+                with reading(file, where, *kinds), pq.ParquetFile(file) as parquet:
+                    number = self.groups[group][1]
+                    table = parquet.read_row_group(number, columns=TENSOR_COLUMNS)
+            except DamagedClipError as e:
+                self._damaged[group] = str(e)
+                raise
             self._held[bucket] = group, table
         return self._held[bucket][1]
 
+    def _place(self, group: int) -> tuple[Path, str]:
+        """A row group's file, and which one of it in words."""
+        file, number = self.groups[group]
+        return self.files[file], f", row group {number}"
 
-def _part(clips: list[tuple[int, int]], split: Split, holdout: float) -> list[tuple[int, int]]:
+
+def _part(clips: np.ndarray, split: Split, holdout: float) -> np.ndarray:
     """Those of a split; the last ones are held out."""
     held = max(1, round(len(clips) * holdout)) if holdout and len(clips) > 1 else 0
     border = len(clips) - held
     return clips[:border] if split == "train" else clips[border:]
-
-
-def _opened(file: Path) -> pq.ParquetFile:
-    try:
-        parquet = pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as e:
-        said = " ".join(str(e).split())
-        raise ValueError(f"{file} is no Parquet file: {said}; remove it or write it again") from e
-    missing = [name for name in TENSOR_COLUMNS if name not in parquet.schema_arrow.names]
-    if missing:
-        parquet.close()
-        raise ValueError(f"{file} lacks the columns {', '.join(missing)}: give a folder of latents")
-    return parquet

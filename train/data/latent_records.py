@@ -84,7 +84,7 @@ def read_tensor(table: pa.Table, name: str, row: int) -> Tensor:
     dtype = DTYPES.get(str(said).removeprefix("torch."))
     if dtype is None or numel * dtype.itemsize != len(data):
         raise ValueError(
-            f"row {row}: {name} is {len(data)} bytes, which is no {said} of shape {shape} "
+            f"{name} is {len(data)} bytes, which is no {said} of shape {shape} "
             f"(dtypes are {', '.join(DTYPES)}): preprocess this clip again"
         )
     return torch.frombuffer(bytearray(data), dtype=dtype).view(shape).float()

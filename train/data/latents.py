@@ -60,6 +60,8 @@ class LatentDataLoader(VideoDataLoader):
         seed: int = 0
         timeout_seconds: int = 300
         """How long a worker may take for a batch; less than parallel.timeout_seconds."""
+        max_damaged: int = 8
+        """Files that a rank may find damaged; others replace their clips. One more ends the run."""
         num_workers: int = 0
         """Each holds one row group in memory (while it is read, about three times its size), and
         one for each of several sizes."""

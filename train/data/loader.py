@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from train.data.batch import Batch, Sample, name_of
 from train.data.captions import embed_caption
+from train.data.damaged import Damage, Note
 from train.data.shots import Split
 from train.data.sources import open_clips
 from train.data.stream import ClipStream
@@ -31,6 +32,9 @@ class VideoDataLoader:
     "validation" is the held-out clips in their order, `len(loader)` batches, the same number and
     size on every rank; where they do not come out even, the last batches begin again with the first
     clips. `state_dict` is the same on every rank and may be loaded by another number of them.
+
+    Clips that cannot be read any more are replaced, and counted in `damage`: all others come when
+    they would have come (train/data/damaged.py).
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -58,6 +62,8 @@ class VideoDataLoader:
         num_workers: int = 0
         timeout_seconds: int = 300
         """How long a worker may take for a batch; less than parallel.timeout_seconds."""
+        max_damaged: int = 8
+        """Files that a rank may find damaged; others replace their clips. One more ends the run."""
         context_tokens: int = 16
         """Words of a caption that count."""
         context_dim: int = 64
@@ -95,6 +101,7 @@ class VideoDataLoader:
         self.split: Split = split
         self.clips_a_step = dp_world_size * local_batch_size
         self.position = 0
+        self.damage = Damage(config.max_damaged)
         together = global_batch_size if split == "train" else 0
         self.clips, self.stream = self._open(
             batch_size=local_batch_size,
@@ -143,11 +150,13 @@ class VideoDataLoader:
             batch_size=self.stream.batch_size,
             num_workers=self.config.num_workers,
             timeout=self.config.timeout_seconds if self.config.num_workers else 0,
-            collate_fn=self.collate,
+            collate_fn=self._collate,
             pin_memory=torch.cuda.is_available(),  # the trainer copies without waiting
         )
         batches = watched(loader, self.reading)
-        for batch in itertools.islice(batches, len(self) if self.split == "validation" else None):
+        most = len(self) if self.split == "validation" else None
+        for batch, notes in itertools.islice(batches, most):
+            self.damage.see(notes)
             self.position += self.clips_a_step
             yield batch
 
@@ -158,6 +167,9 @@ class VideoDataLoader:
         return (
             f"positions {positions.start} to {positions.stop - 1} of the data: {', '.join(clips)}"
         )
+
+    def _collate(self, clips: list[Any]) -> tuple[Batch, list[Note]]:
+        return self.collate(clips), self.stream.notes()
 
     def collate(self, clips: list[Sample]) -> Batch:
         n, dim = self.config.context_tokens, self.config.context_dim

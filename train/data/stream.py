@@ -13,8 +13,10 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from train.data.batch import Clips
+from train.data.damaged import DamagedClipError, DamagedDataError, Note
 
 Item = TypeVar("Item")
+TRIES = 64  # clips, before none can be read
 
 
 class ClipStream(IterableDataset[Item]):
@@ -29,6 +31,9 @@ class ClipStream(IterableDataset[Item]):
     buckets are mixed anew in each round through them (shuffle=False: spread evenly). `group` must
     be a multiple of batch_size x world_size, and `start` of `group`, so that a batch is of one size
     and all ranks have the same size at the same time.
+
+    A clip that is damaged is replaced by one of its bucket that depends on its place and the seed
+    alone; `notes` has what was wrong.
     """
 
     def __init__(
@@ -47,6 +52,9 @@ class ClipStream(IterableDataset[Item]):
         self.rank, self.world_size = rank, world_size
         self.seed, self.shuffle = seed, shuffle
         self.start = 0
+        drawn = np.random.default_rng(seed).integers(2**62, size=TRIES - 1)
+        self._further = [0, *map(int, drawn)]
+        self._notes: list[Note] = []
         self.buckets = [np.asarray(b) for b in buckets if len(b)] or [np.arange(len(clips))]
         self.group = group if len(self.buckets) > 1 else 1
         if len(self.buckets) > 1 and group % (batch_size * world_size):
@@ -62,7 +70,25 @@ class ClipStream(IterableDataset[Item]):
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         for batch in itertools.count(worker, workers):
             for position in self.positions(batch):
-                yield self.clips[self.index(position)]
+                yield self.read(position)
+
+    def read(self, position: int) -> Item:
+        """The clip at this position, or the one in its place; DamagedDataError if there is none."""
+        for further in self._further:
+            try:
+                return self.clips[self.index(position, further)]
+            except DamagedClipError as e:
+                self._notes.append((position, str(e.file), str(e)))
+        _, _, said = self._notes[-1]
+        raise DamagedDataError(
+            f"none of {TRIES} clips that were drawn for position {position} of the data can be "
+            f"read: write the files again; the last one: {said}"
+        )
+
+    def notes(self) -> list[Note]:
+        """Of each clip that was found damaged since this was last asked, in this process."""
+        notes, self._notes = self._notes, []
+        return notes
 
     def positions(self, batch: int) -> range:
         """Where in the stream this rank's batch i since `start` is."""
@@ -83,11 +109,16 @@ class ClipStream(IterableDataset[Item]):
         bucket, place = self._place(position)
         return place >= len(self.buckets[bucket])
 
-    def index(self, position: int) -> int:
-        """Which clip is at this position of the stream."""
+    def index(self, position: int, further: int = 0) -> int:
+        """Which clip is at this position of the stream, or so many places further in its epoch.
+
+        After the epoch's last place comes its first. What are neighbours, of one row group maybe,
+        have neighbours further on.
+        """
         bucket, place = self._place(position)
         clips = self.buckets[bucket]
         epoch, i = divmod(place, len(clips))
+        i = (i + further) % len(clips)
         if not self.shuffle:
             return int(clips[i])
         held, order = self._orders.get(bucket, (-1, clips))

@@ -15,6 +15,7 @@ import torch
 from train.data.batch import Sample
 from train.data.buckets import Size, best_length, best_shape, check_sizes
 from train.data.cache import CachedVideo, cached_video, default_cache_dir, file_identity
+from train.data.damaged import reading
 from train.data.decode import UnreadableVideo, video_size
 from train.data.folder import list_videos, split_folder
 from train.data.progress import WorkProgress
@@ -170,6 +171,8 @@ class VideoFolder:
         return f"{clip.video.path} from frame {clip.start}"
 
     def __getitem__(self, index: int) -> Sample:
+        """The clip; DamagedClipError where its decoded frames are gone."""
         clip = self.clips[index]
-        frames = torch.from_numpy(clip.video.read(clip.start, clip.num_frames))
+        with reading(clip.video.path, f" from frame {clip.start}", ValueError):
+            frames = torch.from_numpy(clip.video.read(clip.start, clip.num_frames))
         return {"video": frames.permute(3, 0, 1, 2).contiguous(), "caption": clip.caption}

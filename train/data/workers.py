@@ -6,6 +6,8 @@ from typing import Any
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
+from train.data.damaged import DamagedDataError
+
 
 class DataWorkerError(RuntimeError):
     """A data loading process gave nothing for too long, or ended."""
@@ -13,6 +15,8 @@ class DataWorkerError(RuntimeError):
 
 def watched(loader: DataLoader, reading: Callable[[int], str]) -> Iterator[Any]:
     """The loader's batches; DataWorkerError in one line where a process does not give its own.
+
+    DamagedDataError keeps to its one line as well.
 
     The processes are then killed: one that hangs in a read does not hear that it should end, and
     Python would wait for it.
@@ -28,6 +32,9 @@ def watched(loader: DataLoader, reading: Callable[[int], str]) -> Iterator[Any]:
             batch = next(batches)
         except StopIteration:
             return
+        except DamagedDataError as error:  # torch puts a process's traceback before the line
+            said = str(error).rpartition(f"{DamagedDataError.__name__}: ")[2].strip()
+            raise DamagedDataError(said) from error
         except RuntimeError as error:
             said = str(error)
             if not said.startswith("DataLoader "):

@@ -34,17 +34,21 @@ class PixelDiTConfig:
 
     dit: VideoDiTConfig
 
+    @property
+    def core(self) -> VideoDiTConfig:
+        """The model inside, which does all that multiplies."""
+        return replace(self.dit, channels=self.dit.channels + PLACES)
+
     def build(self) -> PixelDiT:
-        return PixelDiT(self.dit)
+        return PixelDiT(self)
 
 
 class PixelDiT(nn.Module):
     """See PixelDiTConfig; called and looked into as a VideoDiT."""
 
-    def __init__(self, config: VideoDiTConfig) -> None:
+    def __init__(self, config: PixelDiTConfig) -> None:
         super().__init__()
-        self.config = config
-        self.dit = replace(config, channels=config.channels + PLACES).build()
+        self.config, self.dit = config.dit, config.core.build()
         self.tokens, self.tiling = self.dit.tokens, self.dit.tiling
         self.top_k, self.q_rows = self.dit.top_k, self.dit.q_rows
 

@@ -1,0 +1,81 @@
+"""The index of a folder is what its files say, whichever rank reads them, and each is read once."""
+
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from fastvideo_records import OTHER, SHAPE, config, record, write, write_clips
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trainer_runs import finish, start
+
+from train.data import latent_index
+from train.data.latent_index import read_index
+
+RECORD = st.tuples(st.sampled_from([SHAPE, OTHER]), st.sampled_from([(3, 6), (1, 6), (0,)]))
+
+
+def plainly(files):
+    """(file, row group, row, shape, text) of each record, a value at a time."""
+    found = []
+    for i, file in enumerate(files):
+        with pq.ParquetFile(file) as parquet:
+            for g in range(parquet.num_row_groups):
+                rows = parquet.read_row_group(g).to_pylist()
+                shapes = [(r["vae_latent_shape"], r["text_embedding_shape"]) for r in rows]
+                found += [(i, g, row, *map(tuple, pair)) for row, pair in enumerate(shapes)]
+    return found
+
+
+def spelt(index):
+    places = zip(index.records.tolist(), index.kind.tolist(), strict=True)
+    return [(*index.groups[group].tolist(), row, *index.kinds[k]) for (group, row), k in places]
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.tuples(st.lists(RECORD, max_size=5), st.integers(1, 3)), min_size=1, max_size=4))
+def test_it_is_what_the_files_say(made):
+    with tempfile.TemporaryDirectory() as name:
+        files = []
+        for i, (rows, size) in enumerate(made):
+            files.append(Path(name, f"{i}.parquet"))
+            write(files[-1], [record(j, *row) for j, row in enumerate(rows)], row_group_size=size)
+        index = read_index(name, files)
+        assert spelt(index) == plainly(files) and len(set(index.kinds)) == len(index.kinds)
+
+
+def test_ranks_read_a_share_each_and_know_all(tmp_path):
+    write_clips(tmp_path, 20, per_file=3)
+    files = sorted(tmp_path.rglob("*.parquet"))
+    alone = read_index(tmp_path, files)
+    finish(start(str(Path(__file__).with_name("index_ranks.py")), str(tmp_path), ranks=2))
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    kinds = [[list(shape) for shape in kind] for kind in alone.kinds]
+    same = [alone.records.tolist(), alone.groups.tolist(), alone.kind.tolist(), kinds]
+    assert [rank["index"] for rank in ranks] == [same] * 2
+    assert [rank["first"] for rank in ranks] == [[f.name for f in files[r::2]] for r in range(2)]
+    assert [rank["second"] for rank in ranks] == [[]] * 2
+    # a file more, before all others: each of the others is another rank's now
+    assert Counter(x for rank in ranks for x in rank["changed"][0]) == Counter(
+        ["0.parquet", *(f.name for f in files)]
+    )
+    assert {rank["changed"][1] for rank in ranks} == {27}
+    told = {key: {rank[key] for rank in ranks} for key in ("others", "bad", "none")}
+    (others,), (bad,), (none,) = told.values()
+    assert " has 3 files, " in others and " on rank 0, and 4 files, " in others
+    assert f"ValueError: {files[0]} is no Parquet file: " in bad and "\n" not in bad
+    assert f"FileNotFoundError: {tmp_path} holds no parquet file" in none
+
+
+def test_the_other_split_opens_no_file_again(tmp_path, monkeypatch):
+    write_clips(tmp_path, 20)
+    opened, plain = [], latent_index._contents
+    monkeypatch.setattr(latent_index, "_contents", lambda file: opened.append(file) or plain(file))
+    for split in ("train", "validation"):
+        config(tmp_path).build(split=split)
+    assert opened == sorted(tmp_path.rglob("*.parquet"))
+    write(tmp_path / "000.parquet", [record(i) for i in range(4)])
+    assert len(config(tmp_path, holdout=0).build().clips) == 19 and len(opened) == 5
+    assert len(latent_index._read) == 4, "what was there before is forgotten"
