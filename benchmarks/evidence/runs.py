@@ -28,7 +28,7 @@ from train.titan import default_adamw
 from train.trainer import Trainer
 
 KEY = ("experiment", "scale", "data", "name", "seed", "steps", "config")
-PLACES = ("dump_folder", "path", "initial_load_path")  # where things are, not what is trained
+ASIDE = ("dump_folder", "path", "initial_load_path", "max_damaged")  # change nothing trained
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Run:
     def row(self, scale: Scale, steps: int) -> Row:
         """What names it among the results; `config` is a digest of all that is trained."""
         config = config_of(self, scale, steps, Path())
-        told = [x for x in leaves(describe(config)) if x[0].rpartition(".")[2] not in PLACES]
+        told = [x for x in leaves(describe(config)) if x[0].rpartition(".")[2] not in ASIDE]
         digest = hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:12]
         names = self.experiment, scale.name, self.data, self.name, self.seed, steps, digest
         return dict(zip(KEY, names, strict=True))
