@@ -79,7 +79,7 @@ class LatentFolder:
         self.files = sorted(Path(path).rglob("*.parquet"))
         index = read_index(path, self.files)
         self.groups = index.groups
-        shapes = [(latent[0], *size) for size in self.sizes]
+        shapes: list[tuple[int, ...]] = [(latent[0], *size) for size in self.sizes]
         others, texts = Counter(), Counter()
         for (shape, text), n in zip(index.kinds, np.bincount(index.kind).tolist(), strict=True):
             if shape in shapes:
