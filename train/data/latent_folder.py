@@ -178,9 +178,8 @@ class LatentFolder:
         if held is None or held[0] != group:
             del held
             self._held.pop(bucket, None)  # before the next is read: there is room for one
-            kinds = pa.ArrowException, ValueError, LookupError
             try:
-                with reading(file, where, *kinds), pq.ParquetFile(file) as parquet:
+                with reading(file, where, pa.ArrowException), pq.ParquetFile(file) as parquet:
                     number = self.groups[group][1]
                     table = parquet.read_row_group(number, columns=TENSOR_COLUMNS)
             except DamagedClipError as e:
