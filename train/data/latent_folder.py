@@ -79,7 +79,7 @@ class LatentFolder:
         self.files = sorted(Path(path).rglob("*.parquet"))
         index = read_index(path, self.files)
         self.groups = index.groups
-        shapes = [(latent[0], *size) for size in self.sizes]
+        shapes: list[tuple[int, ...]] = [(latent[0], *size) for size in self.sizes]
         others, texts = Counter(), Counter()
         for (shape, text), n in zip(index.kinds, np.bincount(index.kind).tolist(), strict=True):
             if shape in shapes:
@@ -178,9 +178,8 @@ class LatentFolder:
         if held is None or held[0] != group:
             del held
             self._held.pop(bucket, None)  # before the next is read: there is room for one
-            kinds = pa.ArrowException, ValueError, LookupError
             try:
-                with reading(file, where, *kinds), pq.ParquetFile(file) as parquet:
+                with reading(file, where, pa.ArrowException), pq.ParquetFile(file) as parquet:
                     number = self.groups[group][1]
                     table = parquet.read_row_group(number, columns=TENSOR_COLUMNS)
             except DamagedClipError as e:
