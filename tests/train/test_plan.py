@@ -1,10 +1,12 @@
 """What a plan says is what a run does: parameters, bytes and FLOPs, by the tensors themselves."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from bucket_runs import SIZES, bucketed
 from trainer_runs import tiny
 
 from benchmarks.wan_models import forward_flops
@@ -12,6 +14,7 @@ from models.attention import BSA, VSA, Dense
 from models.video_dit.model import TIME_CHANNELS
 from train.__main__ import main
 from train.configs import video_dit, wan
+from train.data import VideoDataLoader
 from train.flow import flow_loss
 from train.lora import LoRAConfig, add_lora
 from train.metrics import peak_memory, reset_peak_memory
@@ -21,6 +24,7 @@ from train.plan.layout import Layout
 from train.plan.live import Live
 from train.plan.memory import states
 from train.plan.plan import parameters_of
+from train.plan.text import lines
 from train.plan.trace import trace
 from train.plan.traffic import traffic, ulysses_bytes
 
@@ -171,6 +175,20 @@ def test_ranks_that_share_a_clip_own_weights_together():
         Layout.of(tiny("unused", parallel=ParallelConfig(context_parallel_degree=4)), 8)
 
 
+def test_of_several_sizes_the_largest_is_planned():
+    config = bucketed("unused")
+    found = plan(config, 1, "cpu")
+    largest = max(SIZES, key=math.prod)
+    assert config.model.video != largest
+    alone = VideoDataLoader.Config(source="digits", buckets=(largest,))
+    of_largest = replace(config, model=replace(config.model, video=largest), dataloader=alone)
+    assert plan(of_largest, 1, "cpu").memory("none") == found.memory("none")
+    assert f"steps on clips of {' x '.join(map(str, largest))}, the largest of 3" in "".join(
+        lines(found)
+    )
+    assert "largest" not in "".join(lines(plan(of_largest, 1, "cpu")))
+
+
 def test_a_plan_for_many_gpus_allocates_nothing(capsys):
     reset_peak_memory(torch.device("cpu"))
     before = peak_memory(torch.device("cpu"))
@@ -188,6 +206,7 @@ def test_a_plan_for_many_gpus_allocates_nothing(capsys):
         (["--plan-gpus", "0"], "--plan-gpus is 0: give at least 1"),
         (["--plan-gpus", "6", "--parallel.replicas", "4"], "do not make up 6 processes"),
         (["--plan-gpus", "6", "--training.global-batch-size", "8"], "not a multiple of"),
+        (["--plan", "--model.video", "4", "64", "96"], "model.video is (4, 64, 96), but the dat"),
     ],
 )
 def test_what_can_not_be_planned_is_a_line(options, told, caplog):

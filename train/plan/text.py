@@ -78,8 +78,11 @@ def _traffic(plan: Plan) -> list[str]:
 
 
 def _notes(config) -> list[str]:
+    buckets = len(getattr(config.dataloader, "buckets", ()))
+    largest = " x ".join(map(str, config.model.video))
     return [
         "",
+        *([f"All is for steps on clips of {largest}, the largest of {buckets}."] * (buckets > 1)),
         "Activations are those of an eager step; torch.compile fuses, and keeps less. Not counted:",
         "buffers of NCCL, the CUDA context, and what an allocator holds without using it.",
         f"Attention counts as where its schedule ends ({config.sparsity.schedule}).",
