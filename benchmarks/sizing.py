@@ -11,7 +11,7 @@ CASES: list[tuple[Any, list[tuple[int, int]]]] = [  # a run; (GPUs, replicas)
     (video_dit.dit_120m_vsa, [(1, 1), (8, 1)]),
     (video_dit.dit_1b4_vsa, [(8, 1), (64, 8)]),
     (wan.wan_1_3b_vsa_adapt, [(8, 1), (64, 8)]),
-    (wan.wan_14b_vsa_adapt, [(64, 1), (256, 4), (1000, 10)]),
+    (wan.wan_14b_vsa_adapt, [(64, 1), (256, 4), (1000, 5)]),
 ]
 HEAD = [
     "config",
