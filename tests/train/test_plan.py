@@ -16,6 +16,7 @@ from train.__main__ import main
 from train.configs import video_dit, wan
 from train.data import VideoDataLoader
 from train.flow import flow_loss
+from train.initial import InitialConfig, build_model
 from train.lora import LoRAConfig, add_lora
 from train.metrics import peak_memory, reset_peak_memory
 from train.parallelize import ParallelConfig
@@ -24,7 +25,7 @@ from train.plan.layout import Layout
 from train.plan.live import Live
 from train.plan.memory import states
 from train.plan.plan import parameters_of
-from train.plan.text import lines
+from train.plan.text import lines, size
 from train.plan.trace import trace
 from train.plan.traffic import traffic, ulysses_bytes
 
@@ -81,6 +82,16 @@ def test_with_lora_only_adapters_have_gradients():
     found = states(model, config, 1)
     assert found.weights > whole.weights
     assert found.gradients < whole.gradients and found.moments == 2 * found.gradients
+
+
+def test_at_the_start_a_host_has_the_whole_model_of_each_process():
+    config = wan.debug_vsa_adapt()
+    config = replace(config, lora=LoRAConfig(rank=4), initial=InitialConfig())
+    found = plan(config, 12)
+    assert found.host == sum(p.nbytes for p in build_model(config, True).parameters())
+    (said,) = [line for line in lines(found) if "at the start" in line]
+    assert size(found.host) in said and f"{size(8 * found.host)} on a node of 8" in said
+    assert "on a node of 3" in "".join(lines(plan(config, 3, traces=found.traces)))
 
 
 def test_flops_of_wans_blocks_are_the_stated_formula():

@@ -38,6 +38,8 @@ class Plan:
             checkpointing.
         states: bytes that last from step to step, on a rank.
         gathered: bytes of whole weights and gradients at once, on a rank.
+        host: bytes of a process on its host at the start: all weights in fp32, before it keeps its
+            shard of them.
         traffic: bytes that a rank sends in a step.
     """
 
@@ -51,6 +53,7 @@ class Plan:
     traces: dict[Mode, Trace]
     states: States
     gathered: int
+    host: int
     traffic: Traffic
 
     @property
@@ -121,6 +124,7 @@ def plan(
         traces=traces or {mode: trace(config, mode, dtype) for mode in get_args(Mode)},
         states=states(model, config, layout.owners),
         gathered=gathered(model, dtype.itemsize),
+        host=4 * every,
         traffic=traffic(
             in_blocks=in_blocks,
             outside=every - in_blocks,
