@@ -29,6 +29,7 @@ from models.video_dit import VideoDiTConfig, debug, dit_60m
 from train.checkpoint import Checkpointer
 from train.configs.video_dit import loader
 from train.metrics import Metrics, peak_memory, reset_peak_memory
+from train.parallelize import ParallelConfig
 from train.plan import plan
 from train.settings import TrainingConfig
 from train.trainer import Trainer
@@ -37,19 +38,21 @@ from train.validation import Validator
 STEPS = 2  # the second has moments
 SLOTS: dict[str, Any] = {"dense": Dense(), "vsa": VSA(), "bsa": BSA()}
 SIZES: dict[str, Callable[..., VideoDiTConfig]] = {"debug": debug, "dit_60m": dit_60m}
-CASES = [  # model, attention, checkpointing, processes
-    ("debug", "dense", "none", 1),
-    ("debug", "vsa", "none", 1),
-    ("dit_60m", "dense", "none", 1),
-    ("dit_60m", "dense", "full", 1),
-    ("dit_60m", "vsa", "none", 1),
-    ("dit_60m", "bsa", "selective", 1),
-    ("dit_60m", "dense", "none", 2),
-    ("dit_60m", "vsa", "none", 2),
+CASES: list[tuple[str, str, str, int, int]] = [
+    # model, attention, checkpointing, ranks that share a clip, processes
+    ("debug", "dense", "none", 1, 1),
+    ("debug", "vsa", "none", 1, 1),
+    ("dit_60m", "dense", "none", 1, 1),
+    ("dit_60m", "dense", "full", 1, 1),
+    ("dit_60m", "vsa", "none", 1, 1),
+    ("dit_60m", "bsa", "selective", 1, 1),
+    ("dit_60m", "dense", "none", 1, 2),
+    ("dit_60m", "vsa", "none", 1, 2),
+    ("dit_60m", "vsa", "none", 2, 2),
 ]
 
 
-def config_of(size: str, slot: str, mode: Any, folder: str) -> Trainer.Config:
+def config_of(size: str, slot: str, mode: Any, degree: int, folder: str) -> Trainer.Config:
     """1,024 tokens a clip, of moving digits; nothing but training."""
     video, patch = ((4, 128, 128), (1, 8, 8))
     model = SIZES[size](channels=3, video=video, patch=patch, attention=SLOTS[slot])
@@ -62,14 +65,15 @@ def config_of(size: str, slot: str, mode: Any, folder: str) -> Trainer.Config:
         checkpoint=Checkpointer.Config(enable=False),
         metrics=Metrics.Config(log_freq=1, enable_tensorboard=False),
         activation_checkpoint=mode,
+        parallel=ParallelConfig(context_parallel_degree=degree),
     )
 
 
-def measure(size: str, slot: str, mode: str, results: Path) -> None:
+def measure(size: str, slot: str, mode: str, degree: int, results: Path) -> None:
     """Train, as one of the processes; the first writes the row."""
     cpu = torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder:
-        config = config_of(size, slot, mode, folder)
+        config = config_of(size, slot, mode, degree, folder)
         # what is loaded once does not belong to a step
         warm = replace(config, model=replace(config.model, layers=1, dim=64, heads=4, ffn=64))
         _train(warm)
@@ -89,6 +93,7 @@ def measure(size: str, slot: str, mode: str, results: Path) -> None:
         attention=slot,
         checkpointing=mode,
         processes=trainer.world,
+        degree=degree,
         tokens=found.tokens,
         states=states.total,
         states_of_tensors=_tensor_bytes(trainer),
@@ -96,7 +101,7 @@ def measure(size: str, slot: str, mode: str, results: Path) -> None:
         measured=risen,
     )
     print(
-        f"{size} {slot} {mode}, {trainer.world} processes: planned "
+        f"{size} {slot} {mode}, {trainer.world} processes, {degree} share a clip: planned "
         f"{found.memory(trainer.config.activation_checkpoint) / 1e6:.0f} MB, measured "
         f"{risen / 1e6:.0f} MB",
         flush=True,
@@ -124,15 +129,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.plan_memory")
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--results", type=Path, default=RESULTS / "plan_memory.jsonl")
-    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.case:
-        size, slot, mode = args.case
-        measure(size, slot, mode, args.results)
+        size, slot, mode, degree = args.case
+        measure(size, slot, mode, int(degree), args.results)
         return 0
     for *case, processes in CASES:
         if processes in args.processes:
-            _start(case, processes, args.results)
+            _start([str(word) for word in case], processes, args.results)
     print(table())
     return 0
 
@@ -154,11 +159,12 @@ def _start(case: Sequence[str], processes: int, results: Path) -> None:
 
 def table() -> str:
     """The last row of each case, as docs/launch.md has it."""
-    head = ["model", "attention", "checkpointing", "processes", "states, MB", "planned, MB"]
-    head += ["measured, MB", "measured / planned"]
+    head = ["model", "attention", "checkpointing", "processes", "share a clip", "states, MB"]
+    head += ["planned, MB", "measured, MB", "measured / planned"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     names = ("size", "attention", "checkpointing", "processes")
-    latest = {tuple(row[name] for name in names): row for row in read("plan_memory")}
+    rows = read("plan_memory")
+    latest = {(*(row[name] for name in names), row.get("degree", 1)): row for row in rows}
     for key, row in latest.items():
         sizes = [f"{row[name] / 1e6:.0f}" for name in ("states", "planned", "measured")]
         cells = [*map(str, key), *sizes, f"{row['measured'] / row['planned']:.2f}"]

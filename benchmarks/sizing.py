@@ -6,12 +6,13 @@ from typing import Any
 
 from train.configs import video_dit, wan
 from train.plan import Plan, plan
+from train.plan.text import GPUS_OF_A_NODE
 
 CASES: list[tuple[Any, list[tuple[int, int]]]] = [  # a run; (GPUs, replicas)
     (video_dit.dit_120m_vsa, [(1, 1), (8, 1)]),
     (video_dit.dit_1b4_vsa, [(8, 1), (64, 8)]),
     (wan.wan_1_3b_vsa_adapt, [(8, 1), (64, 8)]),
-    (wan.wan_14b_vsa_adapt, [(64, 1), (256, 4), (1000, 10)]),
+    (wan.wan_14b_vsa_adapt, [(64, 1), (256, 4), (1000, 5)]),
 ]
 HEAD = [
     "config",
@@ -26,6 +27,7 @@ HEAD = [
     "all, GiB",
     "PFLOPs a step, each",
     "GiB sent a step, each",
+    "GiB of a host at the start",
 ]
 
 
@@ -55,6 +57,7 @@ def cells(name: str, p: Plan) -> list[str]:
         *(f"{size / 2**30:.1f}" for size in sizes),
         f"{p.flops() / layout.processes / 1e15:.2f}",
         f"{p.traffic.total / 2**30:.1f}",
+        f"{min(GPUS_OF_A_NODE, layout.processes) * p.host / 2**30:.0f}",
     ]
 
 

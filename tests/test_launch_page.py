@@ -9,6 +9,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from benchmarks import plan_memory, sizing
+from train.plan.text import GPUS_OF_A_NODE
 from train.registry import load_config
 
 PAGE = (Path(__file__).parents[1] / "docs" / "launch.md").read_text()
@@ -28,6 +29,13 @@ def commands() -> list[list[str]]:
 
 def test_the_sizing_table_is_the_formula():
     assert between("sizing") == sizing.table()
+
+
+def test_a_replica_of_more_than_a_node_fills_whole_nodes():
+    for _, sizes in sizing.CASES:
+        for gpus, replicas in sizes:
+            shards, rest = divmod(gpus, replicas)
+            assert rest == 0 and (shards % GPUS_OF_A_NODE == 0 or GPUS_OF_A_NODE % shards == 0)
 
 
 def test_the_table_of_measured_peaks_is_the_latest_rows():

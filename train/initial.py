@@ -63,7 +63,7 @@ def open_folder(config: Any, step: int | None) -> None:
 
 def _check_start(config: Any, fresh: bool) -> None:
     """Raise unless `build_model` could do its work; reads headers alone."""
-    _check_sizes(config)
+    check_sizes(config)
     initial, step = config.initial, config.checkpoint.initial_load_path
     if fresh and initial.required and not (initial.weights or step):
         raise ValueError(
@@ -82,7 +82,7 @@ def _check_start(config: Any, fresh: bool) -> None:
             add_lora(config.model.build(), config.lora)
 
 
-def _check_sizes(config: Any) -> None:
+def check_sizes(config: Any) -> None:
     """Raise unless the model takes the clips' sizes; that of its `video` is one of them."""
     size, names = getattr(config.model, "video", None), ("num_frames", "height", "width")
     clips = tuple(getattr(config.dataloader, name, None) for name in names)

@@ -55,12 +55,14 @@ class Skipped:
         total: in the whole run.
         row: those in a row until now, of this start.
         before: how many those went on from, in the run that was resumed.
+        fatal: how many in a row were too many, and those of this start.
     """
 
     most: int
     total: int = 0
     row: list[StepRecord] = field(default_factory=list)
     before: int = 0
+    fatal: tuple[int, list[StepRecord]] | None = None
 
     @property
     def in_a_row(self) -> int:
@@ -68,14 +70,13 @@ class Skipped:
 
     @property
     def too_many(self) -> bool:
-        return self.in_a_row >= self.most
+        return self.fatal is not None
 
     def see(self, records: Iterable[StepRecord]) -> None:
-        """Count these, in their order; what comes after too many does not make them fewer."""
+        """Count these, in their order; too many in a row stay so, whatever came after them."""
         for record in records:
             if record.finite:
-                if not self.too_many:
-                    self.row, self.before = [], 0
+                self.row, self.before = [], 0
                 continue
             self.row.append(record)
             self.total += 1
@@ -83,11 +84,15 @@ class Skipped:
                 f"step {record.step} skipped: {record.what_is_not_finite}; weights, moments and "
                 f"average stay as they were ({self.in_a_row} in a row, {self.total} in all)"
             )
+            if self.in_a_row >= self.most:
+                self.fatal = self.in_a_row, list(self.row)
 
     def error(self, saved: str) -> NonFiniteError:
-        steps = ", ".join(f"{record.step} ({record.what_is_not_finite})" for record in self.row)
+        assert self.fatal is not None
+        count, row = self.fatal
+        steps = ", ".join(f"{record.step} ({record.what_is_not_finite})" for record in row)
         return NonFiniteError(
-            f"{self.in_a_row} steps in a row skipped, which training.max_skipped allows no more "
+            f"{count} steps in a row skipped, which training.max_skipped allows no more "
             f"of: {steps}; {saved}: look at the data there, or lower the learning rate or "
             "training.max_norm in a run that starts from an earlier checkpoint "
             "(--checkpoint.initial-load-path)"
@@ -95,7 +100,9 @@ class Skipped:
 
     def state_dict(self) -> dict[str, int]:
         """Too many in a row are forgotten: who starts again wants to try what comes after them."""
-        return {"total": self.total, "in_a_row": 0 if self.too_many else self.in_a_row}
+        forgotten = self.in_a_row >= self.most
+        return {"total": self.total, "in_a_row": 0 if forgotten else self.in_a_row}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.total, self.before, self.row = state["total"], state["in_a_row"], []
+        self.fatal = None

@@ -9,14 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.rendezvous import rendezvous
 
 from flexsparse.layer import AttentionLayer
 from flexsparse.ulysses import check_heads
 from train.activation_checkpoint import Mode, apply_activation_checkpointing
 from train.attention_stats import slots
+from train.meeting import meeting_place
 from train.titan import ParallelDims, device_type
 
 
@@ -57,25 +56,13 @@ def init_process_group(timeout_seconds: int) -> torch.device:
     if device.type != "cpu":
         torch.accelerator.set_device_index(local_rank)
     if not dist.is_initialized():
-        timeout = timedelta(seconds=timeout_seconds)
         dist.init_process_group(
             "gloo" if device.type == "cpu" else f"cpu:gloo,{device_type}:nccl",
-            timeout=timeout,
+            timeout=timedelta(seconds=timeout_seconds),
             device_id=None if device.type == "cpu" else device,
-            **_meeting_place(timeout),
+            **meeting_place(timeout_seconds),
         )
     return device
-
-
-def _meeting_place(timeout: timedelta) -> dict[str, Any]:
-    """Where processes leave their addresses for each other, and which of them this one is."""
-    if "RANK" not in os.environ:
-        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-        return {"store": store, "rank": 0, "world_size": 1}
-    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-    # torchrun keeps one store for all its restarts, with the addresses of processes that are gone
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return {"store": PrefixStore(f"start_{start}", store), "rank": rank, "world_size": world_size}
 
 
 def parallel_dims(config: ParallelConfig) -> ParallelDims:

@@ -187,9 +187,9 @@ class Trainer(Stateful, Configurable):
         The end is validated and saved. SIGTERM or Ctrl-C ends the step at hand, saves and returns.
 
         Raises:
-            NonFiniteError: loss or gradient was no number training.max_skipped steps in a row. They
-                changed no weights, and what was good before them since the start is saved with the
-                data's position behind them.
+            NonFiniteError: loss or gradient was no number training.max_skipped steps in a row, as
+                was seen when they were read, up to metrics.log_freq - 1 steps later. They changed
+                no weights, and what good steps of this start made of them is saved.
             CheckpointNotSavedError: the checkpoint at the end did not fit on the disk.
             LostPeerError: another process is gone or stuck.
             DataWorkerError: a data loading process is gone or stuck.
@@ -333,5 +333,6 @@ class Trainer(Stateful, Configurable):
         saved = self.config.checkpoint.enable and bool(self.history.steps)
         if saved:
             self.checkpointer.save_now(self.step)
-            return f"saved at step {self.step}, behind them, with the weights from before them"
+            last = self.history.steps[-1].step
+            return f"saved at step {self.step} with the weights of step {last}, the last good one"
         return "nothing was saved, since no step of this start was any better"

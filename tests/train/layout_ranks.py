@@ -35,8 +35,15 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
     4: {
         "hsdp": dict(parallel=ParallelConfig(replicas=2)),
         "fsdp x ulysses": dict(parallel=SHARED, activation_checkpoint="full"),
+        "hsdp x ulysses": dict(parallel=ParallelConfig(replicas=2, context_parallel_degree=2)),
     },
 }
+RUNS = [  # processes, layout, slot; each slot has been in each part of the last layout by itself
+    (world, layout, slot)
+    for world, layouts in LAYOUTS.items()
+    for layout in layouts
+    for slot in (SLOTS if layout != "hsdp x ulysses" else ["vsa"])
+]
 COMPILED = dict(parallel=SHARED, compile=True, activation_checkpoint="selective")
 VALIDATED = Validator.Config(interval=6, clips=6, sample_steps=1)
 FALLING = FallingTiles(dense_steps=1, by=1, every=1)
@@ -161,10 +168,9 @@ if __name__ == "__main__":
         torch.save(measured(*given), folder / f"{name}.{world}.{os.environ['RANK']}.pt")
 
     save("resumed", divided(resumed_run(folder), parallel=SHARED), RESUMED[world // 2])
-    for name, changes in LAYOUTS[world].items():
-        for slot in SLOTS:
-            config = whole_run(folder / f"{name}, {slot}", slot)
-            save(f"{name}, {slot}", divided(config, **changes))
+    for _, layout, slot in [run for run in RUNS if run[0] == world]:
+        config = whole_run(folder / f"{layout}, {slot}", slot)
+        save(f"{layout}, {slot}", divided(config, **LAYOUTS[world][layout]))
     if world == 2:
         save("annealed", divided(annealed_run(folder), parallel=SHARED))
         save("compiled, vsa", divided(whole_run(folder / "compiled", "vsa"), **COMPILED))

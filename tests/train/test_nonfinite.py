@@ -119,15 +119,34 @@ def test_the_row_goes_on_over_a_resumed_start(tmp_path):
     again.close()
 
 
-def test_bad_steps_that_are_read_late_are_named_as_well(tmp_path):
+@pytest.mark.parametrize(
+    "bad, row, in_a_row",
+    [
+        ([3, 4, 5], [3, 4, 5], 0),
+        ([1, 2, 3, 6, 9], [1, 2, 3], 1),
+        ([3, 4, 6, 7, 8, 9], [6, 7, 8, 9], 0),
+    ],
+)
+def test_what_is_said_of_bad_steps_that_are_read_late_is_true(tmp_path, bad, row, in_a_row):
     late = Metrics.Config(log_freq=9, enable_tensorboard=False)
-    trainer = tiny(tmp_path, steps=9, metrics=late, checkpoint=Checkpointer.Config(interval=9))
-    trainer = trainer.build()
-    poison(trainer, [3, 4, 5])
-    with pytest.raises(NonFiniteError, match="3 .*, 4 .*, 5 .*; saved at step 9"):
+    config = tiny(tmp_path, steps=9, metrics=late, checkpoint=Checkpointer.Config(interval=9))
+    trainer = config.build()
+    start = weights(trainer)
+    poison(trainer, bad)
+    with pytest.raises(NonFiniteError) as error:
         trainer.train()
     trainer.close()
-    assert len(trainer.history.steps) == 6
+    named = ", ".join(f"{step} (its loss is nan)" for step in row)
+    good = [record.step for record in trainer.history.steps]
+    assert good == sorted({*range(1, 10)} - {*bad})
+    said = (
+        f"{len(row)} steps in a row skipped, which training.max_skipped allows no more of: {named}"
+    )
+    assert f"{said}; saved at step 9 with the weights of step {good[-1]}" in str(error.value)
+    again = config.build()
+    assert equal(weights(again), weights(trainer)) and not equal(weights(again), start)
+    assert (again.step, again.skipped.total, again.skipped.in_a_row) == (9, len(bad), in_a_row)
+    again.close()
 
 
 def test_at_least_one_must_be_allowed(tmp_path):

@@ -1,10 +1,12 @@
 """What a plan says is what a run does: parameters, bytes and FLOPs, by the tensors themselves."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from bucket_runs import SIZES, bucketed
 from trainer_runs import tiny
 
 from benchmarks.wan_models import forward_flops
@@ -12,7 +14,9 @@ from models.attention import BSA, VSA, Dense
 from models.video_dit.model import TIME_CHANNELS
 from train.__main__ import main
 from train.configs import video_dit, wan
+from train.data import VideoDataLoader
 from train.flow import flow_loss
+from train.initial import InitialConfig, build_model
 from train.lora import LoRAConfig, add_lora
 from train.metrics import peak_memory, reset_peak_memory
 from train.parallelize import ParallelConfig
@@ -21,6 +25,7 @@ from train.plan.layout import Layout
 from train.plan.live import Live
 from train.plan.memory import states
 from train.plan.plan import parameters_of
+from train.plan.text import lines, size
 from train.plan.trace import trace
 from train.plan.traffic import traffic, ulysses_bytes
 
@@ -77,6 +82,16 @@ def test_with_lora_only_adapters_have_gradients():
     found = states(model, config, 1)
     assert found.weights > whole.weights
     assert found.gradients < whole.gradients and found.moments == 2 * found.gradients
+
+
+def test_at_the_start_a_host_has_the_whole_model_of_each_process():
+    config = wan.debug_vsa_adapt()
+    config = replace(config, lora=LoRAConfig(rank=4), initial=InitialConfig())
+    found = plan(config, 12)
+    assert found.host == sum(p.nbytes for p in build_model(config, True).parameters())
+    (said,) = [line for line in lines(found) if "at the start" in line]
+    assert size(found.host) in said and f"{size(8 * found.host)} on a node of 8" in said
+    assert "on a node of 3" in "".join(lines(plan(config, 3, traces=found.traces)))
 
 
 def test_flops_of_wans_blocks_are_the_stated_formula():
@@ -171,6 +186,20 @@ def test_ranks_that_share_a_clip_own_weights_together():
         Layout.of(tiny("unused", parallel=ParallelConfig(context_parallel_degree=4)), 8)
 
 
+def test_of_several_sizes_the_largest_is_planned():
+    config = bucketed("unused")
+    found = plan(config, 1, "cpu")
+    largest = max(SIZES, key=math.prod)
+    assert config.model.video != largest
+    alone = VideoDataLoader.Config(source="digits", buckets=(largest,))
+    of_largest = replace(config, model=replace(config.model, video=largest), dataloader=alone)
+    assert plan(of_largest, 1, "cpu").memory("none") == found.memory("none")
+    assert f"steps on clips of {' x '.join(map(str, largest))}, the largest of 3" in "".join(
+        lines(found)
+    )
+    assert "largest" not in "".join(lines(plan(of_largest, 1, "cpu")))
+
+
 def test_a_plan_for_many_gpus_allocates_nothing(capsys):
     reset_peak_memory(torch.device("cpu"))
     before = peak_memory(torch.device("cpu"))
@@ -188,6 +217,7 @@ def test_a_plan_for_many_gpus_allocates_nothing(capsys):
         (["--plan-gpus", "0"], "--plan-gpus is 0: give at least 1"),
         (["--plan-gpus", "6", "--parallel.replicas", "4"], "do not make up 6 processes"),
         (["--plan-gpus", "6", "--training.global-batch-size", "8"], "not a multiple of"),
+        (["--plan", "--model.video", "4", "64", "96"], "model.video is (4, 64, 96), but the dat"),
     ],
 )
 def test_what_can_not_be_planned_is_a_line(options, told, caplog):

@@ -10,6 +10,7 @@ import torch
 from layout_ranks import (
     LAYOUTS,
     RESUMED,
+    RUNS,
     SHARED,
     SLOTS,
     annealed_run,
@@ -30,8 +31,8 @@ from train.checkpoint import complete_steps
 from train.parallelize import ParallelConfig, check_shared_sequences, parallel_dims
 from train.plan.plan import plan
 
-RUNS = [(w, f"{name}, {slot}") for w, names in LAYOUTS.items() for name in names for slot in SLOTS]
-runs = pytest.mark.parametrize("world, name", [*RUNS, (2, "compiled, vsa")])
+NAMES = [(world, f"{layout}, {slot}") for world, layout, slot in RUNS]
+runs = pytest.mark.parametrize("world, name", [*NAMES, (2, "compiled, vsa")])
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Parameters, tokens, FLOPs, memory and traffic of a run, put together; nothing is allocated."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -11,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from flexsparse.flops import attention_flops
 from train.activation_checkpoint import Mode
 from train.attention_stats import slots
+from train.initial import check_sizes
 from train.lora import add_lora
 from train.plan.layout import Layout
 from train.plan.memory import States, gathered, states
@@ -22,8 +24,10 @@ from train.plan.traffic import Traffic, traffic, ulysses_bytes
 class Plan:
     """What a run takes; FLOPs count a multiply and an add as two.
 
+    Where clips have several sizes, buckets, all is that of steps on the largest.
+
     Attributes:
-        config: with training resolved for the layout.
+        config: with training resolved for the layout, and the model for the largest clips.
         layout: the processes.
         parameters: by part of the model.
         trained: parameters that have gradients.
@@ -34,6 +38,8 @@ class Plan:
             checkpointing.
         states: bytes that last from step to step, on a rank.
         gathered: bytes of whole weights and gradients at once, on a rank.
+        host: bytes of a process on its host at the start: all weights in fp32, before it keeps its
+            shard of them.
         traffic: bytes that a rank sends in a step.
     """
 
@@ -47,6 +53,7 @@ class Plan:
     traces: dict[Mode, Trace]
     states: States
     gathered: int
+    host: int
     traffic: Traffic
 
     @property
@@ -88,9 +95,10 @@ def plan(
         ValueError: replicas, shards and batch sizes that do not make up the processes, or a model
             that does not fit its loader, as they would be named at the run's own start.
     """
+    check_sizes(config)
     layout = Layout.of(config, processes)
     training = config.training.resolved(processes // layout.degree, torch.device(device_type))
-    config = dataclasses.replace(config, training=training)
+    config = dataclasses.replace(config, training=training, model=of_largest_clips(config))
     dtype = getattr(torch, training.param_dtype)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model: Any = config.model.build()
@@ -116,6 +124,7 @@ def plan(
         traces=traces or {mode: trace(config, mode, dtype) for mode in get_args(Mode)},
         states=states(model, config, layout.owners),
         gathered=gathered(model, dtype.itemsize),
+        host=4 * every,
         traffic=traffic(
             in_blocks=in_blocks,
             outside=every - in_blocks,
@@ -137,6 +146,18 @@ def plan(
             ),
         ),
     )
+
+
+def of_largest_clips(config: Any) -> Any:
+    """The model's config for the bucket whose clips have the most rows."""
+
+    def rows(model: Any) -> int:
+        tiling = model.attention.tiling(model.grid)
+        return math.prod(model.grid) if tiling is None else tiling.padded_tokens
+
+    buckets = getattr(config.dataloader, "buckets", ())
+    models = [dataclasses.replace(config.model, video=tuple(bucket)) for bucket in buckets]
+    return max(models, key=rows, default=config.model)
 
 
 def parameters_of(model: Any) -> dict[str, int]:

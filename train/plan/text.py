@@ -6,6 +6,7 @@ from train.activation_checkpoint import Mode
 from train.plan.plan import Plan
 
 GIB = 2**30
+GPUS_OF_A_NODE = 8
 
 
 def lines(plan: Plan) -> list[str]:
@@ -62,7 +63,9 @@ def _memory(plan: Plan) -> list[str]:
             f"  activations, {mode:<9}{size(plan.activations(mode)):>12}"
             f"   {size(plan.memory(mode))} in all{chosen}"
         )
-    return found
+    node = min(GPUS_OF_A_NODE, plan.layout.processes)
+    of_node = f"   {size(node * plan.host)} on a node of {node}: each builds the model whole"
+    return [*found, f"  {'its host, at the start':<22}{size(plan.host):>12}{of_node}"]
 
 
 def _traffic(plan: Plan) -> list[str]:
@@ -78,8 +81,11 @@ def _traffic(plan: Plan) -> list[str]:
 
 
 def _notes(config) -> list[str]:
+    buckets = len(getattr(config.dataloader, "buckets", ()))
+    largest = " x ".join(map(str, config.model.video))
     return [
         "",
+        *([f"All is for steps on clips of {largest}, the largest of {buckets}."] * (buckets > 1)),
         "Activations are those of an eager step; torch.compile fuses, and keeps less. Not counted:",
         "buffers of NCCL, the CUDA context, and what an allocator holds without using it.",
         f"Attention counts as where its schedule ends ({config.sparsity.schedule}).",
