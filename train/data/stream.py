@@ -99,7 +99,7 @@ class ClipStream(IterableDataset[Item]):
         """Positions in which every clip comes once, groups being whole."""
         return sum(-(-len(bucket) // self.group) * self.group for bucket in self.buckets)
 
-    def keep(self, indices: Sequence[int]) -> None:
+    def keep(self, indices: np.ndarray) -> None:
         """Of all clips these alone, from before the first is taken."""
         kept = [bucket[np.isin(bucket, indices)] for bucket in self.buckets]
         self.buckets = [bucket for bucket in kept if len(bucket)]
