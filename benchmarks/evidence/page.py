@@ -156,7 +156,7 @@ def recall(results: Path, images: Path) -> str:
     for name in NAMES:
         for layer in sorted({layer for n, layer, _ in mine if n == name}):
             at = [mine[name, layer, t] for t in times]
-            shares = f"{mean(x for row in at for x in row['share']):.0%}"
+            shares = f"{mean(x for row in at for x in row['share']):.1%}"
             cells = [f"{_heads(row['held'])}; {_heads(row['best'])}" for row in at]
             lines.append([NAMES[name], layer + 1, shares, *cells])
     head = ["model", "layer", "tiles chosen", *(f"noise {t:g}: held; best" for t in times)]

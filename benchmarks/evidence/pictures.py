@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from flexsparse import VideoTiling
 from train.demo.pictures import COLOURS, QUERY, blank_figure, busiest_tile, save, tile_of_pixel
 
 ROWS = 8
+CHOSEN = "tab:cyan"
 NONE = "Not run yet."
 NAMES = {"dense": "dense", "vsa": "VSA", "bsa": "BSA"}
 
@@ -89,8 +91,8 @@ def draw_choices(
 ) -> None:
     """What the busiest tile of a clip attends to: a row for each head, a column for each noise.
 
-    A panel has the slices of tiles in time side by side, each by its middle frame; tiles that were
-    not chosen are dark. Of more than ROWS heads in all layers, ROWS of them, evenly.
+    A panel has the slices of tiles in time side by side, each by its middle frame; chosen tiles are
+    tinted, the others dark. Of more than ROWS heads in all layers, ROWS of them, evenly.
 
     Args:
         clip: uint8 [T, H, W, 3].
@@ -108,7 +110,7 @@ def draw_choices(
         for head in range(len(tile_map))
     ]
     shown = [heads[i * len(heads) // min(ROWS, len(heads))] for i in range(min(ROWS, len(heads)))]
-    wide = grid[0] * width / height
+    wide, bright = grid[0] * width / height, _bright(clip)
     figure = blank_figure(1.5 * wide * len(maps) + 0.4, 1.7 * len(shown) + 0.6)
     panels = figure.subplots(len(shown), len(maps), squeeze=False)
     for column, (time, of_layers) in enumerate(maps.items()):
@@ -116,7 +118,7 @@ def draw_choices(
             axes = panels[row][column]
             chosen = of_layers[layer][head, query].float().numpy()
             middles = [min(i * t + t // 2, frames - 1) for i in range(grid[0])]
-            lit = [_dimmed(clip[i], chosen[index[i]]) for i in middles]
+            lit = [_lit(bright[i], chosen[index[i]]) for i in middles]
             axes.imshow(np.concatenate(lit, axis=1), interpolation="nearest")
             corner = (when * width + right * x - 0.5, down * y - 0.5)
             box = {"edgecolor": QUERY, "facecolor": "none", "linewidth": 2}
@@ -132,8 +134,16 @@ def draw_choices(
     save(figure, path)
 
 
-def _dimmed(frame: np.ndarray, share: np.ndarray) -> np.ndarray:
-    return (frame * (0.12 + 0.88 * share[..., None])).astype(np.uint8)
+def _bright(clip: np.ndarray) -> np.ndarray:
+    """A clip in [0, 1] with all of the contrast that it has: films may be dark."""
+    low, high = np.percentile(clip, (1, 99))
+    return np.clip((clip - low) / max(1.0, high - low), 0, 1) ** 0.6
+
+
+def _lit(frame: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """A frame with a tint where tiles were chosen, dark elsewhere."""
+    tint = np.array(to_rgb(CHOSEN))
+    return np.where(chosen[..., None] > 0, 0.65 * frame + 0.35 * tint, 0.35 * frame)
 
 
 def _plain(axes: Axes) -> None:
