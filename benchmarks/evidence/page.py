@@ -161,7 +161,7 @@ def recall(results: Path, images: Path) -> str:
             lines.append([NAMES[name], layer + 1, shares, *cells])
     head = ["model", "layer", "tiles chosen", *(f"noise {t:g}: held; best" for t in times)]
     pictures = [images / f"evidence-choices-{name}.png" for name in ("vsa", "bsa")]
-    drawn = "\n".join(shown(path) for path in pictures if path.exists())
+    drawn = "\n".join(map(shown, pictures))
     last = rows[-1]
     what = (
         f"**{last['data']}**, {last['steps']:,} steps, {last['clips']} clips, each head by itself:"
