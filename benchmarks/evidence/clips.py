@@ -1,7 +1,7 @@
 """Clips of the experiments: pixels brought to the mean and spread that PixelDiT expects.
 
 A dark film in [-1, 1] has little contrast, and most of what there is to learn drowns in the noise;
-so that 384 steps teach something, pixels are normalised, as the latents of a VAE are.
+so that a few hundred steps teach something, pixels are normalised, as the latents of a VAE are.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def draw_parity(path: Path, rows: Sequence[Row], data: str) -> None:
     """Validation loss of each method, by step and by training FLOPs: mean and band of the seeds."""
     figure = blank_figure(11, 4.4)
     by_step, by_flops = figure.subplots(1, 2, sharey=True)
-    least, seeds = [], 1
+    seeds = len({row["seed"] for row in rows})
     for (name, title), colour in zip(NAMES.items(), COLOURS, strict=True):
         mine = [row for row in rows if row["name"] == name]
         steps = np.array([step for step, _ in mine[0]["validation"]])[1:]
@@ -34,8 +34,6 @@ def draw_parity(path: Path, rows: Sequence[Row], data: str) -> None:
         for axes, x in ((by_step, steps), (by_flops, flops)):
             axes.fill_between(x, losses.min(0), losses.max(0), color=colour, alpha=0.2, linewidth=0)
             axes.plot(x, losses.mean(0), color=colour, linewidth=2, label=title)
-        least.append(losses[:, 0].max())
-        seeds = len(mine)
     by_step.set(xlabel="training steps", ylabel=f"validation loss, {data}")
     by_flops.set(xlabel="training FLOPs")
     by_step.set_title("At equal steps", loc="left")
