@@ -4,8 +4,9 @@
     python -m benchmarks.scaling --plan [--tflops 300]
 
 Trains every size at every number of tokens with dense attention, VSA and BSA, from the same
-initialisation, clips and noise, each for the same share of the minutes; the frontier of a method is
-the least loss that any of its sizes reaches with so many FLOPs. VSA's paper (arXiv 2505.13389)
+initialisation, clips and noise. All runs at one number of tokens take the same share of the
+minutes, which grows with that number, validation included; the frontier of a method is the least
+loss that any of its sizes reaches with so many FLOPs. VSA's paper (arXiv 2505.13389)
 found 2.53 times fewer training FLOPs than dense attention for the same loss, at 60M to 1.4B.
 Appends rows to ``benchmarks/results/evidence.jsonl``; ``--plan`` trains nothing, and prints what
 the larger sizes cost.
@@ -30,6 +31,7 @@ from models.video_dit import VideoDiTConfig, dit_1b4, dit_60m, dit_120m, dit_410
 from train.demo.measure import try_steps
 
 Video = tuple[int, int, int]
+CLIPS = 16  # a run validates on, as often as the others: half of what short runs would want
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,14 @@ def cells(scale: Scale) -> Iterator[Cell]:
             key = f"{scale.name}-{name}-{sized.grid[0]}x{sized.grid[1]}x{sized.grid[2]}"
             t, h, w = sized.grid
             lr = scale.lr * scale.model.dim / sized.dim  # wider models want smaller steps
-            yield Cell(replace(scale, name=key, model=sized, lr=lr), t * h * w)
+            sized_scale = replace(scale, name=key, model=sized, lr=lr, validation_clips=CLIPS)
+            yield Cell(sized_scale, t * h * w)
 
 
 SIZES: dict[str, dict[str, VideoDiTConfig]] = {
     "cpu": {
         f"d{dim}": replace(CPU.model, dim=dim, heads=dim // 32, layers=layers, ffn=3 * dim)
-        for dim, layers in ((64, 2), (128, 3), (192, 4))
+        for dim, layers in ((64, 2), (96, 2), (128, 3))
     },
     "gpu": {"60m": dit_60m(), "120m": dit_120m(), "410m": dit_410m(), "1b4": dit_1b4()},
 }
@@ -67,11 +70,13 @@ VIDEOS: dict[str, tuple[Video, ...]] = {
 
 
 def steps_for(cell: Cell, attention: Slot, data: str, seconds: float) -> int:
-    """As many as fit, a multiple of the points of a curve."""
+    """As many as fit beside the validations, a multiple of the points of a curve."""
     with tempfile.TemporaryDirectory() as folder:
         config = cell.scale.trainer(attention, data, seed=0, steps=4 * POINTS, folder=Path(folder))
         step = try_steps(config).step_seconds
-    return max(2 * POINTS, int(seconds / step / 1.15) // POINTS * POINTS)
+    forwards = (POINTS + 1) * cell.scale.validation_clips / cell.scale.batch
+    left = seconds / step - forwards / 3  # a step is a forward and a backward of twice its cost
+    return max(2 * POINTS, int(left) // POINTS * POINTS)
 
 
 def attention_of(cell: Cell, attention: Slot) -> int:
@@ -118,13 +123,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     every = list(cells(SCALES.get(given.scale) or here()))
     DATA[given.data].prepare(every[0].scale)
-    seconds = 60 * given.minutes / (len(every) * len(METHODS))
+    share = 60 * given.minutes / sum(cell.tokens for cell in every) / len(METHODS)
     for cell in every:
         for name, attention in METHODS.items():
             steps = remembered(
                 given.out / cell.scale.name,
                 f"scaling of {name} on {given.data}, {given.minutes:g} minutes",
-                lambda: steps_for(cell, attention, given.data, seconds),  # noqa: B023
+                lambda: steps_for(cell, attention, given.data, share * cell.tokens),  # noqa: B023
             )
             run = Run("scaling", given.data, name, attention)
             all_of([run], cell.scale, steps, given.out, given.results)

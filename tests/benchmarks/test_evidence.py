@@ -28,6 +28,7 @@ from flexsparse.reference import tile_of_token
 from models.attention import BSA, VSA, Dense
 from train.data import VideoDataLoader
 from train.data.doom.film import write_lossless
+from train.demo.measure import Trial
 
 LAW = 5.0, -0.25
 
@@ -240,6 +241,17 @@ def test_trial_steps_are_made_once(tmp_path):
     asked = iter((320, 640))
     given = [remembered(tmp_path / "cpu", key, lambda: next(asked)) for key in "aab"]
     assert given == [320, 320, 640]
+
+
+@pytest.mark.parametrize("seconds", [100.0, 350.0, 2000.0])
+def test_a_run_and_its_validations_take_their_share_of_the_time(tiny, monkeypatch, seconds):
+    step = 0.5
+    monkeypatch.setattr(scaling, "try_steps", lambda _: Trial(peak_memory=0, step_seconds=step))
+    cell = scaling.Cell(replace(tiny, validation_clips=16), 256)
+    steps = scaling.steps_for(cell, Dense(), "footage", seconds)
+    validations = (scale.POINTS + 1) * 16 * step / 3
+    assert steps % scale.POINTS == 0 and steps * step + validations <= seconds
+    assert (steps + scale.POINTS) * step + validations > seconds
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=20))
