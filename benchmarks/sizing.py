@@ -6,7 +6,6 @@ from typing import Any
 
 from train.configs import video_dit, wan
 from train.plan import Plan, plan
-from train.plan.text import GPUS_OF_A_NODE
 
 CASES: list[tuple[Any, list[tuple[int, int]]]] = [  # a run; (GPUs, replicas)
     (video_dit.dit_120m_vsa, [(1, 1), (8, 1)]),
@@ -27,7 +26,7 @@ HEAD = [
     "all, GiB",
     "PFLOPs a step, each",
     "GiB sent a step, each",
-    "GiB of a host at the start",
+    "GiB of the first host at the start",
 ]
 
 
@@ -57,7 +56,7 @@ def cells(name: str, p: Plan) -> list[str]:
         *(f"{size / 2**30:.1f}" for size in sizes),
         f"{p.flops() / layout.processes / 1e15:.2f}",
         f"{p.traffic.total / 2**30:.1f}",
-        f"{min(GPUS_OF_A_NODE, layout.processes) * p.host / 2**30:.0f}",
+        f"{p.host / 2**30:.1f}",
     ]
 
 

@@ -9,9 +9,9 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from benchmarks import plan_memory, sizing
-from train.plan.text import GPUS_OF_A_NODE
 from train.registry import load_config
 
+GPUS_OF_A_NODE = 8
 PAGE = (Path(__file__).parents[1] / "docs" / "launch.md").read_text()
 
 

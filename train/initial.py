@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from train.checkpoint import check_load_step, complete_steps
 from train.log import logger
@@ -62,7 +63,7 @@ def open_folder(config: Any, step: int | None) -> None:
 
 
 def _check_start(config: Any, fresh: bool) -> None:
-    """Raise unless `build_model` could do its work; reads headers alone."""
+    """Raise unless `first_model` could do its work; reads headers alone."""
     check_sizes(config)
     initial, step = config.initial, config.checkpoint.initial_load_path
     if fresh and initial.required and not (initial.weights or step):
@@ -107,23 +108,42 @@ def check_sizes(config: Any) -> None:
         )
 
 
-def build_model(config: Any, fresh: bool) -> nn.Module:
-    """The model as training begins, whole and the same on every rank; its adapters are new.
-
-    Where the run goes on (not `fresh`) the values are its checkpoint's affair.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.training.seed)
-        if fresh and config.initial.weights:
-            model = pretrained(config.model).load(config.model, config.initial.weights)
-            logger.info(f"weights from {config.initial.weights}")
-        else:
-            model = config.model.build()
+def outline(config: Any) -> nn.Module:
+    """The model with its adapters and without memory: all of it is on the meta device."""
+    with torch.device("meta"):
+        model = config.model.build()
         add_lora(model, config.lora)
     if config.lora.rank:
         train = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info(f"LoRA of rank {config.lora.rank}: {train:,} parameters train")
     return model
+
+
+def first_model(config: Any) -> nn.Module:
+    """The model as training begins, whole, in fp32 on the CPU; its adapters are new."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        if config.initial.weights:
+            model = pretrained(config.model).load(config.model, config.initial.weights)
+            logger.info(f"weights from {config.initial.weights}")
+        else:
+            model = config.model.build()
+        add_lora(model, config.lora)
+    return model
+
+
+def fill(model: nn.Module, config: Any, device: torch.device, fresh: bool) -> None:
+    """Give a sharded outline memory, and the values that training begins with.
+
+    The first process alone has the whole model, on its host, and every rank takes its shards of
+    what that sends: so all layouts begin alike, and no other host holds more than it keeps. Where
+    the run goes on (not `fresh`) the values are its checkpoint's affair.
+    """
+    model.to_empty(device=device)
+    if fresh:
+        whole = first_model(config).state_dict() if dist.get_rank() == 0 else {}
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(model, whole, options=options)
 
 
 def pretrained(model: Any) -> Any:

@@ -80,7 +80,7 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> None:
         )
     model.requires_grad_(False)
     chosen = {name for names in found.values() for name in names}
-    for name, linear in linears.items():  # in this order on every rank: adapters draw numbers
+    for name, linear in linears.items():  # in the model's order: adapters draw numbers
         if name in chosen:
             _put(model, name, LoRALinear(linear, config.rank, config.alpha))
     for module in model.modules():

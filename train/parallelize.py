@@ -119,9 +119,8 @@ def parallelize(
 ) -> nn.Module:
     """Shared sequences, activation checkpointing, torch.compile of each block, FSDP2; in place.
 
-    The model must be whole and the same on every rank: FSDP keeps a shard of what it finds.
-    (Sharding first and initialising after is the usual order, but on CPU every rank would draw the
-    same shard.)
+    The model may be on the meta device, to be filled when it is sharded (initial.py); a whole one
+    must be the same on every rank, of which each keeps a shard.
     """
     if dims.cp_enabled:
         cast(Any, model).sequence_group = dims.get_mesh("cp").get_group()

@@ -30,7 +30,7 @@ from train.ema import EMA, reshard
 from train.feed import Feed, open_split
 from train.flow import FlowConfig, flow_loss
 from train.history import History, Unread
-from train.initial import InitialConfig, build_model, first_checkpoint, open_folder
+from train.initial import InitialConfig, fill, first_checkpoint, open_folder, outline
 from train.log import logger
 from train.lora import LoRAConfig
 from train.metrics import (
@@ -133,7 +133,7 @@ class Trainer(Stateful, Configurable):
 
     def _build(self, dims: ParallelDims, fresh: bool) -> None:
         c, training = self.config, self.config.training
-        model: Any = build_model(c, fresh)
+        model: Any = outline(c)
         self.tokens = int(model.tokens)
         parameters = sum(p.numel() for p in model.parameters())
         self.model = parallelize(
@@ -143,6 +143,7 @@ class Trainer(Stateful, Configurable):
             compile=c.compile,
             param_dtype=getattr(torch, training.param_dtype),
         )
+        fill(self.model, c, self.device, fresh)
         self.optimizers = c.optimizer.build(model_parts=[self.model])
         self.lr_schedulers = c.lr_scheduler.build(
             optimizers=self.optimizers, training_steps=training.steps
@@ -167,7 +168,8 @@ class Trainer(Stateful, Configurable):
             sd_adapter=None,
             base_folder=c.dump_folder,
         )
-        self.checkpointer.load(step=c.checkpoint.load_step)
+        if not self.checkpointer.load(step=c.checkpoint.load_step) and not fresh:
+            raise RuntimeError(f"{c.dump_folder}: its checkpoints are gone since this start began")
         if self.step == 0 and self.ema:
             self.ema.restart()  # the weights may have come from another run
         if self.step == 0 and self.annealing.needs_break_even:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from models.attention import BSA, Dense
 from train.annealing import SparsityConfig
 from train.attention_stats import choice_of, watched_slots
 from train.checkpoint import Checkpointer
+from train.initial import first_model
 from train.parallelize import ParallelConfig
 from train.schedules import FallingTiles
 from train.titan import canonical_fqn
@@ -133,7 +135,8 @@ def counted(trainer: Trainer) -> Sent:
 
 def measured(config: Trainer.Config, until: int | None = None) -> dict[str, Any]:
     """What a run starts from, and all that comes of it; clips are the sums of their pixels."""
-    trainer = config.build()
+    with patch("train.initial.first_model", wraps=first_model) as whole:
+        trainer = config.build()
     clips: list[list[float]] = []
 
     def noted(batches: Iterator[Any]) -> Iterator[Any]:
@@ -147,6 +150,7 @@ def measured(config: Trainer.Config, until: int | None = None) -> dict[str, Any]
     sent = None if config.compile else counted(trainer)
     steps = trainer.train(until).steps
     result = {
+        "whole models": whole.call_count,
         "shards": shards,
         "numbers": [(record.loss, record.grad_norm) for record in steps],
         "validation": [loss for _, loss in trainer.history.validation],

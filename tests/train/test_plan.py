@@ -16,7 +16,7 @@ from train.__main__ import main
 from train.configs import video_dit, wan
 from train.data import VideoDataLoader
 from train.flow import flow_loss
-from train.initial import InitialConfig, build_model
+from train.initial import InitialConfig, first_model
 from train.lora import LoRAConfig, add_lora
 from train.metrics import peak_memory, reset_peak_memory
 from train.parallelize import ParallelConfig
@@ -84,14 +84,13 @@ def test_with_lora_only_adapters_have_gradients():
     assert found.gradients < whole.gradients and found.moments == 2 * found.gradients
 
 
-def test_at_the_start_a_host_has_the_whole_model_of_each_process():
+def test_at_the_start_the_first_host_has_the_whole_model():
     config = wan.debug_vsa_adapt()
     config = replace(config, lora=LoRAConfig(rank=4), initial=InitialConfig())
     found = plan(config, 12)
-    assert found.host == sum(p.nbytes for p in build_model(config, True).parameters())
+    assert found.host == sum(p.nbytes for p in first_model(config).parameters())
     (said,) = [line for line in lines(found) if "at the start" in line]
-    assert size(found.host) in said and f"{size(8 * found.host)} on a node of 8" in said
-    assert "on a node of 3" in "".join(lines(plan(config, 3, traces=found.traces)))
+    assert size(found.host) in said
 
 
 def test_flops_of_wans_blocks_are_the_stated_formula():

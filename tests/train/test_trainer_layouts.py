@@ -100,6 +100,16 @@ def test_shards_differ_and_make_up_the_initial_weights(found, world, name):
 
 
 @runs
+def test_the_first_process_alone_makes_the_whole_model(found, world, name):
+    assert [rank["whole models"] for rank in found(name, world)] == [1] + [0] * (world - 1)
+
+
+def test_no_process_makes_the_whole_model_where_a_run_goes_on(found):
+    goes_on = [found("resumed", world) for world in (2, 4)] + [found("resumed last", 1)]
+    assert not any(rank["whole models"] for ranks in goes_on for rank in ranks)
+
+
+@runs
 def test_ranks_that_share_clips_have_the_same_and_all_have_those_of_one(found, alone, world, name):
     ranks, one = found(name, world), alone[name.split(", ")[-1]][0]
     degree = 1 if name.startswith(("fsdp,", "hsdp,")) else 2

@@ -38,8 +38,8 @@ class Plan:
             checkpointing.
         states: bytes that last from step to step, on a rank.
         gathered: bytes of whole weights and gradients at once, on a rank.
-        host: bytes of a process on its host at the start: all weights in fp32, before it keeps its
-            shard of them.
+        host: bytes of the first process on its host at the start: all weights in fp32, of which it
+            sends every process its shards.
         traffic: bytes that a rank sends in a step.
     """
 

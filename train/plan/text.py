@@ -6,7 +6,6 @@ from train.activation_checkpoint import Mode
 from train.plan.plan import Plan
 
 GIB = 2**30
-GPUS_OF_A_NODE = 8
 
 
 def lines(plan: Plan) -> list[str]:
@@ -63,9 +62,8 @@ def _memory(plan: Plan) -> list[str]:
             f"  activations, {mode:<9}{size(plan.activations(mode)):>12}"
             f"   {size(plan.memory(mode))} in all{chosen}"
         )
-    node = min(GPUS_OF_A_NODE, plan.layout.processes)
-    of_node = f"   {size(node * plan.host)} on a node of {node}: each builds the model whole"
-    return [*found, f"  {'its host, at the start':<22}{size(plan.host):>12}{of_node}"]
+    why = "the whole model, of which it sends the shards"
+    return [*found, f"  {'host of the first':<22}{size(plan.host):>12}   at the start: {why}"]
 
 
 def _traffic(plan: Plan) -> list[str]:
