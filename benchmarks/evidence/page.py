@@ -9,9 +9,14 @@ from statistics import mean
 from benchmarks.evidence import flop_tables, frontier
 from benchmarks.evidence.ablations import GROUPS
 from benchmarks.evidence.page_scaling import scaling
-from benchmarks.evidence.pictures import NAMES, NONE, draw_curves, draw_parity, shown
+from benchmarks.evidence.pictures import NAMES, NONE, draw_adaptation, draw_parity, named, shown
 from benchmarks.gpu.tables import markdown
 from benchmarks.record import Row, read
+
+CHOICES = (
+    "What one tile of a clip looks at, that in which most moves. The slices of tiles in time stand "
+    "side by side, each by its middle frame."
+)
 
 
 def rows_of(experiment: str, results: Path, names: Sequence[str] = ()) -> list[list[Row]]:
@@ -55,13 +60,15 @@ def _parity_table(rows: list[Row]) -> str:
     of = {name: [row for row in rows if row["name"] == name] for name in NAMES}
     final = {name: [row["validation"][-1][1] for row in mine] for name, mine in of.items()}
     base = {row["seed"]: row["validation"][-1][1] for row in of["dense"]}
-    flops = {name: _step_flops(mine[0]) for name, mine in of.items()}
-    timed = rows[0]["scale"] == "gpu"  # a CPU has other work beside an experiment of an hour
+    flops = {name: mean(map(_step_flops, mine)) for name, mine in of.items()}
+    alone = {name: mean(row["attention_flops"] for row in mine) for name, mine in of.items()}
+    least = min(row["steps"] * _step_flops(row) for row in rows)
+    timed = rows[0]["scale"] != "cpu"  # which has other work beside an experiment of an hour
+    seconds = {name: mean(row.get("step_seconds", 0) for row in x) for name, x in of.items()}
     lines = []
     for name, mine in of.items():
         losses = final[name]
         apart = [row["validation"][-1][1] / base[row["seed"]] - 1 for row in mine]
-        least = min(x["steps"] * _step_flops(x) for y in of.values() for x in y)
         equal = [frontier.loss_at(frontier.curve_of(row), least) for row in mine]
         lines.append(
             [
@@ -71,23 +78,19 @@ def _parity_table(rows: list[Row]) -> str:
                 "-" if name == "dense" else ", ".join(f"{x:+.1%}" for x in apart),
                 "-" if None in equal else f"{mean(x for x in equal if x):.4f}",
                 f"{flops['dense'] / flops[name]:.2f}",
-                f"{of['dense'][0]['attention_flops'] / mine[0]['attention_flops']:.2f}",
+                f"{alone['dense'] / alone[name]:.2f}",
             ]
         )
         if timed:
-            lines[-1].append(f"{_seconds(of['dense']) / _seconds(mine):.2f}")
+            lines[-1].append(f"{seconds['dense'] / seconds[name]:.2f}")
     head = ["attention", "sparsity, measured", "validation loss: mean (range)"]
     head += [
         "against dense, seed by seed",
-        "loss at equal FLOPs",
-        "dense FLOPs / its",
-        "of attention",
+        f"loss after {least:.3g} FLOPs",
+        "FLOPs of a step: dense / its",
+        "of its attention: dense / its",
     ]
-    return markdown(head + ["dense time / its"] * timed, lines)
-
-
-def _seconds(rows: list[Row]) -> float:
-    return mean(row["seconds"] for row in rows)
+    return markdown(head + ["time of a step: dense / its"] * timed, lines)
 
 
 def _step_flops(row: Row) -> int:
@@ -108,9 +111,9 @@ def ablations(results: Path, images: Path) -> str:
                 if row is not None:
                     flops = row["attention_flops"], _step_flops(row)
                     cost = [f"{mean(row['sparsity']):.1%}", *(f"{x / 1e9:.1f}" for x in flops)]
-                    lines.append([name, f"{row['validation'][-1][1]:.4f}", *cost])
+                    lines.append([named(name), f"{row['validation'][-1][1]:.4f}", *cost])
             head = [group, "validation loss", "sparsity, measured"]
-            head += ["attention, GFLOP a step", "all, GFLOP"]
+            head += ["attention, GFLOP a step", "all, GFLOP a step"]
             parts.append(markdown(head, lines))
     return "\n\n".join(part for part in parts if part) or NONE
 
@@ -128,12 +131,10 @@ def adaptation(results: Path, images: Path) -> str:
         for name, curve in found.items():
             half = min(curve, key=lambda point: abs(point[0] - base / 2))
             worst = max(loss for _, loss in curve[1:])
-            lines.append([name, *(f"{x:.4f}" for x in (curve[0][1], worst, half[1], curve[-1][1]))])
-        curves = {"dense before": dense} | {
-            name: [(base + step, loss) for step, loss in curve] for name, curve in found.items()
-        }
+            losses = curve[0][1], worst, half[1], curve[-1][1]
+            lines.append([named(name), *(f"{x:.4f}" for x in losses)])
         image = images / f"evidence-adaptation-{rows[0]['scale']}-{rows[0]['data']}.png"
-        draw_curves(image, curves, "training steps")
+        draw_adaptation(image, dense, found, base, rows[0]["data"])
         head = ["from the same dense weights", "before", "highest after", "halfway, at the target"]
         what = f"{_what(rows[0])} then as many again, one seed:"
         parts.append(f"{what}\n\n{markdown([*head, 'at the end'], lines)}\n\n{shown(image)}")
@@ -160,8 +161,8 @@ def recall(results: Path, images: Path) -> str:
             cells = [f"{_heads(row['held'])}; {_heads(row['best'])}" for row in at]
             lines.append([NAMES[name], layer + 1, shares, *cells])
     head = ["model", "layer", "tiles chosen", *(f"noise {t:g}: held; best" for t in times)]
-    pictures = [images / f"evidence-choices-{name}.png" for name in ("vsa", "bsa")]
-    drawn = "\n".join(map(shown, pictures))
+    pictures = {name: images / f"evidence-choices-{name}.png" for name in ("vsa", "bsa")}
+    drawn = "\n\n".join([CHOICES, *(f"{NAMES[x]}:\n\n{shown(y)}" for x, y in pictures.items())])
     last = rows[-1]
     what = (
         f"**{last['data']}**, {last['steps']:,} steps, {last['clips']} clips, each head by itself:"

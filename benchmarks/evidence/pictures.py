@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
 from benchmarks.record import Row
@@ -19,6 +20,7 @@ ROWS = 8
 CHOSEN = "tab:cyan"
 NONE = "Not run yet."
 NAMES = {"dense": "dense", "vsa": "VSA", "bsa": "BSA"}
+Curve = Sequence[tuple[int, float]]
 
 
 def draw_parity(path: Path, rows: Sequence[Row], data: str) -> None:
@@ -44,42 +46,66 @@ def draw_parity(path: Path, rows: Sequence[Row], data: str) -> None:
     save(figure, path)
 
 
-def draw_curves(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], xlabel: str) -> None:
-    """Validation losses by step, a line for each name."""
-    figure = blank_figure(8, 4.6)
-    axes = figure.subplots()
-    for name, curve in curves.items():
-        axes.plot(*zip(*curve), marker="o", markersize=3.5, linewidth=1.8, label=name)
-    axes.set(xlabel=xlabel, ylabel="validation loss")
-    axes.legend(frameon=False)
-    _plain(axes)
+def draw_adaptation(
+    path: Path, before: Curve, after: Mapping[str, Curve], switch: int, data: str
+) -> None:
+    """Validation loss of the dense run and of those that go on from it, and how far from dense.
+
+    Args:
+        before: (step, loss) of the dense run.
+        after: by name, the method first, (steps since the switch, loss); one is "dense on".
+        switch: the step after which they go on.
+    """
+    figure = blank_figure(11, 4.6)
+    whole, apart = figure.subplots(1, 2)
+    colours = dict(zip(NAMES, COLOURS, strict=True))
+    marks: dict[str, Any] = dict(marker="o", markersize=3.5, linewidth=1.8)
+    whole.plot(*zip(*before), color=colours["dense"], alpha=0.5, label="dense, before", **marks)
+    dense = dict(after["dense on"])
+    for name, curve in after.items():
+        style = "--" if name.endswith("at once") else "-"
+        told = dict(color=colours[name.split()[0]], linestyle=style, label=named(name), **marks)
+        steps, losses = zip(*curve)
+        whole.plot([switch + step for step in steps], losses, **told)
+        apart.plot(steps, [100 * (loss / dense[step] - 1) for step, loss in curve], **told)
+    whole.set(xlabel="training steps", ylabel=f"validation loss, {data}")
+    whole.set_title("From the dense run's start", loc="left")
+    apart.set(xlabel="training steps since the switch", ylabel="against dense on, %")
+    apart.set_title("After the switch", loc="left")
+    whole.legend(frameon=False)
+    for axes in (whole, apart):
+        _plain(axes)
     save(figure, path)
 
 
 def draw_scaling(
     path: Path,
-    points: Mapping[str, Sequence[tuple[float, float]]],
+    curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]],
+    best: Mapping[str, Sequence[tuple[float, float]]],
     fits: Mapping[str, tuple[float, float]],
     title: str,
 ) -> None:
-    """Loss against training FLOPs, both logarithmic: curves of all sizes as dots, and the fits.
+    """Loss against training FLOPs, both logarithmic: a thin curve for each size, and the fits.
 
     Args:
-        points: (FLOPs, loss) of a method, of all sizes and points of their curves.
+        curves: of a method, for each size (FLOPs, loss).
+        best: of a method, the points that its fit is of.
         fits: (a, b) of a method, loss = exp(a) * FLOPs ** b.
     """
     figure = blank_figure(7.5, 5)
     axes = figure.subplots()
-    for (name, of_method), colour in zip(points.items(), COLOURS, strict=True):
-        flops, losses = np.array(of_method).T
-        axes.loglog(flops, losses, ".", color=colour, alpha=0.45, markersize=5)
+    for (name, of_sizes), colour in zip(curves.items(), COLOURS, strict=True):
+        for curve in of_sizes:
+            axes.loglog(*zip(*curve), ".-", color=colour, alpha=0.4, markersize=5, linewidth=0.8)
         a, b = fits[name]
-        span = np.geomspace(flops.min(), flops.max(), 50)
+        span = np.geomspace(best[name][0][0], best[name][-1][0], 50)
         label = NAMES[name] if np.isnan(b) else f"{NAMES[name]}: FLOPs^{b:.3f}"
         axes.loglog(span, np.exp(a) * span**b, color=colour, linewidth=2, label=label)
     axes.set(xlabel="training FLOPs", ylabel="validation loss")
     axes.set_title(title, loc="left")
-    axes.legend(frameon=False)
+    for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatter("{x:.2g}")  # a loss of 0.4 is no 4 x 10^-1
+    axes.legend(title="thin: each size; thick: the fit of the best", frameon=False)
     _plain(axes)
     save(figure, path)
 
@@ -90,7 +116,7 @@ def draw_choices(
     """What the busiest tile of a clip attends to: a row for each head, a column for each noise.
 
     A panel has the slices of tiles in time side by side, each by its middle frame; chosen tiles are
-    tinted, the others dark. Of more than ROWS heads in all layers, ROWS of them, evenly.
+    tinted, the others darker. Of more than ROWS heads in all layers, ROWS of them, evenly.
 
     Args:
         clip: uint8 [T, H, W, 3].
@@ -109,7 +135,7 @@ def draw_choices(
     ]
     shown = [heads[i * len(heads) // min(ROWS, len(heads))] for i in range(min(ROWS, len(heads)))]
     wide, bright = grid[0] * width / height, _bright(clip)
-    figure = blank_figure(1.5 * wide * len(maps) + 0.4, 1.7 * len(shown) + 0.6)
+    figure = blank_figure(0.75 * wide * len(maps) + 0.6, 0.82 * len(shown) + 0.9)
     panels = figure.subplots(len(shown), len(maps), squeeze=False)
     for column, (time, of_layers) in enumerate(maps.items()):
         for row, (layer, head) in enumerate(shown):
@@ -126,9 +152,15 @@ def draw_choices(
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             if row == 0:
-                axes.set_title(f"noise {time:g}", loc="left")
+                axes.set_title(f"noise {time:g}", loc="left", fontsize=15)
             if column == 0:
-                axes.set_ylabel(f"layer {layer + 1}, head {head + 1}")
+                axes.set_ylabel(f"layer {layer + 1}\nhead {head + 1}", fontsize=13)
+    handles = [
+        Patch(facecolor="none", edgecolor=QUERY, linewidth=3, label="the tile that looks"),
+        Patch(facecolor=CHOSEN, alpha=0.6, label="tiles that it looks at"),
+        Patch(facecolor="#3a3a3a", label="tiles that it leaves out"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=15)
     save(figure, path)
 
 
@@ -141,12 +173,18 @@ def _bright(clip: np.ndarray) -> np.ndarray:
 def _lit(frame: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """A frame with a tint where tiles were chosen, dark elsewhere."""
     tint = np.array(to_rgb(CHOSEN))
-    return np.where(chosen[..., None] > 0, 0.65 * frame + 0.35 * tint, 0.35 * frame)
+    return np.where(chosen[..., None] > 0, 0.6 * frame + 0.4 * tint, 0.45 * frame)
 
 
 def _plain(axes: Axes) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def named(name: str) -> str:
+    """A run's name as the page writes it: its method is the first word."""
+    method, *rest = name.split(" ")
+    return " ".join([NAMES.get(method, method), *rest])
 
 
 def shown(image: Path) -> str:

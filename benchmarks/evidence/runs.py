@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -125,10 +126,12 @@ def train_run(run: Run, scale: Scale, steps: int, out: Path, results: Path) -> R
         trainer.close()
     if history.validation[-1][0] != steps:
         raise KeyboardInterrupt  # told to stop: what it has is saved, but no result
+    seconds = [record.seconds for record in history.steps]
     found: dict[str, Any] = dict(
         validation=[[step, round(loss, 6)] for step, loss in history.validation],
         losses=[round(record.loss, 5) for record in history.steps],
-        seconds=round(sum(record.seconds for record in history.steps), 1),
+        seconds=round(sum(seconds), 1),
+        step_seconds=round(statistics.median(seconds), 5),  # without what compiles in the first
         **told,
     )
     row = run.row(scale, steps)
