@@ -8,15 +8,19 @@ from statistics import mean
 
 from benchmarks.evidence import flop_tables, frontier
 from benchmarks.evidence.ablations import GROUPS
+from benchmarks.evidence.page_recall import recall
 from benchmarks.evidence.page_scaling import scaling
-from benchmarks.evidence.pictures import NAMES, NONE, draw_adaptation, draw_parity, named, shown
+from benchmarks.evidence.pictures import (
+    NAMES,
+    NONE,
+    draw_ablations,
+    draw_adaptation,
+    draw_parity,
+    named,
+    shown,
+)
 from benchmarks.gpu.tables import markdown
 from benchmarks.record import Row, read
-
-CHOICES = (
-    "What one tile of a clip looks at, that in which most moves. The slices of tiles in time stand "
-    "side by side, each by its middle frame."
-)
 
 
 def rows_of(experiment: str, results: Path, names: Sequence[str] = ()) -> list[list[Row]]:
@@ -59,7 +63,6 @@ def _what(row: Row) -> str:
 def _parity_table(rows: list[Row]) -> str:
     of = {name: [row for row in rows if row["name"] == name] for name in NAMES}
     final = {name: [row["validation"][-1][1] for row in mine] for name, mine in of.items()}
-    base = {row["seed"]: row["validation"][-1][1] for row in of["dense"]}
     flops = {name: mean(map(_step_flops, mine)) for name, mine in of.items()}
     alone = {name: mean(row["attention_flops"] for row in mine) for name, mine in of.items()}
     least = min(row["steps"] * _step_flops(row) for row in rows)
@@ -68,14 +71,13 @@ def _parity_table(rows: list[Row]) -> str:
     lines = []
     for name, mine in of.items():
         losses = final[name]
-        apart = [row["validation"][-1][1] / base[row["seed"]] - 1 for row in mine]
         equal = [frontier.loss_at(frontier.curve_of(row), least) for row in mine]
         lines.append(
             [
                 NAMES[name],
                 f"{mean(x for row in mine for x in row['sparsity']):.1%}",
                 f"{mean(losses):.4f} ({min(losses):.4f} to {max(losses):.4f})",
-                "-" if name == "dense" else ", ".join(f"{x:+.1%}" for x in apart),
+                "-" if name == "dense" else ", ".join(f"{x:+.1%}" for x in _apart(rows, name)),
                 "-" if None in equal else f"{mean(x for x in equal if x):.4f}",
                 f"{flops['dense'] / flops[name]:.2f}",
                 f"{alone['dense'] / alone[name]:.2f}",
@@ -93,15 +95,23 @@ def _parity_table(rows: list[Row]) -> str:
     return markdown(head + ["time of a step: dense / its"] * timed, lines)
 
 
+def _apart(rows: list[Row], name: str) -> list[float]:
+    """How much more the loss is at the end than dense attention's of the same seed, as a share."""
+    dense = {row["seed"]: row["validation"][-1][1] for row in rows if row["name"] == "dense"}
+    mine = [row for row in rows if row["name"] == name]
+    return [row["validation"][-1][1] / dense[row["seed"]] - 1 for row in mine]
+
+
 def _step_flops(row: Row) -> int:
     return row["attention_flops"] + row["other_flops"]
 
 
 def ablations(results: Path, images: Path) -> str:
-    """One table for each thing that was varied."""
+    """One table for each thing that was varied, and a picture of all."""
     parts = []
     for rows in rows_of("ablations", results):
         found = {row["name"]: row for row in rows}
+        groups: dict[str, dict[str, float]] = {}
         parts.append(f"{_what(rows[0])} one seed:")
         for group, variants in GROUPS.items():
             lines = []
@@ -109,13 +119,32 @@ def ablations(results: Path, images: Path) -> str:
                 same = [n for g in GROUPS.values() for n, slot in g.items() if slot == attention]
                 row = next((found[n] for n in same if n in found), None)
                 if row is not None:
+                    groups.setdefault(group, {})[name] = row["validation"][-1][1]
                     flops = row["attention_flops"], _step_flops(row)
                     cost = [f"{mean(row['sparsity']):.1%}", *(f"{x / 1e9:.1f}" for x in flops)]
                     lines.append([named(name), f"{row['validation'][-1][1]:.4f}", *cost])
             head = [group, "validation loss", "sparsity, measured"]
             head += ["attention, GFLOP a step", "all, GFLOP a step"]
             parts.append(markdown(head, lines))
+        if "dense" in found:
+            parts.append(_ablations_picture(images, rows[0], groups, results))
     return "\n\n".join(part for part in parts if part) or NONE
+
+
+def _ablations_picture(
+    images: Path, row: Row, groups: dict[str, dict[str, float]], results: Path
+) -> str:
+    image = images / f"evidence-ablations-{row['scale']}-{row['data']}.png"
+    dense, chance = groups["reference"]["dense"], 0.0
+    for rows in rows_of("parity", results, list(NAMES)):
+        if (rows[0]["scale"], rows[0]["data"]) == (row["scale"], row["data"]):
+            chance = max(abs(x) for name in NAMES for x in _apart(rows, name))
+    apart = {
+        group: {name: 100 * (loss / dense - 1) for name, loss in losses.items()}
+        for group, losses in groups.items()
+    }
+    draw_ablations(image, apart, 100 * chance, row["data"])
+    return shown(image)
 
 
 def adaptation(results: Path, images: Path) -> str:
@@ -139,42 +168,6 @@ def adaptation(results: Path, images: Path) -> str:
         what = f"{_what(rows[0])} then as many again, one seed:"
         parts.append(f"{what}\n\n{markdown([*head, 'at the end'], lines)}\n\n{shown(image)}")
     return "\n\n".join(parts) or NONE
-
-
-def recall(results: Path, images: Path) -> str:
-    """What the chosen tiles hold of dense attention, by model, layer and noise level."""
-    rows = read("recall", results)
-    if not rows:
-        return NONE
-    of = ("data", "scale", "steps")
-    mine = {
-        (row["name"], row["layer"], row["t"]): row
-        for row in rows
-        if all(row[key] == rows[-1][key] for key in of)
-    }
-    times = sorted({t for _, _, t in mine})
-    lines = []
-    for name in NAMES:
-        for layer in sorted({layer for n, layer, _ in mine if n == name}):
-            at = [mine[name, layer, t] for t in times]
-            shares = f"{mean(x for row in at for x in row['share']):.1%}"
-            cells = [f"{_heads(row['held'])}; {_heads(row['best'])}" for row in at]
-            lines.append([NAMES[name], layer + 1, shares, *cells])
-    head = ["model", "layer", "tiles chosen", *(f"noise {t:g}: held; best" for t in times)]
-    pictures = {name: images / f"evidence-choices-{name}.png" for name in ("vsa", "bsa")}
-    drawn = "\n\n".join([CHOICES, *(f"{NAMES[x]}:\n\n{shown(y)}" for x, y in pictures.items())])
-    last = rows[-1]
-    what = (
-        f"**{last['data']}**, {last['steps']:,} steps, {last['clips']} clips, each head by itself:"
-    )
-    return f"{what}\n\n{markdown(head, lines)}\n\n{drawn}"
-
-
-def _heads(values: list[float]) -> str:
-    """Of two heads both, of more the range."""
-    ends = sorted(values)[:: max(1, len(values) - 1)]
-    joined = (", " if len(values) < 3 else " to ").join(f"{x:.0%}" for x in ends)
-    return joined
 
 
 SECTIONS: dict[str, Callable[[Path, Path], str]] = {

@@ -58,6 +58,22 @@ def test_what_a_step_costs_is_the_mean_of_the_seeds_and_timed_on_every_gpu(tmp_p
         assert "| 2.80 | 4.00 | 2.00 |\n" in timed and "| 4.00 | 8.00 | 4.00 |\n" in timed
 
 
+def test_sizes_come_in_their_order_with_what_each_gives_to_the_fit(tmp_path):
+    sizes = {"cpu-d128-1": (1_000_000, 5.0, 3.0), "cpu-d64-1": (240_000, 4.0, 2.0)}
+    rows = [
+        made_up(name=name, parameters=n, scale=of, validation=[[8, first], [16, last]])
+        | dict(experiment="scaling")
+        for of, (n, first, last) in sizes.items()
+        for name in METHODS
+    ]
+    (tmp_path / "evidence.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = SECTIONS["scaling"](tmp_path, tmp_path)
+    assert "loss at the end (steps): 0.24M, 1M |" in made
+    assert (
+        "| BSA | 2.0000 (16), 3.0000 (16) | " in made and "| 2, 0 | 1.00 (1.00 to 1.00) |" in made
+    )
+
+
 def test_the_page_is_what_the_results_make_of_it(tmp_path):
     text = report.EVIDENCE.read_text()
     assert report.render(text, sections=report.evidence(tmp_path)) == text, "run benchmarks.report"
