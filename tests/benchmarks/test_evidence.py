@@ -91,7 +91,7 @@ def test_all_methods_of_a_seed_start_from_the_same_weights(tiny):
     assert any(not torch.equal(x, y) for x, y in zip(dense.values(), start(Dense(), 2).values()))
 
 
-def test_the_experiments_run_and_are_not_run_twice(tiny, tmp_path, monkeypatch):
+def test_the_experiments_run_and_are_not_run_twice(tiny, tmp_path, monkeypatch, capsys):
     digits = scale.Source(lambda scale: None, lambda scale: dict(source="digits"))
     monkeypatch.setitem(scale.DATA, "digits", digits)
     for module in (parity, ablations, adaptation, selection, scaling):
@@ -101,6 +101,7 @@ def test_the_experiments_run_and_are_not_run_twice(tiny, tmp_path, monkeypatch):
     for _ in range(2):
         parity.main([*given, "--seeds", "2"])
         assert len(read("evidence", tmp_path)) == 6
+    assert f"6/6 digits bsa seed 1: in {tmp_path} already" in capsys.readouterr().out
     adaptation.main(given)
     ablations.main([*given, "--only", "fill"])
     monkeypatch.setattr(scaling, "cells", lambda *_: [scaling.Cell(tiny, 4 * 8 * 8)])

@@ -38,6 +38,7 @@ def test_the_page_keeps_runs_apart_and_shows_whole_comparisons(tmp_path):
     assert "3.0000 (3.0000 to 3.0000)" in footage and "3.0" not in doom
     first, second = SECTIONS["ablations"](tmp_path, tmp_path).split("**doom**")[1:]
     assert "5.0000" in first and "7.0000" in second and "7.0000" not in first
+    assert "evidence-ablations-cpu-doom.png" in first and "ablations-gpu-doom.png" in second
     first, second = SECTIONS["scaling"](tmp_path, tmp_path).split("**doom")[1:]
     assert "5.0000" in first and "7.0000" in second and "7.0000" not in first
 
