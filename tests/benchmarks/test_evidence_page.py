@@ -44,19 +44,19 @@ def test_the_page_keeps_runs_apart_and_shows_whole_comparisons(tmp_path):
 
 
 def test_what_a_step_costs_is_the_mean_of_the_seeds_and_timed_on_every_gpu(tmp_path):
-    cost = {"dense": (40, 4.0), "vsa": (10, 2.0), "bsa": (5, 1.0)}
+    cost = {"dense": ((40, 40), 4.0), "vsa": ((10, 10), 2.0), "bsa": ((5, 10), 1.0)}
     rows = [
-        made_up(name=name, seed=seed, scale=of, attention_flops=flops * (1 + seed), step_seconds=s)
+        made_up(name=name, seed=seed, scale=of, attention_flops=flops, step_seconds=seconds)
         for of in ("cpu", "gpu", "gpu-120m")
-        for name, (flops, s) in cost.items()
-        for seed in range(2)
+        for name, (of_seeds, seconds) in cost.items()
+        for seed, flops in enumerate(of_seeds)
     ]
     (tmp_path / "evidence.jsonl").write_text("\n".join(map(json.dumps, rows)))
     cpu, gpu, larger = SECTIONS["parity"](tmp_path, tmp_path).split("**doom**")[1:]
     assert "loss after 240 FLOPs" in cpu and "time" not in cpu
-    assert "| 2.80 | 4.00 |\n" in cpu and "| 4.00 | 8.00 |\n" in cpu
+    assert "| 2.50 | 4.00 |\n" in cpu and "| 2.86 | 5.33 |\n" in cpu
     for timed in (gpu, larger):
-        assert "| 2.80 | 4.00 | 2.00 |\n" in timed and "| 4.00 | 8.00 | 4.00 |\n" in timed
+        assert "| 2.50 | 4.00 | 2.00 |\n" in timed and "| 2.86 | 5.33 | 4.00 |\n" in timed
 
 
 def test_sizes_come_in_their_order_with_what_each_gives_to_the_fit(tmp_path):
