@@ -1,6 +1,6 @@
 """Loss against training FLOPs: sizes x token counts x methods, an isoFLOP fit of each method.
 
-    python -m benchmarks.scaling [--minutes 40] [--data doom]
+    python -m benchmarks.scaling [--minutes 40] [--data doom] [--sizes 60m 120m]
     python -m benchmarks.scaling --plan [--tflops 300]
 
 Trains every size at every number of tokens with dense attention, VSA and BSA, from the same
@@ -9,14 +9,15 @@ minutes, which grows with that number, validation included; the frontier of a me
 loss that any of its sizes reaches with so many FLOPs. VSA's paper (arXiv 2505.13389)
 found 2.53 times fewer training FLOPs than dense attention for the same loss, at 60M to 1.4B.
 Appends rows to ``benchmarks/results/evidence.jsonl``; ``--plan`` trains nothing, and prints what
-the larger sizes cost.
+the larger sizes cost. A GPU trains 60m and 120m unless told which `--sizes`: by formula 1b4 takes
+86 GiB of memory at 16,384 tokens, and 410m 118 GiB at 61,440.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,17 +43,28 @@ class Cell:
     tokens: int
 
 
-def cells(scale: Scale) -> Iterator[Cell]:
-    """All of them, the smallest first."""
+def cells(scale: Scale, names: Sequence[str] = ()) -> Iterator[Cell]:
+    """Those of some sizes, or of all, the smallest first. Frames are taken as filmed: clips of half
+    as many frames a second would be longer than a film.
+
+    Raises:
+        ValueError: a size that there is not.
+    """
     machine = scale.name.split("-")[0]
-    scale = SCALES[machine]
+    scale, sizes = SCALES[machine], SIZES[machine]
+    unknown = [name for name in names if name not in sizes]
+    if unknown:
+        raise ValueError(f"--sizes {' '.join(unknown)}: {machine} has {', '.join(sizes)}")
     for video in VIDEOS[machine]:
-        for name, model in SIZES[machine].items():
+        for name in names or sizes:
+            model = sizes[name]
             sized = replace(model, video=video, patch=scale.model.patch, channels=3)
             key = f"{scale.name}-{name}-{sized.grid[0]}x{sized.grid[1]}x{sized.grid[2]}"
             t, h, w = sized.grid
             lr = scale.lr * scale.model.dim / sized.dim  # wider models want smaller steps
-            sized_scale = replace(scale, name=key, model=sized, lr=lr, validation_clips=CLIPS)
+            sized_scale = replace(
+                scale, name=key, model=sized, lr=lr, validation_clips=CLIPS, fps=0
+            )
             yield Cell(sized_scale, t * h * w)
 
 
@@ -63,6 +75,7 @@ SIZES: dict[str, dict[str, VideoDiTConfig]] = {
     },
     "gpu": {"60m": dit_60m(), "120m": dit_120m(), "410m": dit_410m(), "1b4": dit_1b4()},
 }
+TRAINED = {"cpu": tuple(SIZES["cpu"]), "gpu": ("60m", "120m")}
 VIDEOS: dict[str, tuple[Video, ...]] = {
     "cpu": ((8, 48, 64), (16, 48, 64), (16, 64, 96)),
     "gpu": ((16, 256, 256), (32, 256, 480)),
@@ -115,13 +128,16 @@ def plan(scale: Scale, tflops: float) -> str:
 def main(argv: list[str] | None = None) -> int:
     options = parser(__doc__)
     options.add_argument("--minutes", type=float, default=40, help="for all runs together")
+    options.add_argument("--sizes", nargs="+", help="default: all on a CPU, 60m and 120m on a GPU")
     options.add_argument("--plan", action="store_true", help="print what the larger sizes cost")
     options.add_argument("--tflops", type=float, default=300, help="that a GPU is taken to reach")
     given = options.parse_args(argv)
     if given.plan:
         print(plan(GPU, given.tflops))
         return 0
-    every = list(cells(SCALES.get(given.scale) or here()))
+    scale = SCALES.get(given.scale) or here()
+    sizes = given.sizes or TRAINED.get(scale.name.split("-")[0], ())
+    every = list(cells(scale, sizes))
     DATA[given.data].prepare(every[0].scale)
     share = 60 * given.minutes / sum(cell.tokens for cell in every) / len(METHODS)
     for cell in every:

@@ -1,6 +1,6 @@
 """A dense model adapted to sparse attention by the papers' schedules: what is lost, and when.
 
-    python -m benchmarks.evidence.adaptation [--steps 256] [--data doom]
+    python -m benchmarks.evidence.adaptation [--steps 192] [--data doom]
 
 Trains a dense model for `steps`, then goes on from its weights for as many: dense, with VSA's
 schedule (arXiv 2505.13389) and BSA's (arXiv 2509.01085), and with the target from the first step
@@ -41,9 +41,10 @@ def rising(steps: int) -> RisingSparsity:
 
 def main(argv: list[str] | None = None) -> int:
     options = parser(__doc__)
-    options.add_argument("--steps", type=int, default=256)
+    options.add_argument("--steps", type=int, help="of each run; 192 on a CPU, 1000 on a GPU")
     given = options.parse_args(argv)
-    scale, steps, out = SCALES.get(given.scale) or here(), given.steps, given.out
+    scale, out = SCALES.get(given.scale) or here(), given.out
+    steps = given.steps or scale.steps
     base = Run("adaptation", given.data, "dense before", Dense())
     start = folder_of(base, scale, steps, out) / "checkpoint" / f"step-{steps}"
     common: Any = dict(experiment="adaptation", data=given.data, initial=start)

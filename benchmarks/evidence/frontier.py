@@ -58,30 +58,34 @@ def power_law(points: Curve) -> tuple[float, float]:
     return float(a), float(b)
 
 
-def flops_for(fit: tuple[float, float], loss: float) -> float:
-    """Training FLOPs that a power law needs for a loss."""
-    a, b = fit
-    return float(np.exp((np.log(loss) - a) / b))
+def flops_to(curve: Curve, loss: float) -> float | None:
+    """FLOPs at which a curve, straight between its points as `frontier` has them, is first as low;
+    None where it never is, or was from its first point on."""
+    flops, losses = np.log(np.array(curve)).T
+    x = np.log(loss)
+    below = np.flatnonzero(losses <= x)
+    if not len(below) or x > losses[0]:
+        return None
+    near = slice(max(0, below[0] - 1), below[0] + 1)
+    return float(np.exp(np.interp(-x, -losses[near], flops[near])))
 
 
 def saving(dense: Curve, sparse: Curve) -> tuple[float, float, float]:
     """How many times fewer FLOPs sparse attention takes for the same loss.
 
     Least, geometric mean and most over the losses of the dense frontier that the sparse frontier
-    reaches too; NaN where there is none.
+    reaches too; NaN where there is none. A loss counts where it is reached first, on both: after
+    the last point of the best size a frontier rises to that of the next, which is no cost of dense
+    attention.
 
     Read off the frontiers themselves, not off the fits, which would carry it beyond what was
     measured.
     """
-    flops, losses = np.log(np.array(sparse)).T
-    falling = np.minimum.accumulate(
-        losses
-    )  # noise may lift a point; a loss once reached is reached
-    ratios = [
-        np.log(budget) - np.interp(-np.log(loss), -falling, flops)
-        for budget, loss in dense
-        if falling[-1] <= np.log(loss) <= falling[0]
-    ]
+    ratios = []
+    for budget, loss in envelope([dense]):
+        flops = flops_to(sparse, loss)
+        if flops is not None:
+            ratios.append(math.log(budget / flops))
     if not ratios:
         return math.nan, math.nan, math.nan
     least, middle, most = np.exp([min(ratios), np.mean(ratios), max(ratios)]).tolist()

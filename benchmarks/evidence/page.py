@@ -8,8 +8,17 @@ from statistics import mean
 
 from benchmarks.evidence import flop_tables, frontier
 from benchmarks.evidence.ablations import GROUPS
+from benchmarks.evidence.page_recall import recall
 from benchmarks.evidence.page_scaling import scaling
-from benchmarks.evidence.pictures import NAMES, NONE, draw_curves, draw_parity, shown
+from benchmarks.evidence.pictures import (
+    NAMES,
+    NONE,
+    draw_ablations,
+    draw_adaptation,
+    draw_parity,
+    named,
+    shown,
+)
 from benchmarks.gpu.tables import markdown
 from benchmarks.record import Row, read
 
@@ -54,40 +63,43 @@ def _what(row: Row) -> str:
 def _parity_table(rows: list[Row]) -> str:
     of = {name: [row for row in rows if row["name"] == name] for name in NAMES}
     final = {name: [row["validation"][-1][1] for row in mine] for name, mine in of.items()}
-    base = {row["seed"]: row["validation"][-1][1] for row in of["dense"]}
-    flops = {name: _step_flops(mine[0]) for name, mine in of.items()}
-    timed = rows[0]["scale"] == "gpu"  # a CPU has other work beside an experiment of an hour
+    flops = {name: mean(map(_step_flops, mine)) for name, mine in of.items()}
+    alone = {name: mean(row["attention_flops"] for row in mine) for name, mine in of.items()}
+    least = min(row["steps"] * _step_flops(row) for row in rows)
+    timed = rows[0]["scale"] != "cpu"  # which has other work beside an experiment of an hour
+    seconds = {name: mean(row.get("step_seconds", 0) for row in x) for name, x in of.items()}
     lines = []
     for name, mine in of.items():
         losses = final[name]
-        apart = [row["validation"][-1][1] / base[row["seed"]] - 1 for row in mine]
-        least = min(x["steps"] * _step_flops(x) for y in of.values() for x in y)
         equal = [frontier.loss_at(frontier.curve_of(row), least) for row in mine]
         lines.append(
             [
                 NAMES[name],
                 f"{mean(x for row in mine for x in row['sparsity']):.1%}",
                 f"{mean(losses):.4f} ({min(losses):.4f} to {max(losses):.4f})",
-                "-" if name == "dense" else ", ".join(f"{x:+.1%}" for x in apart),
+                "-" if name == "dense" else ", ".join(f"{x:+.1%}" for x in _apart(rows, name)),
                 "-" if None in equal else f"{mean(x for x in equal if x):.4f}",
                 f"{flops['dense'] / flops[name]:.2f}",
-                f"{of['dense'][0]['attention_flops'] / mine[0]['attention_flops']:.2f}",
+                f"{alone['dense'] / alone[name]:.2f}",
             ]
         )
         if timed:
-            lines[-1].append(f"{_seconds(of['dense']) / _seconds(mine):.2f}")
+            lines[-1].append(f"{seconds['dense'] / seconds[name]:.2f}")
     head = ["attention", "sparsity, measured", "validation loss: mean (range)"]
     head += [
         "against dense, seed by seed",
-        "loss at equal FLOPs",
-        "dense FLOPs / its",
-        "of attention",
+        f"loss after {least:.3g} FLOPs",
+        "FLOPs of a step: dense / its",
+        "of its attention: dense / its",
     ]
-    return markdown(head + ["dense time / its"] * timed, lines)
+    return markdown(head + ["time of a step: dense / its"] * timed, lines)
 
 
-def _seconds(rows: list[Row]) -> float:
-    return mean(row["seconds"] for row in rows)
+def _apart(rows: list[Row], name: str) -> list[float]:
+    """How much more the loss is at the end than dense attention's of the same seed, as a share."""
+    dense = {row["seed"]: row["validation"][-1][1] for row in rows if row["name"] == "dense"}
+    mine = [row for row in rows if row["name"] == name]
+    return [row["validation"][-1][1] / dense[row["seed"]] - 1 for row in mine]
 
 
 def _step_flops(row: Row) -> int:
@@ -95,10 +107,11 @@ def _step_flops(row: Row) -> int:
 
 
 def ablations(results: Path, images: Path) -> str:
-    """One table for each thing that was varied."""
+    """One table for each thing that was varied, and a picture of all."""
     parts = []
     for rows in rows_of("ablations", results):
         found = {row["name"]: row for row in rows}
+        groups: dict[str, dict[str, float]] = {}
         parts.append(f"{_what(rows[0])} one seed:")
         for group, variants in GROUPS.items():
             lines = []
@@ -106,13 +119,32 @@ def ablations(results: Path, images: Path) -> str:
                 same = [n for g in GROUPS.values() for n, slot in g.items() if slot == attention]
                 row = next((found[n] for n in same if n in found), None)
                 if row is not None:
+                    groups.setdefault(group, {})[name] = row["validation"][-1][1]
                     flops = row["attention_flops"], _step_flops(row)
                     cost = [f"{mean(row['sparsity']):.1%}", *(f"{x / 1e9:.1f}" for x in flops)]
-                    lines.append([name, f"{row['validation'][-1][1]:.4f}", *cost])
+                    lines.append([named(name), f"{row['validation'][-1][1]:.4f}", *cost])
             head = [group, "validation loss", "sparsity, measured"]
-            head += ["attention, GFLOP a step", "all, GFLOP"]
+            head += ["attention, GFLOP a step", "all, GFLOP a step"]
             parts.append(markdown(head, lines))
+        if "dense" in found:
+            parts.append(_ablations_picture(images, rows[0], groups, results))
     return "\n\n".join(part for part in parts if part) or NONE
+
+
+def _ablations_picture(
+    images: Path, row: Row, groups: dict[str, dict[str, float]], results: Path
+) -> str:
+    image = images / f"evidence-ablations-{row['scale']}-{row['data']}.png"
+    dense, chance = groups["reference"]["dense"], 0.0
+    for rows in rows_of("parity", results, list(NAMES)):
+        if (rows[0]["scale"], rows[0]["data"]) == (row["scale"], row["data"]):
+            chance = max(abs(x) for name in NAMES for x in _apart(rows, name))
+    apart = {
+        group: {name: 100 * (loss / dense - 1) for name, loss in losses.items()}
+        for group, losses in groups.items()
+    }
+    draw_ablations(image, apart, 100 * chance, row["data"])
+    return shown(image)
 
 
 def adaptation(results: Path, images: Path) -> str:
@@ -128,52 +160,14 @@ def adaptation(results: Path, images: Path) -> str:
         for name, curve in found.items():
             half = min(curve, key=lambda point: abs(point[0] - base / 2))
             worst = max(loss for _, loss in curve[1:])
-            lines.append([name, *(f"{x:.4f}" for x in (curve[0][1], worst, half[1], curve[-1][1]))])
-        curves = {"dense before": dense} | {
-            name: [(base + step, loss) for step, loss in curve] for name, curve in found.items()
-        }
+            losses = curve[0][1], worst, half[1], curve[-1][1]
+            lines.append([named(name), *(f"{x:.4f}" for x in losses)])
         image = images / f"evidence-adaptation-{rows[0]['scale']}-{rows[0]['data']}.png"
-        draw_curves(image, curves, "training steps")
+        draw_adaptation(image, dense, found, base, rows[0]["data"])
         head = ["from the same dense weights", "before", "highest after", "halfway, at the target"]
         what = f"{_what(rows[0])} then as many again, one seed:"
         parts.append(f"{what}\n\n{markdown([*head, 'at the end'], lines)}\n\n{shown(image)}")
     return "\n\n".join(parts) or NONE
-
-
-def recall(results: Path, images: Path) -> str:
-    """What the chosen tiles hold of dense attention, by model, layer and noise level."""
-    rows = read("recall", results)
-    if not rows:
-        return NONE
-    of = ("data", "scale", "steps")
-    mine = {
-        (row["name"], row["layer"], row["t"]): row
-        for row in rows
-        if all(row[key] == rows[-1][key] for key in of)
-    }
-    times = sorted({t for _, _, t in mine})
-    lines = []
-    for name in NAMES:
-        for layer in sorted({layer for n, layer, _ in mine if n == name}):
-            at = [mine[name, layer, t] for t in times]
-            shares = f"{mean(x for row in at for x in row['share']):.1%}"
-            cells = [f"{_heads(row['held'])}; {_heads(row['best'])}" for row in at]
-            lines.append([NAMES[name], layer + 1, shares, *cells])
-    head = ["model", "layer", "tiles chosen", *(f"noise {t:g}: held; best" for t in times)]
-    pictures = [images / f"evidence-choices-{name}.png" for name in ("vsa", "bsa")]
-    drawn = "\n".join(map(shown, pictures))
-    last = rows[-1]
-    what = (
-        f"**{last['data']}**, {last['steps']:,} steps, {last['clips']} clips, each head by itself:"
-    )
-    return f"{what}\n\n{markdown(head, lines)}\n\n{drawn}"
-
-
-def _heads(values: list[float]) -> str:
-    """Of two heads both, of more the range."""
-    ends = sorted(values)[:: max(1, len(values) - 1)]
-    joined = (", " if len(values) < 3 else " to ").join(f"{x:.0%}" for x in ends)
-    return joined
 
 
 SECTIONS: dict[str, Callable[[Path, Path], str]] = {

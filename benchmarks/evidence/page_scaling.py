@@ -21,7 +21,8 @@ def scaling(results: Path, images: Path) -> str:
     parts = []
     for (machine, data, tokens), runs in sorted(found.items()):
         sizes = {scale for scale, _ in runs}
-        whole = sorted(size for size in sizes if all((size, name) in runs for name in NAMES))
+        whole = [size for size in sizes if all((size, name) in runs for name in NAMES)]
+        whole.sort(key=lambda size: runs[size, "dense"]["parameters"])  # noqa: B023
         if not whole:
             continue
         curves = {name: [frontier.curve_of(runs[size, name]) for size in whole] for name in NAMES}
@@ -32,8 +33,7 @@ def scaling(results: Path, images: Path) -> str:
         least = {name: frontier.envelope(mine) for name, mine in curves.items()}
         fits = {name: frontier.power_law(points) for name, points in least.items()}
         image = images / f"evidence-scaling-{machine}-{data}-{tokens}.png"
-        points = {name: [p for curve in mine for p in curve] for name, mine in curves.items()}
-        draw_scaling(image, points, fits, f"{data}, {tokens:,} tokens")
+        draw_scaling(image, curves, least, fits, f"{data}, {tokens:,} tokens")
         lines = []
         for name in NAMES:
             (a, b), mine = fits[name], [runs[size, name] for size in whole]
@@ -41,11 +41,12 @@ def scaling(results: Path, images: Path) -> str:
             nothing = name == "dense" or math.isnan(middle)
             saved = "-" if nothing else f"{middle:.2f} ({low:.2f} to {high:.2f})"
             law = "-" if math.isnan(b) else f"{math.exp(a):.3g} * FLOPs^{b:.4f}"
-            losses = ", ".join(f"{row['validation'][-1][1]:.4f}" for row in mine)
-            lines.append([NAMES[name], losses, law, len(least[name]), saved])
+            losses = ", ".join(f"{row['validation'][-1][1]:.4f} ({row['steps']:,})" for row in mine)
+            on_it = ", ".join(str(len(set(least[name]) & set(curve))) for curve in curves[name])
+            lines.append([NAMES[name], losses, law, on_it, saved])
         million = ", ".join(f"{runs[size, 'dense']['parameters'] / 1e6:.2g}M" for size in whole)
-        head = ["attention", f"loss at the end: {million}", "least loss, fitted", "points"]
-        head.append("times fewer FLOPs than dense for the same loss")
+        head = ["attention", f"loss at the end (steps): {million}", "least loss, fitted"]
+        head += ["its points, by size", "times fewer FLOPs than dense for the same loss"]
         what = f"**{data}, {tokens:,} tokens**, one seed"
         parts.append(f"{what}\n\n{markdown(head, lines)}\n\n{shown(image)}")
     return "\n\n".join(parts) or NONE

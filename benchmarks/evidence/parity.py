@@ -2,9 +2,10 @@
 
     python -m benchmarks.evidence.parity [--minutes 40] [--seeds 3] [--data doom footage]
 
-On a CPU a model of a minute, on a GPU one of 60M parameters on VSA's pretraining grid, or with
+On a CPU a model of 1M parameters, on a GPU one of 60M on VSA's pretraining grid, or with
 --scale gpu-120m one of 120M. Times trial steps of each method first, and takes as many steps as fit
-into the minutes, the same for all: clips are filmed and fetched before that, once.
+into the minutes, the same for all: clips are filmed and fetched before that, once, and what
+compiling takes comes on top.
 Appends rows to ``benchmarks/results/evidence.jsonl``; what is there is not trained again.
 """
 

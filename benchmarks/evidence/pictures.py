@@ -1,24 +1,20 @@
-"""The page's pictures: curves with the band of their seeds, choices, scaling."""
+"""The page's pictures of losses: curves with the band of their seeds, ablations, scaling."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.patches import Rectangle
-from torch import Tensor
 
 from benchmarks.record import Row
-from flexsparse import VideoTiling
-from train.demo.pictures import COLOURS, QUERY, blank_figure, busiest_tile, save, tile_of_pixel
+from train.demo.pictures import COLOURS, blank_figure, save
 
-ROWS = 8
-CHOSEN = "tab:cyan"
 NONE = "Not run yet."
 NAMES = {"dense": "dense", "vsa": "VSA", "bsa": "BSA"}
+Curve = Sequence[tuple[int, float]]
 
 
 def draw_parity(path: Path, rows: Sequence[Row], data: str) -> None:
@@ -44,109 +40,108 @@ def draw_parity(path: Path, rows: Sequence[Row], data: str) -> None:
     save(figure, path)
 
 
-def draw_curves(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], xlabel: str) -> None:
-    """Validation losses by step, a line for each name."""
-    figure = blank_figure(8, 4.6)
-    axes = figure.subplots()
-    for name, curve in curves.items():
-        axes.plot(*zip(*curve), marker="o", markersize=3.5, linewidth=1.8, label=name)
-    axes.set(xlabel=xlabel, ylabel="validation loss")
-    axes.legend(frameon=False)
+def draw_adaptation(
+    path: Path, before: Curve, after: Mapping[str, Curve], switch: int, data: str
+) -> None:
+    """Validation loss of the dense run and of those that go on from it, and how far from dense.
+
+    Args:
+        before: (step, loss) of the dense run.
+        after: by name, the method first, (steps since the switch, loss); one is "dense on".
+        switch: the step after which they go on.
+    """
+    figure = blank_figure(11, 4.6)
+    whole, apart = figure.subplots(1, 2)
+    colours = dict(zip(NAMES, COLOURS, strict=True))
+    marks: dict[str, Any] = dict(marker="o", markersize=3.5, linewidth=1.8)
+    whole.plot(*zip(*before), color=colours["dense"], alpha=0.5, label="dense, before", **marks)
+    dense = dict(after["dense on"])
+    for name, curve in after.items():
+        style = "--" if name.endswith("at once") else "-"
+        told = dict(color=colours[name.split()[0]], linestyle=style, label=named(name), **marks)
+        steps, losses = zip(*curve)
+        whole.plot([switch + step for step in steps], losses, **told)
+        apart.plot(steps, [100 * (loss / dense[step] - 1) for step, loss in curve], **told)
+    whole.set(xlabel="training steps", ylabel=f"validation loss, {data}")
+    whole.set_title("From the dense run's start", loc="left")
+    apart.set(xlabel="training steps since the switch", ylabel="against dense on, %")
+    apart.set_title("After the switch", loc="left")
+    whole.legend(frameon=False)
+    for axes in (whole, apart):
+        _plain(axes)
+    save(figure, path)
+
+
+def draw_ablations(
+    path: Path, groups: Mapping[str, Mapping[str, float]], chance: float, data: str
+) -> None:
+    """Each variant's loss against dense attention's, group by group.
+
+    Args:
+        groups: by name, the method first: percent more than dense attention's.
+        chance: percent that methods of a seed are apart at most in loss parity.
+    """
+    names = [name for variants in groups.values() for name in variants]
+    figure = blank_figure(8, 0.22 * (len(names) + len(groups)) + 0.8)
+    axes, place, places = figure.subplots(), 0.0, []
+    colours = dict(zip(NAMES, COLOURS, strict=True))
+    axes.axvspan(-chance, chance, color="grey", alpha=0.15, linewidth=0)
+    for variants in groups.values():
+        for name, apart in variants.items():
+            axes.plot(apart, place, "o", color=colours.get(name.split()[0], "grey"))
+            places.append(place)
+            place += 1
+        place += 0.7
+    axes.set_yticks(places, [named(name) for name in names])
+    axes.invert_yaxis()
+    axes.set_xlabel(
+        f"validation loss, {data}, against dense, % (grey: as methods of a seed differ in parity)"
+    )
     _plain(axes)
     save(figure, path)
 
 
 def draw_scaling(
     path: Path,
-    points: Mapping[str, Sequence[tuple[float, float]]],
+    curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]],
+    best: Mapping[str, Sequence[tuple[float, float]]],
     fits: Mapping[str, tuple[float, float]],
     title: str,
 ) -> None:
-    """Loss against training FLOPs, both logarithmic: curves of all sizes as dots, and the fits.
+    """Loss against training FLOPs, both logarithmic: a thin curve for each size, and the fits.
 
     Args:
-        points: (FLOPs, loss) of a method, of all sizes and points of their curves.
+        curves: of a method, for each size (FLOPs, loss).
+        best: of a method, the points that its fit is of.
         fits: (a, b) of a method, loss = exp(a) * FLOPs ** b.
     """
     figure = blank_figure(7.5, 5)
     axes = figure.subplots()
-    for (name, of_method), colour in zip(points.items(), COLOURS, strict=True):
-        flops, losses = np.array(of_method).T
-        axes.loglog(flops, losses, ".", color=colour, alpha=0.45, markersize=5)
+    for (name, of_sizes), colour in zip(curves.items(), COLOURS, strict=True):
+        for curve in of_sizes:
+            axes.loglog(*zip(*curve), ".-", color=colour, alpha=0.4, markersize=5, linewidth=0.8)
         a, b = fits[name]
-        span = np.geomspace(flops.min(), flops.max(), 50)
+        span = np.geomspace(best[name][0][0], best[name][-1][0], 50)
         label = NAMES[name] if np.isnan(b) else f"{NAMES[name]}: FLOPs^{b:.3f}"
         axes.loglog(span, np.exp(a) * span**b, color=colour, linewidth=2, label=label)
     axes.set(xlabel="training FLOPs", ylabel="validation loss")
     axes.set_title(title, loc="left")
-    axes.legend(frameon=False)
+    for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatter("{x:.2g}")  # a loss of 0.4 is no 4 x 10^-1
+    axes.legend(title="thin: each size; thick: the fit of the best", frameon=False)
     _plain(axes)
     save(figure, path)
-
-
-def draw_choices(
-    path: Path, clip: np.ndarray, tiling: VideoTiling, maps: Mapping[float, Sequence[Tensor]]
-) -> None:
-    """What the busiest tile of a clip attends to: a row for each head, a column for each noise.
-
-    A panel has the slices of tiles in time side by side, each by its middle frame; chosen tiles are
-    tinted, the others dark. Of more than ROWS heads in all layers, ROWS of them, evenly.
-
-    Args:
-        clip: uint8 [T, H, W, 3].
-        maps: by noise level, layer by layer, who attends to whom: bool [H, n, n].
-    """
-    frames, height, width = clip.shape[:3]
-    grid = tiling.grid
-    t, y, x = (p // v * s for p, v, s in zip(clip.shape, tiling.video, tiling.tile, strict=False))
-    index = tile_of_pixel((frames, height, width), grid, (t, y, x))
-    query = busiest_tile(clip, index)
-    when, down, right = np.unravel_index(query, grid)
-    heads = [
-        (layer, head)
-        for layer, tile_map in enumerate(next(iter(maps.values())))
-        for head in range(len(tile_map))
-    ]
-    shown = [heads[i * len(heads) // min(ROWS, len(heads))] for i in range(min(ROWS, len(heads)))]
-    wide, bright = grid[0] * width / height, _bright(clip)
-    figure = blank_figure(1.5 * wide * len(maps) + 0.4, 1.7 * len(shown) + 0.6)
-    panels = figure.subplots(len(shown), len(maps), squeeze=False)
-    for column, (time, of_layers) in enumerate(maps.items()):
-        for row, (layer, head) in enumerate(shown):
-            axes = panels[row][column]
-            chosen = of_layers[layer][head, query].float().numpy()
-            middles = [min(i * t + t // 2, frames - 1) for i in range(grid[0])]
-            lit = [_lit(bright[i], chosen[index[i]]) for i in middles]
-            axes.imshow(np.concatenate(lit, axis=1), interpolation="nearest")
-            corner = (when * width + right * x - 0.5, down * y - 0.5)
-            box = {"edgecolor": QUERY, "facecolor": "none", "linewidth": 2}
-            axes.add_patch(Rectangle(corner, x, y, **box))
-            for cut in range(1, grid[0]):
-                axes.axvline(cut * width - 0.5, color="white", linewidth=1.5)
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-            if row == 0:
-                axes.set_title(f"noise {time:g}", loc="left")
-            if column == 0:
-                axes.set_ylabel(f"layer {layer + 1}, head {head + 1}")
-    save(figure, path)
-
-
-def _bright(clip: np.ndarray) -> np.ndarray:
-    """A clip in [0, 1] with all of the contrast that it has: films may be dark."""
-    low, high = np.percentile(clip, (1, 99))
-    return np.clip((clip - low) / max(1.0, high - low), 0, 1) ** 0.6
-
-
-def _lit(frame: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """A frame with a tint where tiles were chosen, dark elsewhere."""
-    tint = np.array(to_rgb(CHOSEN))
-    return np.where(chosen[..., None] > 0, 0.65 * frame + 0.35 * tint, 0.35 * frame)
 
 
 def _plain(axes: Axes) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def named(name: str) -> str:
+    """A run's name as the page writes it: its method is the first word."""
+    method, *rest = name.split(" ")
+    return " ".join([NAMES.get(method, method), *rest])
 
 
 def shown(image: Path) -> str:

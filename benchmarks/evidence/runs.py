@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -65,7 +66,11 @@ def all_of(runs: Iterable[Run], scale: Scale, steps: int, out: Path, results: Pa
     known = {tuple(row[k] for k in KEY): row for row in read("evidence", results)}
     for number, run in enumerate(todo, start=1):
         row = known.get(tuple(run.row(scale, steps).values()))
-        if row is None:
+        what = f"{number}/{len(todo)} {run.data} {run.name} seed {run.seed}"
+        if row is not None:
+            told = f"in {results} already, of {row['date']}; --results DIR trains it again"
+            print(f"{what}: {told}", flush=True)
+        else:
             begin = time.monotonic()
             row = train_run(run, scale, steps, out, results)
             spent.append(time.monotonic() - begin)
@@ -73,8 +78,8 @@ def all_of(runs: Iterable[Run], scale: Scale, steps: int, out: Path, results: Pa
                 sum(spent) / len(spent)
             )
             print(
-                f"{number}/{len(todo)} {run.data} {run.name} seed {run.seed}: validation loss "
-                f"{row['validation'][-1][1]:.4f}, {time_text(spent[-1])}, {time_text(left)} left",
+                f"{what}: validation loss {row['validation'][-1][1]:.4f}, "
+                f"{time_text(spent[-1])}, {time_text(left)} left",
                 flush=True,
             )
         rows.append(row)
@@ -125,10 +130,12 @@ def train_run(run: Run, scale: Scale, steps: int, out: Path, results: Path) -> R
         trainer.close()
     if history.validation[-1][0] != steps:
         raise KeyboardInterrupt  # told to stop: what it has is saved, but no result
+    seconds = [record.seconds for record in history.steps]
     found: dict[str, Any] = dict(
         validation=[[step, round(loss, 6)] for step, loss in history.validation],
         losses=[round(record.loss, 5) for record in history.steps],
-        seconds=round(sum(record.seconds for record in history.steps), 1),
+        seconds=round(sum(seconds), 1),
+        step_seconds=round(statistics.median(seconds), 5),  # without what compiles in the first
         **told,
     )
     row = run.row(scale, steps)

@@ -61,6 +61,8 @@ class Scale:
     shift: float = 3.0
     ema: float = 0.98
     validation_clips: int = 32
+    steps: int = 192
+    """Of ablations and adaptation, where none are asked for."""
     film: Film = field(default_factory=lambda: Film(clips=480, validation_clips=64))
     compile: bool = False
 
@@ -118,6 +120,7 @@ GPU = Scale(
     lr=6e-4,
     warmup=100,
     ema=0.99,
+    steps=1000,
     compile=True,
 )
 GPU_120M = replace(

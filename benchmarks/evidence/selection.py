@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.evidence.choices import draw_choices
 from benchmarks.evidence.page import rows_of
-from benchmarks.evidence.pictures import draw_choices
 from benchmarks.evidence.recall import best, held, tile_mass
 from benchmarks.evidence.runs import Run, command, config_of, parser
 from benchmarks.evidence.scale import METHODS, SCALES, Scale, here

@@ -1,0 +1,69 @@
+"""The ablations' slots against attention by hand."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from laws import tilings
+
+from benchmarks.evidence.slots import MaxPooledVSA, OwnTileVSA, UngatedVSA, ZeroFillBSA, pool_max
+from flexsparse import VideoTiling, prune_queries
+from flexsparse.reference import tile_of_token
+from models.attention import BSA, VSA
+
+
+@given(tilings(max_side=6), st.integers(0, 2**31))
+def test_pool_max_sees_valid_rows_alone(tiling, seed):
+    x = torch.randn(1, 1, tiling.tokens, 8, generator=torch.Generator().manual_seed(seed))
+    of = tile_of_token(tiling.video, tiling.tile)
+    exact = torch.stack([x[0, 0, of == i].amax(0) for i in range(tiling.num_tiles)])
+    tiled = torch.where(tiling.valid()[:, None], tiling.to_tiles(x), torch.inf)
+    assert torch.equal(pool_max(tiled, tiling)[0, 0], exact)
+
+
+@pytest.mark.parametrize("slot", [MaxPooledVSA(sparsity=0), UngatedVSA(sparsity=0)])
+def test_with_all_tiles_the_fine_stage_is_dense_attention(slot):
+    tiling = VideoTiling((4, 6, 9))
+    x, q, k, v = layer_inputs(tiling)
+    layer = slot.build(32, 2, tiling)
+    everything = VSA(sparsity=0).build(32, 2, tiling)
+    everything.load_state_dict(layer.state_dict() or everything.state_dict())
+    if isinstance(slot, UngatedVSA):
+        with torch.no_grad():
+            for gate in (everything.gate_coarse, everything.gate_fine):
+                gate.weight.zero_(), gate.bias.fill_(1)
+        expected = everything(x, q, k, v, tiling)
+    else:  # its coarse stage pools otherwise
+        with torch.no_grad():
+            for module in (layer, everything):
+                module.gate_coarse.weight.zero_(), module.gate_coarse.bias.zero_()
+        expected = everything(x, q, k, v, tiling)
+    torch.testing.assert_close(layer(x, q, k, v, tiling), expected)
+
+
+def test_its_own_tile_alone_is_dense_attention_in_each_tile():
+    tiling = VideoTiling((4, 6, 9))
+    x, q, k, v = layer_inputs(tiling)
+    layer = OwnTileVSA(top_k=1).build(32, 2, tiling)
+    of = tiling.to_tiles(tile_of_token(tiling.video, tiling.tile)[None, None, :, None].float())
+    live = tiling.valid()
+    same = (of[0, 0] == of[0, 0].T) & live & live[:, None]
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=same)
+    torch.testing.assert_close(layer(x, q, k, v, tiling)[:, :, live], exact[:, :, live])
+
+
+def layer_inputs(tiling):
+    torch.manual_seed(0)
+    x = torch.randn(1, tiling.tokens, 32)
+    return [tiling.to_tiles(y) for y in (x, *torch.randn(3, 1, 2, tiling.tokens, 16))]
+
+
+def test_zero_fill_leaves_pruned_queries_without_output():
+    tiling = VideoTiling((4, 8, 8))
+    x, q, k, v = layer_inputs(tiling)
+    filled, nearest = (
+        kind(sparsity=0.5, keep=0.5).build(32, 2, tiling)(x, q, k, v, tiling)
+        for kind in (ZeroFillBSA, BSA)
+    )
+    stays = prune_queries(q, tiling, keep=0.5, window=(2, 2, 2)).mask
+    assert torch.equal(filled[stays], nearest[stays]) and not filled[~stays].any()
