@@ -50,6 +50,9 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError, *FAULTS) as error:
         log.logger.error("error: %s", error)
         return 1
+    except KeyboardInterrupt:
+        log.logger.error("interrupted before the first step: nothing is lost")
+        return 130
     try:
         trainer.train()
     except FAULTS as error:

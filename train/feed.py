@@ -55,8 +55,10 @@ class Feed:
             asked = time.perf_counter()
             batch = next(self.batches)
             self._seconds += time.perf_counter() - asked
-            x0 = batch["video"].to(self.device, non_blocking=True)
-            context = batch["context"].to(self.device, non_blocking=True)
+            x0, context = (
+                self.ranks.alike(batch[name].to(self.device, non_blocking=True))
+                for name in ("video", "context")
+            )
             first = (part * self.ranks.size + self.ranks.rank) * self.training.local_batch_size
             noise, t = draw(
                 x0,

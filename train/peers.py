@@ -1,11 +1,13 @@
 """A process that is gone or stuck, named by those that waited for it."""
 
 import os
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 
 
 class LostPeerError(RuntimeError):
@@ -27,6 +29,10 @@ class Waiting:
         self.timeout_seconds = timeout_seconds
 
     def __enter__(self) -> Self:
+        # a mesh makes its groups with torch's own timeouts: 10 minutes of NCCL, 30 of gloo
+        for group in _world.pg_map:
+            if dist.get_backend(group) != "fake":
+                _set_pg_timeout(timedelta(seconds=self.timeout_seconds), group)
         return self
 
     def __exit__(

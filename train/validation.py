@@ -48,7 +48,10 @@ class Validator(Configurable):
         if config.clips < 1:
             raise ValueError(f"validation.clips is {config.clips}: at least one is wanted")
         self.clips = dataloader.keep(config.clips)
-        self.batches = list(dataloader)
+        self.batches = [
+            {name: ranks.alike(batch[name].to(device)).cpu() for name in ("video", "context")}
+            for batch in dataloader
+        ]
         self.numbers = [dataloader.numbers(i) for i in range(len(self.batches))]
         if not self.batches:
             raise ValueError(

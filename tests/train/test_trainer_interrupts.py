@@ -11,7 +11,9 @@ import torch
 from fault_runs import files_of_at_most
 from trainer_runs import finish, run, start, tiny
 
+from train.__main__ import main
 from train.checkpoint import Checkpointer, CheckpointNotSavedError, complete_steps
+from train.trainer import Trainer
 
 
 def test_kill_9_while_saving_leaves_the_checkpoint_before(tmp_path, caplog):
@@ -73,6 +75,15 @@ def test_ctrl_c_ends_the_step_at_hand(tmp_path):
     assert trainer.step == 2
     assert complete_steps(tmp_path / "checkpoint") == [2]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_before_the_first_step_is_a_line(monkeypatch, caplog):
+    def interrupted(self, config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "__init__", interrupted)
+    assert main(["--config", "debug_vsa"]) == 130
+    assert caplog.records[-1].getMessage() == "interrupted before the first step: nothing is lost"
 
 
 def test_a_full_disk_is_named_and_training_goes_on(tmp_path, caplog):

@@ -85,3 +85,8 @@ def test_it_is_the_evidences_count():
 
 def test_of_an_unknown_model_there_is_none():
     assert other_cost(replace(tiny("unused"), model=object())) is None
+
+
+def test_what_cannot_be_counted_is_a_curve_less_and_no_run_less(caplog):
+    assert other_cost(replace(tiny("unused"), dataloader=object())) is None
+    assert "no train/flops_per_clip: AttributeError: 'object' object has no" in caplog.text

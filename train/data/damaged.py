@@ -31,16 +31,24 @@ class DamagedDataError(RuntimeError):
 def reading(file: Path, where: str, *kinds: type[Exception]) -> Iterator[None]:
     """Within it, a file that is missing, and errors of these kinds, become DamagedClipError.
 
-    What the system failed at (any other errno) is not in the bytes, and may be gone the next time:
+    What the system failed at (see `of_system`) is not in the bytes, and may be gone the next time:
     DamagedDataError ends the run, to be started again with its data in order.
     """
     try:
         yield
     except (OSError, *kinds) as e:
         said = f"{file}{where}: {' '.join(str(e).split())}"
-        if isinstance(e, OSError) and e.errno not in (None, errno.ENOENT):
+        if of_system(e) and getattr(e, "errno", None) != errno.ENOENT:
             raise DamagedDataError(f"{said}; start again to go on from the last checkpoint") from e
         raise DamagedClipError(file, said) from e
+
+
+def of_system(error: Exception) -> bool:
+    """Whether a file's reader failed at the machine (its disk, its memory), not at the bytes.
+
+    Arrow has OSErrors without a number, and out of memory among its own errors, for either.
+    """
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) is not None
 
 
 @dataclass

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch.distributed as dist
 
+from train.data.damaged import of_system
 from train.data.latent_records import TENSOR_COLUMNS
 from train.data.progress import WorkProgress
 
@@ -103,6 +104,8 @@ def _named(file: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as e:
         said = " ".join(str(e).split())
+        if of_system(e):
+            raise ValueError(f"{file} cannot be read: {said}") from e
         raise ValueError(f"{file} is no Parquet file: {said}; remove it or write it again") from e
 
 

@@ -12,6 +12,7 @@ from threading import Event
 
 import torch
 
+from train.data.alike import check_alike
 from train.data.batch import Sample
 from train.data.buckets import Size, best_length, best_shape, check_sizes
 from train.data.cache import CachedVideo, cached_video, default_cache_dir, file_identity
@@ -54,7 +55,8 @@ class VideoFolder:
 
     Decoded frames are kept in `cache_dir` ("": ~/.cache/flexsparse/frames). A file that cannot be
     read or is too short for a clip is left out: `skipped` has it with the reason, and the log names
-    and counts them. Raises ValueError when the split has no clip.
+    and counts them. Raises ValueError when the split has no clip, and on all ranks when they have
+    not the same: under torch.distributed a collective.
     """
 
     def __init__(
@@ -101,6 +103,9 @@ class VideoFolder:
             [i for i, clip in enumerate(self.clips) if clip.size == size] for size in self.sizes
         ]
         self._report(path, split, len(listed))
+        names = [os.path.relpath(file, path) for file, _ in listed]
+        held = [(clip.size, clip.start, clip.caption) for clip in self.clips]
+        check_alike(path, (names, held), self._said(split))
         if not self.clips:
             frames = min(t for t, _, _ in self.sizes)
             due = frames if part == "train" else 2 * frames
@@ -150,6 +155,14 @@ class VideoFolder:
             return self.sizes[0][1:]
         file_identity(file)  # what is no regular file may keep its reader waiting for ever
         return best_shape(self.sizes, *video_size(file))
+
+    def _said(self, split: Split) -> str:
+        """What an error tells of this rank's clips: of the others the log says nothing."""
+        more = ""
+        if self.skipped:
+            file, reason = self.skipped[0]
+            more = f" ({len(self.skipped)} videos left out, {file.name} first: {reason})"
+        return f"{len(self.clips)} {split} clips{more}"
 
     def _report(self, path: str | Path, split: Split, listed: int) -> None:
         if split == "train":  # the other split leaves out the same files

@@ -5,6 +5,7 @@ import itertools
 import logging
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
@@ -86,6 +87,9 @@ def test_what_the_system_failed_at_is_no_damage():
     with pytest.raises(DamagedDataError, match=r"^x\.parquet, row 3: .*; start again"):  # noqa: SIM117
         with reading(Path("x.parquet"), ", row 3"):
             raise OSError(errno.EIO, "Input/output error")
+    with pytest.raises(DamagedDataError, match=r"^x\.parquet: malloc of size 64 failed; start"):  # noqa: SIM117
+        with reading(Path("x.parquet"), "", pa.ArrowException):
+            raise pa.ArrowMemoryError("malloc of size 64 failed")
     for error in (FileNotFoundError(errno.ENOENT, "gone"), OSError("ZSTD\n  failed")):
         with pytest.raises(DamagedClipError, match=r"^x\.parquet: \D*") as e:  # noqa: SIM117
             with reading(Path("x.parquet"), ""):

@@ -1,11 +1,14 @@
 """The index of a folder is what its files say, whichever rank reads them, and each is read once."""
 
+import errno
 import json
 import tempfile
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from fastvideo_records import OTHER, SHAPE, config, record, write, write_clips
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,3 +82,19 @@ def test_the_other_split_opens_no_file_again(tmp_path, monkeypatch):
     write(tmp_path / "000.parquet", [record(i) for i in range(4)])
     assert len(config(tmp_path, holdout=0).build().clips) == 19 and len(opened) == 5
     assert len(latent_index._read) == 4, "what was there before is forgotten"
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(errno.EACCES, "Permission denied"), pa.ArrowMemoryError("malloc of")]
+)
+def test_nobody_is_told_to_remove_a_file_that_the_system_would_not_read(
+    tmp_path, monkeypatch, error
+):
+    write_clips(tmp_path, 1)
+
+    def fails(file):
+        raise error
+
+    monkeypatch.setattr(pq, "ParquetFile", fails)
+    with pytest.raises(ValueError, match=r"000\.parquet cannot be read: .*(denied|malloc of)$"):
+        read_index(tmp_path, [tmp_path / "000.parquet"])
