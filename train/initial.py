@@ -34,7 +34,9 @@ class InitialConfig:
 
 
 def first_checkpoint(config: Any) -> int | None:
-    """The step that the run goes on from; None where it starts afresh.
+    """The step that the run goes on from, as the first process sees it; None where it starts afresh.
+
+    On storage that nodes share, some may not see for a while what others have written.
 
     Raises ValueError or OSError in a line if the config and what lies in the run's folder do not go
     together, or it takes no files. Nothing is written.
@@ -45,7 +47,9 @@ def first_checkpoint(config: Any) -> int | None:
     steps = complete_steps(checkpoints)
     if steps:
         check_config(folder, config)
-    step = steps[-1] if steps and config.checkpoint.enable else None
+    agreed = [steps[-1] if steps and config.checkpoint.enable else None]
+    dist.broadcast_object_list(agreed)
+    (step,) = agreed
     _check_start(config, step is None)
     if dist.get_rank() == 0:
         there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())

@@ -97,11 +97,13 @@ class Metrics(MetricsProcessor):
 def film_strip(clips: Tensor, rows: int = 4, columns: int = 8) -> Tensor:
     """[B, C, T, H, W] in [-1, 1] -> an image [3, rows * H, columns * W] in [0, 1].
 
-    Evenly spaced frames of the first clips; of a latent, three channels.
+    Evenly spaced frames of the first clips; of a latent, three channels, in grey the first one
+    where there are no three.
     """
+    colours = 3 if clips.shape[1] > 2 else 1
     frames = torch.linspace(0, clips.shape[2] - 1, min(columns, clips.shape[2])).round().int()
-    picked = clips[:rows, :3, frames.to(clips.device)].float().cpu().clamp(-1, 1)
-    picked = picked.expand(-1, 3, -1, -1, -1) if picked.shape[1] == 1 else picked
+    picked = clips[:rows, :colours, frames.to(clips.device)].float().cpu().clamp(-1, 1)
+    picked = picked.expand(-1, 3, -1, -1, -1)
     return (picked.permute(1, 0, 3, 2, 4).flatten(3, 4).flatten(1, 2) + 1) / 2
 
 

@@ -49,11 +49,18 @@ class ParallelConfig:
 def init_process_group(timeout_seconds: int) -> torch.device:
     """Join the processes that torchrun started, or make a world of one; returns this one's device.
 
-    Small tensors on the host travel by gloo, those on a GPU by NCCL.
+    Small tensors on the host travel by gloo, those on a GPU by NCCL. ValueError on a node that has
+    fewer GPUs than processes.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cpu" if device_type == "cpu" else f"{device_type}:{local_rank}")
     if device.type != "cpu":
+        there = torch.accelerator.device_count()
+        if local_rank >= there:
+            raise ValueError(
+                f"process {local_rank} of this node, counted from 0, finds {there} devices: start "
+                f"no more than there are, --nproc-per-node {there}"
+            )
         torch.accelerator.set_device_index(local_rank)
     if not dist.is_initialized():
         dist.init_process_group(

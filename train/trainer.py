@@ -119,7 +119,7 @@ class Trainer(Stateful, Configurable):
                 self._open_data()
             open_folder(self.config, step)
             with self._logging(lines):
-                self._build(dims, step is None)
+                self._build(dims, step)
 
     def _open_data(self) -> None:
         c = self.config
@@ -131,8 +131,9 @@ class Trainer(Stateful, Configurable):
             held_out = open_split(c, self.ranks, "validation")
             self.validator = c.validation.build(dataloader=held_out, **place)
 
-    def _build(self, dims: ParallelDims, fresh: bool) -> None:
+    def _build(self, dims: ParallelDims, goes_on_from: int | None) -> None:
         c, training = self.config, self.config.training
+        fresh = goes_on_from is None
         model: Any = outline(c)
         self.tokens = int(model.tokens)
         parameters = sum(p.numel() for p in model.parameters())
@@ -168,8 +169,8 @@ class Trainer(Stateful, Configurable):
             sd_adapter=None,
             base_folder=c.dump_folder,
         )
-        if not self.checkpointer.load(step=c.checkpoint.load_step) and not fresh:
-            raise RuntimeError(f"{c.dump_folder}: its checkpoints are gone since this start began")
+        asked = c.checkpoint.load_step
+        self.checkpointer.load(step=asked if fresh or asked != -1 else goes_on_from)
         if self.step == 0 and self.ema:
             self.ema.restart()  # the weights may have come from another run
         if self.step == 0 and self.annealing.needs_break_even:

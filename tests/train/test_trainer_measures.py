@@ -131,6 +131,14 @@ def test_ema_can_be_left_out(tmp_path):
     trainer.close()
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_latent_of_few_channels_is_shown_by_the_first(channels):
+    clips = torch.rand(2, channels, 3, 4, 5) * 2 - 1
+    strip = film_strip(clips)
+    assert torch.equal(strip[0], strip[1]) and torch.equal(strip[0], strip[2])
+    torch.testing.assert_close(strip[0, :4, :5] * 2 - 1, clips[0, 0, 0])
+
+
 def test_film_strip_has_a_clip_a_row_and_time_from_left_to_right():
     frames = torch.arange(16.0).view(1, 16, 1, 1).expand(3, 16, 2, 5)
     clips = torch.stack([frames, frames + 1])

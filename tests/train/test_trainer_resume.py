@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from trainer_runs import run, tiny, weights
+import torch.distributed as dist
+from trainer_runs import SPARSE, run, tiny, weights
 
 from models.attention import Dense
+from train import initial, parallelize
 from train.checkpoint import Checkpointer, complete_steps
 from train.ema import EMA
 
@@ -80,3 +82,36 @@ def test_weights_that_do_not_fit_are_refused_in_a_line(tmp_path):
     with pytest.raises(ValueError, match="does not fit this run: .*gate") as error:
         config.build()
     assert "\n" not in str(error.value)
+
+
+def test_a_run_never_goes_on_from_weights_that_its_own_checkpoint_lacks(tmp_path):
+    """Adapting layers may take another run's dense weights; here nobody has drawn their own."""
+    run(tiny(tmp_path, steps=1, attention=Dense()))
+    (tmp_path / "config.json").unlink()  # else the config alone is refused
+    with pytest.raises(ValueError, match="does not fit this run: .*gate"):
+        tiny(tmp_path, steps=2, attention=replace(SPARSE, adapt=True)).build()
+
+
+def test_all_processes_go_on_from_the_step_that_the_first_one_sees(tmp_path, monkeypatch):
+    run(tiny(tmp_path, steps=1))
+
+    def as_on_storage_that_lags(seen):
+        assert seen == [None]
+        seen[0] = 1
+
+    monkeypatch.setattr(initial, "complete_steps", lambda folder: [])
+    monkeypatch.setattr(dist, "broadcast_object_list", as_on_storage_that_lags)
+    monkeypatch.setattr(Checkpointer, "_find_load_step", lambda self: -1)
+    monkeypatch.setattr(initial, "first_model", lambda config: pytest.fail("started anew"))
+    config = tiny(tmp_path, steps=2)
+    trainer = config.build()
+    trainer.close()
+    assert trainer.step == 1
+
+
+def test_more_processes_than_gpus_are_refused_with_both_numbers(monkeypatch):
+    monkeypatch.setattr(parallelize, "device_type", "cuda")
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match="process 2 .* finds 2 devices.*--nproc-per-node 2"):
+        parallelize.init_process_group(60)

@@ -96,14 +96,14 @@ def _debug(slot: Any, schedule: Schedule, name: str) -> Trainer.Config:
         sparsity=SparsityConfig(schedule=schedule),
         optimizer=default_adamw(lr=1e-3),
         lr_scheduler=LRSchedulersContainer.Config(warmup_steps=2, decay_ratio=0.0),
-        validation=Validator.Config(interval=10, clips=4, sample_steps=0),
+        validation=Validator.Config(interval=10, clips=4, sample_steps=4),
         checkpoint=Checkpointer.Config(interval=10),
         metrics=Metrics.Config(log_freq=1),
     )
 
 
 def _adapt(model: WanConfig, schedule: Schedule, *, name: str) -> Trainer.Config:
-    """The learning rate, once it is there, stays; a latent's samples would be no pictures."""
+    """The learning rate, once it is there, stays."""
     return Trainer.Config(
         model=model,
         initial=InitialConfig(required=True),
@@ -114,7 +114,7 @@ def _adapt(model: WanConfig, schedule: Schedule, *, name: str) -> Trainer.Config
         sparsity=SparsityConfig(schedule=schedule),
         optimizer=default_adamw(lr=1e-5, weight_decay=0.01),
         lr_scheduler=LRSchedulersContainer.Config(warmup_steps=50, decay_ratio=0.0),
-        validation=Validator.Config(interval=500, clips=16, sample_steps=0),
+        validation=Validator.Config(interval=500, clips=16),
         checkpoint=Checkpointer.Config(interval=500),
         activation_checkpoint="selective",
         compile=True,
