@@ -66,8 +66,10 @@ def test_neighbours_that_are_damaged_are_not_all_replaced_by_one():
 
 
 def test_where_none_can_be_read_the_search_ends():
+    stream = ClipStream(Holed(4, range(4)), batch_size=1)
     with pytest.raises(DamagedDataError, match=r"none of 64 clips .* position 0 .*: clip \d$"):
-        ClipStream(Holed(4, range(4)), batch_size=1).read(0)
+        stream.read(0)
+    assert len(stream.notes()) == 64
 
 
 def test_each_file_is_told_once_and_one_too_many_ends_it(caplog):
@@ -80,6 +82,12 @@ def test_each_file_is_told_once_and_one_too_many_ends_it(caplog):
     assert all(record.levelno == logging.ERROR for record in caplog.records), "of every rank"
     with pytest.raises(DamagedDataError, match=r"met 3 files .* is 2: .* they are a, b, c; .* row"):
         damage.see([(3, "c", "c, row 0")])
+    counts = [record.getMessage().partition(" size, ")[2] for record in caplog.records]
+    assert [said.partition(" so far")[0] for said in counts] == [
+        "1 in 1 files",
+        "1 in 2 files",
+        "4 in 3 files",
+    ]
 
 
 def test_what_the_system_failed_at_is_no_damage():

@@ -85,6 +85,18 @@ def test_ranks_share_an_epoch_without_overlap(tmp_path, ranks, batch):
     assert list(itertools.chain(*steps)) == alone
 
 
+def test_a_rank_names_what_its_batches_are_made_of(tmp_path):
+    write_clips(tmp_path, 20)
+    loader = config(tmp_path).build(dp_world_size=2, dp_rank=1, local_batch_size=3)
+    for i, batch in enumerate(take(loader, 3)):
+        names = [
+            f"{tmp_path}/{n // 5 * 5:03d}.parquet, row group {n % 5 // 2}, row {n % 5 % 2}"
+            for n in numbers([batch])
+        ]
+        place = f"positions {6 * i + 3} to {6 * i + 5} of the data"
+        assert loader.reading(i) == f"{place}: {', '.join(names)}"
+
+
 def test_validation_is_the_last_clips_in_order(tmp_path):
     write_clips(tmp_path, 20)
     loader = config(tmp_path, holdout=0.15).build(local_batch_size=3, split="validation")
