@@ -101,20 +101,18 @@ def test_what_the_system_failed_at_is_no_damage():
         assert "\n" not in str(e.value)
 
 
+def videos(folder, **changes):
+    """Clips of 10 frames of those in folder/videos; what is decoded stays in the folder."""
+    options = {"num_frames": 10, "height": 32, "width": 32, "cache_dir": str(folder)}
+    return VideoDataLoader.Config(path=str(folder / "videos"), **options, **changes)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("harm", [Path.unlink, lambda file: file.write_bytes(b"short")])
 def test_decoded_frames_that_are_gone_are_replaced(tmp_path, write_scenes, workers, harm, caplog):
     for name in "abc":
         write_scenes(tmp_path / "videos" / f"{name}.mov", [30])
-    config = VideoDataLoader.Config(
-        path=str(tmp_path / "videos"),
-        num_frames=10,
-        height=32,
-        width=32,
-        cache_dir=str(tmp_path),
-        num_workers=workers,
-        max_damaged=1,
-    )
+    config = videos(tmp_path, num_workers=workers, max_damaged=1)
     straight = [batch["video"] for batch in itertools.islice(config.build(), 12)]
     loader = config.build()
     lost = loader.clips.clips[-1].video.path
@@ -135,15 +133,7 @@ def test_decoded_frames_that_are_gone_are_replaced(tmp_path, write_scenes, worke
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_worker_that_finds_none_says_so_in_a_line(tmp_path, write_scenes, workers):
     write_scenes(tmp_path / "videos" / "a.mov", [30])
-    config = VideoDataLoader.Config(
-        path=str(tmp_path / "videos"),
-        num_frames=10,
-        height=32,
-        width=32,
-        cache_dir=str(tmp_path),
-        num_workers=workers,
-    )
-    loader = config.build()
+    loader = videos(tmp_path, num_workers=workers).build()
     loader.clips.clips[0].video.path.unlink()
     with pytest.raises(DamagedDataError, match=r"^none of 64 clips that were drawn") as e:
         next(iter(loader))
