@@ -37,6 +37,8 @@ def test_epochs_differ_in_the_order_of_groups_and_within_them(tmp_path):
     in_place = [epoch[np.argsort(order)] for epoch, order in zip((first, second), groups)]
     assert (np.sort(in_place[0]) == np.sort(in_place[1])).all()
     assert (in_place[0] != in_place[1]).any(1).all()
+    other = take(config(tmp_path, holdout=0, seed=1).build(local_batch_size=5), 8)
+    assert numbers(other) != first.flatten().tolist()
 
 
 def test_a_row_group_is_read_once_an_epoch_and_one_is_held(tmp_path, monkeypatch):

@@ -1,0 +1,45 @@
+"""A data loading process that fails is named by its turn, and none is left behind."""
+
+from unittest.mock import Mock
+
+import pytest
+
+from train.data.workers import DataWorkerError, watched
+
+
+class Failing:
+    """What iter(DataLoader) is, of two processes, of which the second fails at its second batch."""
+
+    def __init__(self, said):
+        self._workers, self.said, self.given = [Mock(), Mock()], said, 0
+        self._shutdown_workers = Mock()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.given == 3:
+            raise RuntimeError(self.said)
+        self.given += 1
+        return self.given
+
+
+@pytest.mark.parametrize(
+    "said, failure",
+    [
+        ("DataLoader timed out after 1 seconds", "is stuck"),
+        ("DataLoader worker (pid 1) is killed by signal: Killed.\nmore", "ended"),
+    ],
+)
+def test_the_process_whose_turn_it_is_is_named(said, failure):
+    loader = Failing(said)
+    words = rf"^data worker 1 of 2 on rank 0 {failure} at batch 3: DataLoader [^\n]*\)$"
+    with pytest.raises(DataWorkerError, match=words):
+        list(watched(loader, lambda batch: f"batch {batch}"))
+    for process in loader._workers:
+        process.kill.assert_called_once_with()
+
+
+def test_what_a_dataset_raised_passes():
+    with pytest.raises(RuntimeError, match="^of a dataset$"):
+        list(watched(Failing("of a dataset"), str))
