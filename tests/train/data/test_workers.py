@@ -1,4 +1,4 @@
-"""A data loading process that fails is named by its turn, and none is left behind."""
+"""A data loading process that fails is named, and none is left behind."""
 
 from unittest.mock import Mock
 
@@ -24,17 +24,24 @@ class Failing:
         return self.given
 
 
+STUCK = "DataLoader timed out after 1 seconds"
+KILLED = "DataLoader worker (pid 1) is killed by signal: Killed.\nmore"
+
+
 @pytest.mark.parametrize(
-    "said, failure",
+    "said, dead, named",
     [
-        ("DataLoader timed out after 1 seconds", "is stuck"),
-        ("DataLoader worker (pid 1) is killed by signal: Killed.\nmore", "ended"),
+        (STUCK, None, "1 of 2 on rank 0 is stuck at batch 3"),
+        (KILLED, 1, "1 of 2 on rank 0 ended at or after batch 3"),
+        (KILLED, 0, "0 of 2 on rank 0 ended at or after batch 4"),
+        (KILLED, None, "1 of 2 on rank 0 ended at or after batch 3"),
     ],
 )
-def test_the_process_whose_turn_it_is_is_named(said, failure):
+def test_the_process_that_is_stuck_or_dead_is_named(said, dead, named):
     loader = Failing(said)
-    words = rf"^data worker 1 of 2 on rank 0 {failure} at batch 3: DataLoader [^\n]*\)$"
-    with pytest.raises(DataWorkerError, match=words):
+    for i, process in enumerate(loader._workers):
+        process.is_alive.return_value = i != dead
+    with pytest.raises(DataWorkerError, match=rf"^data worker {named}: DataLoader [^\n]*\)$"):
         list(watched(loader, lambda batch: f"batch {batch}"))
     for process in loader._workers:
         process.kill.assert_called_once_with()
