@@ -40,14 +40,19 @@ def watched(loader: DataLoader, reading: Callable[[int], str]) -> Iterator[Any]:
             if not said.startswith("DataLoader "):
                 raise  # what a dataset raised
             processes = list(getattr(batches, "_workers", []))
+            stuck, count = "timed out" in said, max(1, len(processes))
+            dead = [i for i, process in enumerate(processes) if not process.is_alive()]
+            turn = number % count  # whose batch was waited for, while another may have died
+            worker = turn if stuck or not dead else dead[0]
+            batch = number + (worker - turn) % count
             batches._shutdown_workers()  # or torch would report those killed as a failure, too
             for process in processes:
                 process.kill()
             rank = dist.get_rank() if dist.is_initialized() else 0
-            failure = "is stuck" if "timed out" in said else "ended"
+            failure = "is stuck at" if stuck else "ended at or after"  # it reads ahead
             raise DataWorkerError(
-                f"data worker {number % max(1, len(processes))} of {len(processes)} on rank {rank} "
-                f"{failure} at {reading(number)}: {said.splitlines()[0]} "
+                f"data worker {worker} of {len(processes)} on rank {rank} "
+                f"{failure} {reading(batch)}: {said.splitlines()[0]} "
                 "(dataloader.timeout_seconds)"
             ) from error
         yield batch

@@ -67,8 +67,10 @@ def test_neighbours_that_are_damaged_are_not_all_replaced_by_one():
 
 
 def test_where_none_can_be_read_the_search_ends():
+    stream = ClipStream(Holed(4, range(4)), batch_size=1)
     with pytest.raises(DamagedDataError, match=r"none of 64 clips .* position 0 .*: clip \d$"):
-        ClipStream(Holed(4, range(4)), batch_size=1).read(0)
+        stream.read(0)
+    assert len(stream.notes()) == 64
 
 
 def test_each_file_is_told_once_and_one_too_many_ends_it(caplog):
@@ -81,6 +83,12 @@ def test_each_file_is_told_once_and_one_too_many_ends_it(caplog):
     assert all(record.levelno == logging.ERROR for record in caplog.records), "of every rank"
     with pytest.raises(DamagedDataError, match=r"met 3 files .* is 2: .* they are a, b, c; .* row"):
         damage.see([(3, "c", "c, row 0")])
+    counts = [record.getMessage().partition(" size, ")[2] for record in caplog.records]
+    assert [said.partition(" so far")[0] for said in counts] == [
+        "1 in 1 files",
+        "1 in 2 files",
+        "4 in 3 files",
+    ]
 
 
 def test_what_the_system_failed_at_is_no_damage():
@@ -97,20 +105,18 @@ def test_what_the_system_failed_at_is_no_damage():
         assert "\n" not in str(e.value)
 
 
+def videos(folder, **changes):
+    """Clips of 10 frames of those in folder/videos; what is decoded stays in the folder."""
+    options = {"num_frames": 10, "height": 32, "width": 32, "cache_dir": str(folder)}
+    return VideoDataLoader.Config(path=str(folder / "videos"), **options, **changes)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("harm", [Path.unlink, lambda file: file.write_bytes(b"short")])
 def test_decoded_frames_that_are_gone_are_replaced(tmp_path, write_scenes, workers, harm, caplog):
     for name in "abc":
         write_scenes(tmp_path / "videos" / f"{name}.mov", [30])
-    config = VideoDataLoader.Config(
-        path=str(tmp_path / "videos"),
-        num_frames=10,
-        height=32,
-        width=32,
-        cache_dir=str(tmp_path),
-        num_workers=workers,
-        max_damaged=1,
-    )
+    config = videos(tmp_path, num_workers=workers, max_damaged=1)
     straight = [batch["video"] for batch in itertools.islice(config.build(), 12)]
     loader = config.build()
     lost = loader.clips.clips[-1].video.path
@@ -131,15 +137,7 @@ def test_decoded_frames_that_are_gone_are_replaced(tmp_path, write_scenes, worke
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_worker_that_finds_none_says_so_in_a_line(tmp_path, write_scenes, workers):
     write_scenes(tmp_path / "videos" / "a.mov", [30])
-    config = VideoDataLoader.Config(
-        path=str(tmp_path / "videos"),
-        num_frames=10,
-        height=32,
-        width=32,
-        cache_dir=str(tmp_path),
-        num_workers=workers,
-    )
-    loader = config.build()
+    loader = videos(tmp_path, num_workers=workers).build()
     loader.clips.clips[0].video.path.unlink()
     with pytest.raises(DamagedDataError, match=r"^none of 64 clips that were drawn") as e:
         next(iter(loader))

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,6 +59,9 @@ def test_epochs_and_seeds_differ_in_order():
     both = take(stream, 100)
     assert both[:50] != both[50:] and both[:50] != take(other, 50)
     assert take(ClipStream(range(5), batch_size=1, shuffle=False), 7) == [0, 1, 2, 3, 4, 0, 1]
+    loaders = (DIGITS.build(), replace(DIGITS, seed=4).build())
+    orders = [[loader.stream.index(position) for position in range(50)] for loader in loaders]
+    assert orders[0] != orders[1]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -123,7 +127,10 @@ def test_changed_data_is_said_on_resume(monkeypatch):
     loader.load_state_dict({"position": 7, "clips": 1024})
     assert not said
     loader.load_state_dict({"position": 7, "clips": 5})
-    assert "had 5 clips, now there are 1024" in said[0][0] % said[0][1:] and loader.position == 7
+    loader.load_state_dict({"position": 7, "clips": 2048})
+    for words, clips in zip(said, (5, 2048), strict=True):
+        assert f"had {clips} clips, now there are 1024" in words[0] % words[1:]
+    assert loader.position == 7
 
 
 def test_batches_have_the_promised_form():
@@ -144,13 +151,13 @@ def test_validation_is_one_pass_in_order_and_equal_on_every_rank(tmp_path, write
     )
     alone = config.build(split="validation")
     assert len(alone) == 3
-    for _ in range(2):  # each pass is the same
+    ranks = [
+        config.build(dp_world_size=2, dp_rank=r, local_batch_size=1, split="validation")
+        for r in range(2)
+    ]
+    for _ in range(2):  # each pass is the same, filled up though the last one was
         once = torch.cat([b["video"] for b in alone])
         assert len(once) == 3
-        ranks = [
-            config.build(dp_world_size=2, dp_rank=r, local_batch_size=1, split="validation")
-            for r in range(2)
-        ]
         shares = [list(rank) for rank in ranks]
         assert [len(share) for share in shares] == [2, 2] == [len(rank) for rank in ranks]
         turns = [share[k]["video"] for k in range(2) for share in shares]

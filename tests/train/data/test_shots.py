@@ -1,7 +1,7 @@
 import itertools
 
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from train.data.shots import find_shots, frame_change, windows_of_shot
@@ -33,6 +33,7 @@ def test_steady_fast_motion_is_no_cut():
     assert find_shots([30.0, 45.0, 38.0, 60.0, 33.0, 41.0, 35.0, 52.0]) == [(0, 9)]
 
 
+@example(start=3, length=20, num_frames=10, stride=1, holdout=0.1)  # one window for each split
 @given(
     st.integers(0, 50),
     st.integers(1, 120),

@@ -44,6 +44,12 @@ if __name__ == "__main__":
     dist.barrier()
     changed = latent_index.read_index(folder, parquets(folder))
     found["changed"] = opened[len(found["first"]) :], len(changed.records)
+    there = folder
+    if rank == 1:
+        there = folder.with_name("elsewhere")
+        there.symlink_to(folder)
+    found["elsewhere"] = len(latent_index.read_index(there, parquets(there)).records)
+    found["names"] = told(folder, parquets(folder)[rank : 3 + rank])
     found["others"] = told(folder, parquets(folder)[: 3 + rank])
     dist.barrier()
     if rank == 0:

@@ -16,10 +16,10 @@ def shape_of(number):
     return TALL if number % 3 == 1 else SHAPE
 
 
-def write_both(folder, n=18):
+def write_both(folder, n=18, row_group_size=3):
     for first in range(0, n, 6):
         rows = [record(i, shape=shape_of(i)) for i in range(first, first + 6)]
-        write(folder / f"{first:03d}.parquet", rows, row_group_size=3)
+        write(folder / f"{first:03d}.parquet", rows, row_group_size=row_group_size)
 
 
 def numbers_of(batch, n=18):
@@ -62,7 +62,7 @@ def test_each_size_holds_out_its_own_clips(tmp_path):
 
 
 def test_a_row_group_is_read_once_an_epoch_for_each_size(tmp_path, monkeypatch):
-    write_both(tmp_path)
+    write_both(tmp_path, row_group_size=6)
     read, plain = [], pq.ParquetFile.read_row_group
 
     def counting(self, number, columns):
@@ -70,8 +70,10 @@ def test_a_row_group_is_read_once_an_epoch_for_each_size(tmp_path, monkeypatch):
         return plain(self, number, columns=columns)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counting)
-    take(config(tmp_path, buckets=SIZES, holdout=0).build(), 18)  # clip by clip
-    assert len(read) == 12  # 6 row groups, both sizes in each
+    for seed in range(1, 6):
+        take(config(tmp_path, buckets=SIZES, holdout=0, seed=seed).build(), 18)  # clip by clip
+        # 3 row groups, 4 clips of one size and 2 of the other in each
+        assert len(read) == 6 * seed
 
 
 def test_the_command_encodes_each_video_at_its_size(tmp_path, run, videos, write_video):

@@ -39,8 +39,9 @@ def harm(folder, kind):
         write(file, [record(i) for i in (4, 5)], row_group_size=2)
         return {6, 7}
     if kind == "a shape":
-        write(file, [record(4), record(5, OTHER), record(6, text=(5, 6)), record(7, text=(6, 3))])
-        return {5, 6, 7}  # all of one row group; the second is no more
+        others = [record(5, OTHER), record(6, text=(5, 6)), record(7, text=(6, 3))]
+        write(file, [record(4), *others], row_group_size=2)
+        return {5, 6, 7}
     return {4, 5, 6, 7}
 
 

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import re
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -50,11 +52,12 @@ def test_it_is_what_the_files_say(made):
 
 
 def test_ranks_read_a_share_each_and_know_all(tmp_path):
-    write_clips(tmp_path, 20, per_file=3)
-    files = sorted(tmp_path.rglob("*.parquet"))
-    alone = read_index(tmp_path, files)
-    finish(start(str(Path(__file__).with_name("index_ranks.py")), str(tmp_path), ranks=2))
-    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    folder = tmp_path / "latents"
+    write_clips(folder, 20, per_file=3)
+    files = sorted(folder.rglob("*.parquet"))
+    alone = read_index(folder, files)
+    finish(start(str(Path(__file__).with_name("index_ranks.py")), str(folder), ranks=2))
+    ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
     kinds = [[list(shape) for shape in kind] for kind in alone.kinds]
     same = [alone.records.tolist(), alone.groups.tolist(), alone.kind.tolist(), kinds]
     assert [rank["index"] for rank in ranks] == [same] * 2
@@ -64,12 +67,14 @@ def test_ranks_read_a_share_each_and_know_all(tmp_path):
     assert Counter(x for rank in ranks for x in rank["changed"][0]) == Counter(
         ["0.parquet", *(f.name for f in files)]
     )
-    assert {rank["changed"][1] for rank in ranks} == {27}
-    told = {key: {rank[key] for rank in ranks} for key in ("others", "bad", "none")}
-    (others,), (bad,), (none,) = told.values()
+    assert {rank["changed"][1] for rank in ranks} == {rank["elsewhere"] for rank in ranks} == {27}
+    told = {key: {rank[key] for rank in ranks} for key in ("names", "others", "bad", "none")}
+    (names,), (others,), (bad,), (none,) = told.values()
+    first, second = re.findall(r"3 files, (\w+) by their names", names)
+    assert first != second
     assert " has 3 files, " in others and " on rank 0, and 4 files, " in others
     assert f"ValueError: {files[0]} is no Parquet file: " in bad and "\n" not in bad
-    assert f"FileNotFoundError: {tmp_path} holds no parquet file" in none
+    assert f"FileNotFoundError: {folder} holds no parquet file" in none
 
 
 def test_the_other_split_opens_no_file_again(tmp_path, monkeypatch):
@@ -82,6 +87,9 @@ def test_the_other_split_opens_no_file_again(tmp_path, monkeypatch):
     write(tmp_path / "000.parquet", [record(i) for i in range(4)])
     assert len(config(tmp_path, holdout=0).build().clips) == 19 and len(opened) == 5
     assert len(latent_index._read) == 4, "what was there before is forgotten"
+    os.utime(tmp_path / "005.parquet", (1, 1))
+    config(tmp_path).build()
+    assert opened[5:] == [tmp_path / "005.parquet"]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ def test_epochs_differ_in_the_order_of_groups_and_within_them(tmp_path):
     in_place = [epoch[np.argsort(order)] for epoch, order in zip((first, second), groups)]
     assert (np.sort(in_place[0]) == np.sort(in_place[1])).all()
     assert (in_place[0] != in_place[1]).any(1).all()
+    other = take(config(tmp_path, holdout=0, seed=1).build(local_batch_size=5), 8)
+    assert numbers(other) != first.flatten().tolist()
 
 
 def test_a_row_group_is_read_once_an_epoch_and_one_is_held(tmp_path, monkeypatch):
@@ -83,6 +85,18 @@ def test_ranks_share_an_epoch_without_overlap(tmp_path, ranks, batch):
     alone = numbers(take(config(tmp_path).build(), 18))
     steps = [share[k : k + batch] for k in range(0, len(shares[0]), batch) for share in shares]
     assert list(itertools.chain(*steps)) == alone
+
+
+def test_a_rank_names_what_its_batches_are_made_of(tmp_path):
+    write_clips(tmp_path, 20)
+    loader = config(tmp_path).build(dp_world_size=2, dp_rank=1, local_batch_size=3)
+    for i, batch in enumerate(take(loader, 3)):
+        names = [
+            f"{tmp_path}/{n // 5 * 5:03d}.parquet, row group {n % 5 // 2}, row {n % 5 % 2}"
+            for n in numbers([batch])
+        ]
+        place = f"positions {6 * i + 3} to {6 * i + 5} of the data"
+        assert loader.reading(i) == f"{place}: {', '.join(names)}"
 
 
 def test_validation_is_the_last_clips_in_order(tmp_path):
