@@ -34,7 +34,7 @@ class InitialConfig:
 
 
 def first_checkpoint(config: Any) -> int | None:
-    """The step that the run goes on from, as the first process sees it; None where it starts afresh.
+    """The step that the run goes on from, as the first process sees it; None where it is new.
 
     On storage that nodes share, some may not see for a while what others have written.
 
