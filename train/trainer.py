@@ -332,9 +332,10 @@ class Trainer(Stateful, Configurable):
 
     def _save_what_was_good(self) -> str:
         """Save, if this start has done a step that was not skipped; in words, what there is."""
-        saved = self.config.checkpoint.enable and bool(self.history.steps)
-        if saved:
-            self.checkpointer.save_now(self.step)
-            last = self.history.steps[-1].step
-            return f"saved at step {self.step} with the weights of step {last}, the last good one"
-        return "nothing was saved, since no step of this start was any better"
+        if not self.history.steps:
+            return "nothing was saved, since no step of this start was any better"
+        last = self.history.steps[-1].step
+        if not self.config.checkpoint.enable:
+            return f"not saved (checkpoint.enable), and step {last} was the last good one"
+        self.checkpointer.save_now(self.step)
+        return f"saved at step {self.step} with the weights of step {last}, the last good one"
