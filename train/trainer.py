@@ -281,10 +281,14 @@ class Trainer(Stateful, Configurable):
                 reshard(self.model)
 
     def close(self) -> None:
-        """Release files and workers. The process group stays, for this process's next trainer."""
+        """Release files and workers. The process group stays, for this process's next trainer.
+
+        Raises LostPeerError where a save that was under way waits for a process that is gone.
+        """
         self.feed.close()
-        self.checkpointer.close()
         self.metrics.close()
+        with Waiting(self.config.parallel.timeout_seconds, "the saving that was under way"):
+            self.checkpointer.close()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -333,9 +337,10 @@ class Trainer(Stateful, Configurable):
 
     def _save_what_was_good(self) -> str:
         """Save, if this start has done a step that was not skipped; in words, what there is."""
-        saved = self.config.checkpoint.enable and bool(self.history.steps)
-        if saved:
-            self.checkpointer.save_now(self.step)
-            last = self.history.steps[-1].step
-            return f"saved at step {self.step} with the weights of step {last}, the last good one"
-        return "nothing was saved, since no step of this start was any better"
+        if not self.history.steps:
+            return "nothing was saved, since no step of this start was any better"
+        last = self.history.steps[-1].step
+        if not self.config.checkpoint.enable:
+            return f"not saved (checkpoint.enable), and step {last} was the last good one"
+        self.checkpointer.save_now(self.step)
+        return f"saved at step {self.step} with the weights of step {last}, the last good one"

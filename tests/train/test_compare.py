@@ -1,6 +1,7 @@
 """Runs side by side: the numbers are the runs' own, and what is no run is named."""
 
 import json
+import shutil
 import statistics
 import time
 from dataclasses import replace
@@ -8,6 +9,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 from test_nonfinite import poison
+from torch.utils.tensorboard import SummaryWriter
 from trainer_runs import SPARSE, tiny
 
 from models.attention import Dense
@@ -23,10 +25,12 @@ VALIDATED = Validator.Config(interval=3, clips=4, sample_steps=0)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A dense run; and a sparse one with a skipped step, that stopped at 4 and did 4 again."""
+    """A dense run, whose curves are in a folder of another name than tb; and a sparse one with a
+    skipped step, that stopped at 4 and did 4 again."""
     folder = tmp_path_factory.mktemp("runs")
     options = dict(metrics=LOGGED, validation=VALIDATED)
-    dense = tiny(folder / "dense", attention=Dense(), **options).build()
+    elsewhere = options | {"metrics": replace(LOGGED, save_tb_folder="curves")}
+    dense = tiny(folder / "dense", attention=Dense(), **elsewhere).build()
     dense.train()
     dense.close()
     records = {}
@@ -49,6 +53,31 @@ def test_the_curves_are_the_runs_own(runs):
     assert [step for step, _ in resumed.loss] == [1, 3, 4, 5, 6], "each step once, and none skipped"
     assert resumed.last("train/skipped") == 1
     assert resumed.start["step"] == 3 and resumed.start["seeds"]["training.seed"] == 1
+
+
+def test_of_what_a_later_start_did_again_nothing_earlier_is_told(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    starts = [
+        {"train/loss": range(1, 9), "validation/loss": (0, 4, 8), "attention/sparsity": (8,)},
+        {"train/loss": (5, 6)},  # ends before it validates
+        {"train/loss": (1,), "validation/loss": (0,)},  # afresh
+    ]
+    told = []
+    for i, curves in enumerate(starts):
+        with SummaryWriter(str(tmp_path / "tb" / str(i))) as writer:
+            for tag, steps in curves.items():
+                for step in steps:
+                    writer.add_scalar(tag, i, step)
+        (file,) = (tmp_path / "tb" / str(i)).iterdir()
+        file.rename(file.with_name(f"events.out.tfevents.{i}"))  # the second in which it begins
+        told.append({tag: c for tag, c in read_run(str(tmp_path)).curves.items() if c})
+    first, second, afresh = told
+    assert first["validation/loss"] == [(0, 0), (4, 0), (8, 0)]
+    assert second == {
+        "train/loss": [(1, 0), (2, 0), (3, 0), (4, 0), (5, 1), (6, 1)],
+        "validation/loss": [(0, 0), (4, 0)],
+    }
+    assert afresh == {"train/loss": [(1, 2)], "validation/loss": [(0, 2)]}
 
 
 def test_flops_add_up_over_steps_that_were_logged(runs):
@@ -105,8 +134,18 @@ def test_what_is_no_run_is_a_line(runs, tmp_path, capsys):
     assert f"{tmp_path} is no run's directory" in said and said.count("\n") == 1
     (tmp_path / "config.json").write_text(json.dumps({}))
     assert main([str(folder / "dense"), str(tmp_path), "--out", str(tmp_path / "x.png")]) == 2
-    assert "has no losses" in capsys.readouterr().err
+    assert "has no losses in tb: " in capsys.readouterr().err
     assert not (tmp_path / "x.png").exists()
+
+
+def test_a_start_that_was_cut_off_is_named_with_its_file(runs, tmp_path, capsys):
+    run = tmp_path / "vsa"
+    shutil.copytree(runs[0] / "vsa", run)
+    starts = run / "starts.jsonl"
+    starts.write_text(starts.read_text()[:-30])
+    assert main([str(run), "--out", str(tmp_path / "x.png")]) == 2
+    said = capsys.readouterr().err
+    assert f"error: {starts}: its last line, 2, is no JSON" in said and said.count("\n") == 1
 
 
 def test_a_start_leaves_versions_seeds_and_git_state(runs):

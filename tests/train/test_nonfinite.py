@@ -15,6 +15,7 @@ from train.nonfinite import NonFiniteError
 from train.trainer import Trainer
 
 NAN = float("nan")
+QUIET = Checkpointer.Config(enable=False)
 
 
 def poison(trainer: Trainer, steps: Sequence[int], value: float = NAN) -> None:
@@ -67,7 +68,7 @@ def test_a_skipped_step_changes_nothing_but_the_position(tmp_path, value, implem
 
 
 def test_an_infinite_loss_with_a_finite_gradient_is_skipped_too(tmp_path):
-    trainer = tiny(tmp_path, steps=2, checkpoint=Checkpointer.Config(enable=False)).build()
+    trainer = tiny(tmp_path, steps=2, checkpoint=QUIET).build()
     trainer.train(until=1)
     before = state(trainer)
     with mock.patch("train.trainer.flow_loss", lambda *given: flow_loss(*given) + torch.inf):
@@ -103,6 +104,15 @@ def test_a_run_in_which_no_step_is_good_saves_nothing(tmp_path):
         trainer.train()
     trainer.close()
     assert complete_steps(tmp_path / "checkpoint") == []
+
+
+def test_good_steps_that_checkpoint_enable_leaves_unsaved_are_not_denied(tmp_path):
+    trainer = tiny(tmp_path, checkpoint=QUIET).build()
+    poison(trainer, [3, 4, 5])
+    with pytest.raises(NonFiniteError) as error:
+        trainer.train()
+    trainer.close()
+    assert "; not saved (checkpoint.enable), and step 2 was the last good one: " in str(error.value)
 
 
 def test_the_row_goes_on_over_a_resumed_start(tmp_path):

@@ -83,22 +83,36 @@ def read_run(folder: str) -> Run:
         raise ValueError(
             f"{folder} is no run's directory: it has no {CONFIG}; give the --dump-folder of a run"
         )
-    files = sorted(path.glob("tb/**/events.out.tfevents.*"), key=_begun)
+    config = dict(leaves(json.loads((path / CONFIG).read_text())))
+    boards = config.get("metrics.save_tb_folder", "tb")
+    files = sorted((path / boards).glob("**/events.out.tfevents.*"), key=_begun)
     curves: dict[str, Curve] = {tag: [] for tag in TAGS}
     for file in files:
         board = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
-        for tag in set(TAGS) & set(board.Tags()["scalars"]):
-            new = [(event.step, event.value) for event in board.Scalars(tag)]
-            # a start that goes on from a checkpoint does the steps after it again
-            curves[tag] = [point for point in curves[tag] if point[0] < new[0][0]] + new
+        new = {
+            tag: [(event.step, event.value) for event in board.Scalars(tag)]
+            for tag in set(TAGS) & set(board.Tags()["scalars"])
+        }
+        # a start that goes on from a checkpoint does the steps after it again
+        first = min((curve[0][0] for curve in new.values()), default=math.inf)
+        for tag, curve in curves.items():
+            curves[tag] = [point for point in curve if point[0] < first] + new.get(tag, [])
     if not any(math.isfinite(loss) for _, loss in curves["train/loss"]):
         raise ValueError(
-            f"{folder} has no losses: train with metrics.enable_tensorboard, and log a step"
+            f"{folder} has no losses in {boards}: train with metrics.enable_tensorboard, and "
+            "log a step"
         )
-    starts = path / STARTS
+    return Run(folder, config, _last_start(path / STARTS), curves)
+
+
+def _last_start(starts: Path) -> dict[str, Any]:
     lines = starts.read_text().splitlines() if starts.is_file() else []
-    config = dict(leaves(json.loads((path / CONFIG).read_text())))
-    return Run(folder, config, json.loads(lines[-1]) if lines else {}, curves)
+    try:
+        return json.loads(lines[-1]) if lines else {}
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{starts}: its last line, {len(lines)}, is no JSON, cut off maybe: {error}; remove it"
+        ) from error
 
 
 def _begun(file: Path) -> float:
