@@ -24,6 +24,12 @@ def open_split(config: Any, ranks: DataRanks, split: str) -> Any:
     )
 
 
+def clips_replaced(dataloader: Any, ranks: DataRanks, device: torch.device) -> Tensor:
+    """How many clips of all ranks' loaders could not be read, since they began: a collective."""
+    damage = getattr(dataloader, "damage", None)
+    return ranks.total(torch.tensor(damage.replaced if damage else 0, device=device))
+
+
 class Feed:
     """The passes that make up a step: a loader's batches, with noise and times from `draw`.
 
@@ -77,8 +83,7 @@ class Feed:
 
     def clips_replaced(self) -> Tensor:
         """How many clips of all ranks could not be read, since this start: a collective."""
-        damage = getattr(self.dataloader, "damage", None)
-        return self.ranks.total(torch.tensor(damage.replaced if damage else 0, device=self.device))
+        return clips_replaced(self.dataloader, self.ranks, self.device)
 
     def close(self) -> None:
         """Release the loader's files and workers."""

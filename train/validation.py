@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from train.attention_stats import attention_stats
+from train.feed import clips_replaced
 from train.flow import FlowConfig, flow_loss, keyed_generator, sample, shifted
 from train.metrics import Metrics
 from train.ranks import DataRanks
@@ -52,6 +53,7 @@ class Validator(Configurable):
             {name: ranks.alike(batch[name].to(device)).cpu() for name in ("video", "context")}
             for batch in dataloader
         ]
+        self.replaced = clips_replaced(dataloader, ranks, device).item()
         self.numbers = [dataloader.numbers(i) for i in range(len(self.batches))]
         if not self.batches:
             raise ValueError(
@@ -79,9 +81,12 @@ class Validator(Configurable):
         return (1 - time) * x0 + time * noise, torch.full((1,), time, device=self.device), context
 
     def run(self, model: nn.Module, metrics: Metrics, step: int) -> float:
-        """The loss; logged with samples, and with what each layer's attention does to a clip."""
+        """The loss; logged with samples, and with what each layer's attention does to a clip.
+
+        Where `validation/clips_replaced` is not 0, the loss is of other clips than it would be of.
+        """
         loss = self.loss(model)
-        metrics.scalars(step, validation__loss=loss)
+        metrics.scalars(step, validation__loss=loss, validation__clips_replaced=self.replaced)
         if self.config.sample_steps:
             metrics.clips("samples", self.sample(model), step)
         layers = attention_stats(model, *self.noisy())

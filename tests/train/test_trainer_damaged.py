@@ -12,19 +12,26 @@ from train.__main__ import main
 from train.data.damaged import DamagedClipError
 from train.data.digits import MovingDigits
 from train.metrics import Metrics
+from train.validation import Validator
+
+VALIDATED = Validator.Config(interval=3, clips=8, sample_steps=0)
 
 
 @pytest.fixture
 def lose(monkeypatch):
-    """lose(positions): what a run of `tiny` would meet there is in files that are gone."""
+    """lose(train, held_out): what a run of `tiny` would meet there is in files that are gone."""
 
-    def lose(positions):
-        loader = tiny("unused").dataloader.build(local_batch_size=4)
-        lost = {loader.stream.index(position) for position in positions}
+    def lose(train, held_out=()):
+        lost = set()
+        for split, positions in (("train", train), ("validation", held_out)):
+            loader = tiny("unused").dataloader.build(local_batch_size=4, split=split)
+            if split == "validation":
+                loader.keep(VALIDATED.clips)
+            lost |= {loader.clips.first + loader.stream.index(p) for p in positions}
         plain = MovingDigits.__getitem__
 
         def read(self, index):
-            if index in lost:
+            if self.first + index in lost:
                 raise DamagedClipError(Path(f"{index}.mp4"), f"{index}.mp4: it is gone")
             return plain(self, index)
 
@@ -35,15 +42,16 @@ def lose(monkeypatch):
 
 def test_a_run_goes_on_and_counts_what_it_replaced(tmp_path, lose):
     straight, _ = run(tiny(tmp_path / "straight"))
-    lose([9, 13])
+    lose([9, 13], [1, 4, 6])
     log = Metrics.Config(log_freq=1, enable_tensorboard=True)
-    found, _ = run(tiny(tmp_path / "damaged", metrics=log))
+    found, _ = run(tiny(tmp_path / "damaged", metrics=log, validation=VALIDATED))
     assert len(found) == 6 and found[:2] == straight[:2] and found[2] != straight[2]
     (events,) = (tmp_path / "damaged").glob("tb/*")
     board = EventAccumulator(str(events)).Reload()
     assert [x.value for x in board.Scalars("train/clips_replaced")] == [0, 0, 1, 2, 2, 2]
+    assert [x.value for x in board.Scalars("validation/clips_replaced")] == [3, 3, 3]
     log = (tmp_path / "damaged" / "train.log").read_text()
-    assert log.count("replaces damaged clips") == 2 and log.count("it is gone") == 2
+    assert log.count("replaces damaged clips") == 5 and log.count("it is gone") == 5
 
 
 def test_too_many_are_an_error_of_a_line(tmp_path, lose, caplog):
