@@ -54,11 +54,10 @@ def read_index(folder: str | Path, files: Sequence[Path]) -> LatentIndex:
     Under torch.distributed a collective: each rank opens a share of the files. Reading the same
     folder again, for its other split, opens those that have changed. Raises on all ranks, whichever
     of them it was: FileNotFoundError for no file, ValueError for a file that is none of latents,
-    and where ranks do not have the same files.
+    and where ranks do not have the same files, by their names and sizes.
     """
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    names = "\n".join(str(file.relative_to(folder)) for file in files)
-    seen = f"{len(files)} files, {hashlib.sha256(names.encode()).hexdigest()[:8]} by their names"
+    seen = _seen(folder, files)
     mine: list[Contents] | str
     try:
         mine = _read_files(files[rank::ranks])
@@ -80,6 +79,21 @@ def read_index(folder: str | Path, files: Sequence[Path]) -> LatentIndex:
         if isinstance(found, str):
             raise ValueError(found)
     return _merged([gathered[i % ranks][1][i // ranks] for i in range(len(files))])
+
+
+def _seen(folder: str | Path, files: Sequence[Path]) -> str:
+    """Which files this rank has, in words."""
+    sizes = [_size(file) for file in files]
+    names = [str(file.relative_to(folder)) for file in files]
+    digest = hashlib.sha256(repr([*zip(names, sizes, strict=True)]).encode()).hexdigest()[:8]
+    return f"{len(files)} files, {sum(sizes):,} bytes ({digest} by their names and sizes)"
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0  # what is wrong with it is said where it is opened
 
 
 def _read_files(files: Sequence[Path]) -> list[Contents]:

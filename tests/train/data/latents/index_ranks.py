@@ -51,5 +51,10 @@ if __name__ == "__main__":
     dist.barrier()
     found["bad"] = told(folder, parquets(folder))
     found["none"] = told(folder, [])
+    own = folder / f"own{rank}"
+    for name, rows in (("0.parquet", 3 + rank), ("1.parquet", 4 - rank)):
+        write(own / name, [record(i) for i in range(rows)])
+    found["size"] = sum(file.stat().st_size for file in parquets(own))
+    found["exchanged"] = told(own, parquets(own))
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

@@ -68,6 +68,9 @@ def test_ranks_read_a_share_each_and_know_all(tmp_path):
     told = {key: {rank[key] for rank in ranks} for key in ("others", "bad", "none")}
     (others,), (bad,), (none,) = told.values()
     assert " has 3 files, " in others and " on rank 0, and 4 files, " in others
+    for rank in ranks:
+        same = f" 2 files, {rank['size']:,} bytes ("
+        assert rank["exchanged"].count(same) == 2 and "\n" not in rank["exchanged"]
     assert f"ValueError: {files[0]} is no Parquet file: " in bad and "\n" not in bad
     assert f"FileNotFoundError: {tmp_path} holds no parquet file" in none
 
