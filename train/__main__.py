@@ -53,18 +53,24 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         log.logger.error("interrupted before the first step: nothing is lost")
         return 130
+    code = 1
     try:
         trainer.train()
+        code = 0
     except FAULTS as error:
         log.logger.error("error: %s", error)
-        return 1
     except KeyboardInterrupt:
         log.logger.error("interrupted at step %d, without saving", trainer.step)
-        return 130
+        code = 130
     finally:
-        trainer.close()
-    dist.destroy_process_group()
-    return 0
+        try:
+            trainer.close()
+        except FAULTS as error:
+            log.logger.error("error: %s", error)
+            code = code or 1
+    if code == 0:
+        dist.destroy_process_group()
+    return code
 
 
 if __name__ == "__main__":

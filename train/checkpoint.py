@@ -121,8 +121,9 @@ class Checkpointer(CheckpointManager):
         try:
             super()._wait_for_saving()
         except CheckpointException as failure:
-            self.save_future = None
             self._failed(failure)
+        finally:
+            self.save_future = None
 
     def _close(self) -> None:
         self.maybe_wait_for_saving()

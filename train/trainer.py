@@ -280,10 +280,14 @@ class Trainer(Stateful, Configurable):
                 reshard(self.model)
 
     def close(self) -> None:
-        """Release files and workers. The process group stays, for this process's next trainer."""
+        """Release files and workers. The process group stays, for this process's next trainer.
+
+        Raises LostPeerError where a save that was under way waits for a process that is gone.
+        """
         self.feed.close()
-        self.checkpointer.close()
         self.metrics.close()
+        with Waiting(self.config.parallel.timeout_seconds, "the saving that was under way"):
+            self.checkpointer.close()
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from fault_runs import files_of_at_most
+from torch.distributed.checkpoint.utils import _DistWrapper
 from trainer_runs import finish, run, start, tiny
 
 from train.__main__ import main
@@ -84,6 +85,26 @@ def test_ctrl_c_before_the_first_step_is_a_line(monkeypatch, caplog):
     monkeypatch.setattr(Trainer, "__init__", interrupted)
     assert main(["--config", "debug_vsa"]) == 130
     assert caplog.records[-1].getMessage() == "interrupted before the first step: nothing is lost"
+
+
+def test_a_peer_that_is_gone_while_a_save_is_under_way_is_two_lines(tmp_path, monkeypatch, caplog):
+    def lost(*_, **__):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+
+    def train_step(trainer):
+        seen.append(trainer)
+        return lost() if trainer.step else plain(trainer)
+
+    seen, plain = [], Trainer.train_step
+    monkeypatch.setattr(_DistWrapper, "all_reduce", lost)  # in the thread that saves step 1
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    options = ["--dump-folder", str(tmp_path), "--checkpoint.async-mode", "async"]
+    assert main(["--module", "fault_runs", "--config", "run", *options]) == 1
+    first, second = (r.getMessage() for r in caplog.records if r.getMessage().startswith("error"))
+    assert "waited for the others in step 2, and one of them is gone" in first
+    assert "waited for the others in the saving that was under way, and one of them" in second
+    assert "\n" not in first + second and complete_steps(tmp_path / "checkpoint") == []
+    seen[0].checkpointer.close()  # as when it is deleted: the same is not raised again
 
 
 def test_a_full_disk_is_named_and_training_goes_on(tmp_path, caplog):
