@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 from test_nonfinite import poison
+from torch.utils.tensorboard import SummaryWriter
 from trainer_runs import SPARSE, tiny
 
 from models.attention import Dense
@@ -49,6 +50,31 @@ def test_the_curves_are_the_runs_own(runs):
     assert [step for step, _ in resumed.loss] == [1, 3, 4, 5, 6], "each step once, and none skipped"
     assert resumed.last("train/skipped") == 1
     assert resumed.start["step"] == 3 and resumed.start["seeds"]["training.seed"] == 1
+
+
+def test_of_what_a_later_start_did_again_nothing_earlier_is_told(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    starts = [
+        {"train/loss": range(1, 9), "validation/loss": (0, 4, 8), "attention/sparsity": (8,)},
+        {"train/loss": (5, 6)},  # ends before it validates
+        {"train/loss": (1,), "validation/loss": (0,)},  # afresh
+    ]
+    told = []
+    for i, curves in enumerate(starts):
+        with SummaryWriter(str(tmp_path / "tb" / str(i))) as writer:
+            for tag, steps in curves.items():
+                for step in steps:
+                    writer.add_scalar(tag, i, step)
+        (file,) = (tmp_path / "tb" / str(i)).iterdir()
+        file.rename(file.with_name(f"events.out.tfevents.{i}"))  # the second in which it begins
+        told.append({tag: c for tag, c in read_run(str(tmp_path)).curves.items() if c})
+    first, second, afresh = told
+    assert first["validation/loss"] == [(0, 0), (4, 0), (8, 0)]
+    assert second == {
+        "train/loss": [(1, 0), (2, 0), (3, 0), (4, 0), (5, 1), (6, 1)],
+        "validation/loss": [(0, 0), (4, 0)],
+    }
+    assert afresh == {"train/loss": [(1, 2)], "validation/loss": [(0, 2)]}
 
 
 def test_flops_add_up_over_steps_that_were_logged(runs):

@@ -87,10 +87,14 @@ def read_run(folder: str) -> Run:
     curves: dict[str, Curve] = {tag: [] for tag in TAGS}
     for file in files:
         board = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
-        for tag in set(TAGS) & set(board.Tags()["scalars"]):
-            new = [(event.step, event.value) for event in board.Scalars(tag)]
-            # a start that goes on from a checkpoint does the steps after it again
-            curves[tag] = [point for point in curves[tag] if point[0] < new[0][0]] + new
+        new = {
+            tag: [(event.step, event.value) for event in board.Scalars(tag)]
+            for tag in set(TAGS) & set(board.Tags()["scalars"])
+        }
+        # a start that goes on from a checkpoint does the steps after it again
+        first = min((curve[0][0] for curve in new.values()), default=math.inf)
+        for tag, curve in curves.items():
+            curves[tag] = [point for point in curve if point[0] < first] + new.get(tag, [])
     if not any(math.isfinite(loss) for _, loss in curves["train/loss"]):
         raise ValueError(
             f"{folder} has no losses: train with metrics.enable_tensorboard, and log a step"
