@@ -1,6 +1,7 @@
 """Runs side by side: the numbers are the runs' own, and what is no run is named."""
 
 import json
+import shutil
 import statistics
 import time
 from dataclasses import replace
@@ -133,6 +134,16 @@ def test_what_is_no_run_is_a_line(runs, tmp_path, capsys):
     assert main([str(folder / "dense"), str(tmp_path), "--out", str(tmp_path / "x.png")]) == 2
     assert "has no losses" in capsys.readouterr().err
     assert not (tmp_path / "x.png").exists()
+
+
+def test_a_start_that_was_cut_off_is_named_with_its_file(runs, tmp_path, capsys):
+    run = tmp_path / "vsa"
+    shutil.copytree(runs[0] / "vsa", run)
+    starts = run / "starts.jsonl"
+    starts.write_text(starts.read_text()[:-30])
+    assert main([str(run), "--out", str(tmp_path / "x.png")]) == 2
+    said = capsys.readouterr().err
+    assert f"error: {starts}: its last line, 2, is no JSON" in said and said.count("\n") == 1
 
 
 def test_a_start_leaves_versions_seeds_and_git_state(runs):

@@ -99,10 +99,18 @@ def read_run(folder: str) -> Run:
         raise ValueError(
             f"{folder} has no losses: train with metrics.enable_tensorboard, and log a step"
         )
-    starts = path / STARTS
-    lines = starts.read_text().splitlines() if starts.is_file() else []
     config = dict(leaves(json.loads((path / CONFIG).read_text())))
-    return Run(folder, config, json.loads(lines[-1]) if lines else {}, curves)
+    return Run(folder, config, _last_start(path / STARTS), curves)
+
+
+def _last_start(starts: Path) -> dict[str, Any]:
+    lines = starts.read_text().splitlines() if starts.is_file() else []
+    try:
+        return json.loads(lines[-1]) if lines else {}
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{starts}: its last line, {len(lines)}, is no JSON, cut off maybe: {error}; remove it"
+        ) from error
 
 
 def _begun(file: Path) -> float:
