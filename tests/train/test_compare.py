@@ -25,10 +25,12 @@ VALIDATED = Validator.Config(interval=3, clips=4, sample_steps=0)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A dense run; and a sparse one with a skipped step, that stopped at 4 and did 4 again."""
+    """A dense run, whose curves are in a folder of another name than tb; and a sparse one with a
+    skipped step, that stopped at 4 and did 4 again."""
     folder = tmp_path_factory.mktemp("runs")
     options = dict(metrics=LOGGED, validation=VALIDATED)
-    dense = tiny(folder / "dense", attention=Dense(), **options).build()
+    elsewhere = options | {"metrics": replace(LOGGED, save_tb_folder="curves")}
+    dense = tiny(folder / "dense", attention=Dense(), **elsewhere).build()
     dense.train()
     dense.close()
     records = {}
@@ -132,7 +134,7 @@ def test_what_is_no_run_is_a_line(runs, tmp_path, capsys):
     assert f"{tmp_path} is no run's directory" in said and said.count("\n") == 1
     (tmp_path / "config.json").write_text(json.dumps({}))
     assert main([str(folder / "dense"), str(tmp_path), "--out", str(tmp_path / "x.png")]) == 2
-    assert "has no losses" in capsys.readouterr().err
+    assert "has no losses in tb: " in capsys.readouterr().err
     assert not (tmp_path / "x.png").exists()
 
 

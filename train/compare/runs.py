@@ -83,7 +83,9 @@ def read_run(folder: str) -> Run:
         raise ValueError(
             f"{folder} is no run's directory: it has no {CONFIG}; give the --dump-folder of a run"
         )
-    files = sorted(path.glob("tb/**/events.out.tfevents.*"), key=_begun)
+    config = dict(leaves(json.loads((path / CONFIG).read_text())))
+    boards = config.get("metrics.save_tb_folder", "tb")
+    files = sorted((path / boards).glob("**/events.out.tfevents.*"), key=_begun)
     curves: dict[str, Curve] = {tag: [] for tag in TAGS}
     for file in files:
         board = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
@@ -97,9 +99,9 @@ def read_run(folder: str) -> Run:
             curves[tag] = [point for point in curve if point[0] < first] + new.get(tag, [])
     if not any(math.isfinite(loss) for _, loss in curves["train/loss"]):
         raise ValueError(
-            f"{folder} has no losses: train with metrics.enable_tensorboard, and log a step"
+            f"{folder} has no losses in {boards}: train with metrics.enable_tensorboard, and "
+            "log a step"
         )
-    config = dict(leaves(json.loads((path / CONFIG).read_text())))
     return Run(folder, config, _last_start(path / STARTS), curves)
 
 
