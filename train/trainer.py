@@ -26,6 +26,7 @@ from train.activation_checkpoint import Mode
 from train.annealing import Annealing, SparsityConfig
 from train.break_even import agree_on_break_even
 from train.checkpoint import Checkpointer
+from train.data.workers import ends_named
 from train.ema import EMA, reshard
 from train.feed import Feed, open_split
 from train.flow import FlowConfig, flow_loss
@@ -106,7 +107,7 @@ class Trainer(Stateful, Configurable):
 
     def __init__(self, config: Config) -> None:
         timeout = config.parallel.timeout_seconds
-        with Waiting(timeout, "the start of the run"):
+        with Waiting(timeout, "the start of the run"), ends_named():
             self.device = init_process_group(timeout)
             self.rank, self.world = dist.get_rank(), dist.get_world_size()
             dims = parallel_dims(config.parallel)
@@ -204,6 +205,7 @@ class Trainer(Stateful, Configurable):
             self._logging(),
             StopSignal() as stop,
             Waiting(c.parallel.timeout_seconds, "the first validation") as waiting,
+            ends_named(),
             Progress(step=self.step, steps=c.training.steps, show=self.rank == 0) as progress,
             c.profiler.build(global_step=self.step, base_folder=c.dump_folder) as profiler,
         ):

@@ -1,6 +1,7 @@
 """Kills, signals, full disks: the last good checkpoint survives them all."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import time
@@ -8,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from fault_runs import files_of_at_most
+from fault_runs import files_of_at_most, kill
 from torch.distributed.checkpoint.utils import _DistWrapper
 from trainer_runs import finish, run, start, tiny
 
 from train.__main__ import main
 from train.checkpoint import Checkpointer, CheckpointNotSavedError, complete_steps
+from train.data.digits import MovingDigits
 from train.trainer import Trainer
 
 
@@ -85,6 +87,39 @@ def test_ctrl_c_before_the_first_step_is_a_line(monkeypatch, caplog):
     monkeypatch.setattr(Trainer, "__init__", interrupted)
     assert main(["--config", "debug_vsa"]) == 130
     assert caplog.records[-1].getMessage() == "interrupted before the first step: nothing is lost"
+
+
+def die_reading(monkeypatch):
+    def read(*_):
+        time.sleep(1)  # until it is waited for
+        kill()
+
+    monkeypatch.setattr(MovingDigits, "__getitem__", read)
+    return " as it waited for positions 0 to 3 of the data: clip "
+
+
+def die_in_a_step(monkeypatch):
+    others = set(multiprocessing.active_children())
+
+    def backward(share):
+        (worker,) = set(multiprocessing.active_children()) - others
+        worker.kill()
+        time.sleep(60)
+
+    monkeypatch.setattr("train.trainer.backward", backward)
+    return ": DataLoader worker"
+
+
+@pytest.mark.parametrize("die", [die_reading, die_in_a_step])
+def test_a_data_worker_that_dies_is_a_line(tmp_path, monkeypatch, caplog, die):
+    said = die(monkeypatch)
+    options = ["--dump-folder", str(tmp_path), "--dataloader.num-workers", "1"]
+    began = time.monotonic()
+    assert main(["--module", "fault_runs", "--config", "run", *options]) == 1
+    assert time.monotonic() - began < 60, "at once, before dataloader.timeout_seconds"
+    (error,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("error")]
+    assert error.startswith(f"error: rank 0 lost a data worker{said}") and "\n" not in error
+    assert "is killed by signal: Killed" in error and "timeout_seconds" not in error
 
 
 def test_a_peer_that_is_gone_while_a_save_is_under_way_is_two_lines(tmp_path, monkeypatch, caplog):

@@ -1,6 +1,7 @@
 """Data loading processes that are stuck or gone, named with what they were reading."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
@@ -40,20 +41,38 @@ def watched(loader: DataLoader, reading: Callable[[int], str]) -> Iterator[Any]:
             if not said.startswith("DataLoader "):
                 raise  # what a dataset raised
             processes = list(getattr(batches, "_workers", []))
-            stuck, count = "timed out" in said, max(1, len(processes))
-            dead = [i for i, process in enumerate(processes) if not process.is_alive()]
-            turn = number % count  # whose batch was waited for, while another may have died
-            worker = turn if stuck or not dead else dead[0]
-            batch = number + (worker - turn) % count
             batches._shutdown_workers()  # or torch would report those killed as a failure, too
             for process in processes:
                 process.kill()
-            rank = dist.get_rank() if dist.is_initialized() else 0
-            failure = "is stuck at" if stuck else "ended at or after"  # it reads ahead
+            if "timed out" not in said:  # whichever it was: they read ahead
+                ended = str(error.__cause__ or "") or said  # by which signal, where torch knows it
+                raise _ended(ended, f" as it waited for {reading(number)}") from error
             raise DataWorkerError(
-                f"data worker {worker} of {len(processes)} on rank {rank} "
-                f"{failure} {reading(batch)}: {said.splitlines()[0]} "
+                f"data worker {number % max(1, len(processes))} of {len(processes)} on rank "
+                f"{_rank()} is stuck at {reading(number)}: {said.splitlines()[0]} "
                 "(dataloader.timeout_seconds)"
             ) from error
         yield batch
         number += 1
+
+
+@contextmanager
+def ends_named() -> Iterator[None]:
+    """Within it, a data loading process that ends is DataWorkerError, in one line.
+
+    Torch raises an error of its own then, in whatever its parent does at that moment.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise _ended(str(error)) from error
+
+
+def _ended(said: str, when: str = "") -> DataWorkerError:
+    return DataWorkerError(f"rank {_rank()} lost a data worker{when}: {said.splitlines()[0]}")
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
