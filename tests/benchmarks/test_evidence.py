@@ -22,7 +22,7 @@ from benchmarks.record import read
 from flexsparse.reference import tile_of_token
 from models.attention import VSA, Dense
 from train.data import VideoDataLoader
-from train.initial import build_model
+from train.initial import first_model
 
 
 @given(tilings(max_side=6), st.integers(0, 2**31), st.integers(1, 20))
@@ -83,7 +83,7 @@ def tiny():
 def test_all_methods_of_a_seed_start_from_the_same_weights(tiny):
     def start(slot, seed):
         run = Run("parity", "doom", "any", slot, seed)
-        return build_model(config_of(run, tiny, 16, Path()), fresh=True).state_dict()
+        return first_model(config_of(run, tiny, 16, Path())).state_dict()
 
     dense, vsa, bsa = (start(slot, seed=1) for slot in scale.METHODS.values())
     assert dense.keys() == bsa.keys() and all("gate" in name for name in vsa.keys() - dense.keys())

@@ -70,7 +70,7 @@ def test_ranks_read_a_share_each_and_know_all(tmp_path):
     assert {rank["changed"][1] for rank in ranks} == {rank["elsewhere"] for rank in ranks} == {27}
     told = {key: {rank[key] for rank in ranks} for key in ("names", "others", "bad", "none")}
     (names,), (others,), (bad,), (none,) = told.values()
-    first, second = re.findall(r"3 files, (\w+) by their names", names)
+    first, second = re.findall(r"3 files, [\d,]+ bytes \((\w+) by their names", names)
     assert first != second
     assert " has 3 files, " in others and " on rank 0, and 4 files, " in others
     for rank in ranks:
