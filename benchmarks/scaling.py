@@ -4,13 +4,13 @@
     python -m benchmarks.scaling --plan [--tflops 300]
 
 Trains every size at every number of tokens with dense attention, VSA and BSA, from the same
-initialisation, clips and noise. All runs at one number of tokens take the same share of the
-minutes, which grows with that number, validation included; the frontier of a method is the least
-loss that any of its sizes reaches with so many FLOPs. VSA's paper (arXiv 2505.13389)
+initialisation, clips and noise. All runs at one number of tokens are given the same share of the
+minutes, by trial steps; it grows with that number, validation included; the frontier of a method
+is the least loss that any of its sizes reaches with so many FLOPs. VSA's paper (arXiv 2505.13389)
 found 2.53 times fewer training FLOPs than dense attention for the same loss, at 60M to 1.4B.
 Appends rows to ``benchmarks/results/evidence.jsonl``; ``--plan`` trains nothing, and prints what
 the larger sizes cost. A GPU trains 60m and 120m unless told which `--sizes`: by formula 1b4 takes
-86 GiB of memory at 16,384 tokens, and 410m 118 GiB at 61,440.
+87 GiB of memory at 16,384 tokens, 93 with VSA, and 410m 119 and 127 GiB at 61,440.
 """
 
 from __future__ import annotations
@@ -142,9 +142,10 @@ def main(argv: list[str] | None = None) -> int:
     share = 60 * given.minutes / sum(cell.tokens for cell in every) / len(METHODS)
     for cell in every:
         for name, attention in METHODS.items():
+            asked = f"{given.data}, {given.minutes:g} minutes for {' '.join(sizes)}"
             steps = remembered(
                 given.out / cell.scale.name,
-                f"scaling of {name} on {given.data}, {given.minutes:g} minutes",
+                f"scaling of {name} on {asked}",
                 lambda: steps_for(cell, attention, given.data, share * cell.tokens),  # noqa: B023
             )
             run = Run("scaling", given.data, name, attention)

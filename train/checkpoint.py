@@ -144,7 +144,11 @@ class Checkpointer(CheckpointManager):
             logger.error("%s; training goes on", message)
 
     def _load(self, step: int = -1) -> bool:
-        unfinished = [path for path in _folders(self.folder) if not _complete(path)]
+        unfinished = [
+            path
+            for path in _folders(self.folder)
+            if not _complete(path) and path.name != f"step-{step}"  # others may see it complete
+        ]
         if unfinished:
             names = ", ".join(path.name for path in unfinished)
             logger.warning("removed what a killed run left of %s", names)

@@ -34,7 +34,7 @@ class InitialConfig:
 
 
 def first_checkpoint(config: Any) -> int | None:
-    """The step that the run goes on from, as the first process sees it; None where it is new.
+    """The step that the run goes on from, the last that any process sees; None where it is new.
 
     On storage that nodes share, some may not see for a while what others have written.
 
@@ -47,15 +47,20 @@ def first_checkpoint(config: Any) -> int | None:
     steps = complete_steps(checkpoints)
     if steps:
         check_config(folder, config)
-    agreed = [steps[-1] if steps and config.checkpoint.enable else None]
-    dist.broadcast_object_list(agreed)
-    (step,) = agreed
+    step = _furthest(steps[-1] if steps and config.checkpoint.enable else None)
     _check_start(config, step is None)
     if dist.get_rank() == 0:
         there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
         with TemporaryFile(dir=there):
             pass
     return step
+
+
+def _furthest(mine: int | None) -> int | None:
+    """The last step that any process sees: what one of them sees complete is there."""
+    seen: list[int | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(seen, mine)
+    return max((step for step in seen if step is not None), default=None)
 
 
 def open_folder(config: Any, step: int | None) -> None:
@@ -117,10 +122,26 @@ def outline(config: Any) -> nn.Module:
     with torch.device("meta"):
         model = config.model.build()
         add_lora(model, config.lora)
+    _check_outline(model)
     if config.lora.rank:
         train = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info(f"LoRA of rank {config.lora.rank}: {train:,} parameters train")
     return model
+
+
+def _check_outline(model: nn.Module) -> None:
+    """Raise ValueError for tensors that no state dict has: nobody would fill them."""
+    kept = model.state_dict().keys()
+    lost = [name for name, _ in model.named_buffers() if name not in kept]
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, torch.Tensor) and value.is_meta:
+                lost.append(f"{name}.{key}")
+    if lost:
+        raise ValueError(
+            f"{type(model).__name__} has tensors that no checkpoint has ({len(lost)}, {lost[0]}): "
+            "make them buffers with persistent=True, or compute them in forward"
+        )
 
 
 def first_model(config: Any) -> nn.Module:
@@ -140,8 +161,8 @@ def fill(model: nn.Module, config: Any, device: torch.device, fresh: bool) -> No
     """Give a sharded outline memory, and the values that training begins with.
 
     The first process alone has the whole model, on its host, and every rank takes its shards of
-    what that sends: so all layouts begin alike, and no other host holds more than it keeps. Where
-    the run goes on (not `fresh`) the values are its checkpoint's affair.
+    what that sends, a tensor at a time: so all layouts begin alike, and no other host holds the
+    whole. Where the run goes on (not `fresh`) the values are its checkpoint's affair.
     """
     model.to_empty(device=device)
     if fresh:

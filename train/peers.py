@@ -29,11 +29,15 @@ class Waiting:
         self.timeout_seconds = timeout_seconds
 
     def __enter__(self) -> Self:
+        self.limit()
+        return self
+
+    def limit(self) -> None:
+        """Bound the waiting in the groups that there are by now."""
         # a mesh makes its groups with torch's own timeouts: 10 minutes of NCCL, 30 of gloo
         for group in _world.pg_map:
             if dist.get_backend(group) != "fake":
                 _set_pg_timeout(timedelta(seconds=self.timeout_seconds), group)
-        return self
 
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None

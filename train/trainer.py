@@ -81,7 +81,7 @@ class Trainer(Stateful, Configurable):
     @dataclass(kw_only=True, slots=True)
     class Config(Configurable.Config):
         model: Any
-        """A dataclass with `.build()`."""
+        """A dataclass with `.build()`, which must run under `torch.device("meta")`, too."""
         dataloader: Any
         """A dataclass with `.build(dp_world_size=, dp_rank=, local_batch_size=,
         global_batch_size=, split=)`."""
@@ -107,12 +107,13 @@ class Trainer(Stateful, Configurable):
 
     def __init__(self, config: Config) -> None:
         timeout = config.parallel.timeout_seconds
-        with Waiting(timeout, "the start of the run"), ends_named():
+        with Waiting(timeout, "the start of the run") as waiting, ends_named():
             self.device = init_process_group(timeout)
             self.rank, self.world = dist.get_rank(), dist.get_world_size()
             dims = parallel_dims(config.parallel)
             check_shared_sequences(config.model, dims.cp)
             self.ranks = DataRanks.of(dims)
+            waiting.limit()
             training = config.training.resolved(self.ranks.size, self.device)
             self.config = replace(config, training=training)
             step = first_checkpoint(self.config)

@@ -50,7 +50,7 @@ class Validator(Configurable):
             raise ValueError(f"validation.clips is {config.clips}: at least one is wanted")
         self.clips = dataloader.keep(config.clips)
         self.batches = [
-            {name: ranks.alike(batch[name].to(device)).cpu() for name in ("video", "context")}
+            batch if ranks.sharing is None else _as_the_first_has_it(batch, ranks, device)
             for batch in dataloader
         ]
         self.replaced = clips_replaced(dataloader, ranks, device).item()
@@ -112,3 +112,8 @@ class Validator(Configurable):
             key = ("validation", self.config.seed, number)
             row.normal_(generator=keyed_generator(self.device, *key))
         return noise
+
+
+def _as_the_first_has_it(batch: Any, ranks: DataRanks, device: torch.device) -> dict[str, Tensor]:
+    """A batch for ranks that share clips, of which some may have read others."""
+    return {name: ranks.alike(batch[name].to(device)).cpu() for name in ("video", "context")}

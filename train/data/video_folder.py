@@ -103,7 +103,8 @@ class VideoFolder:
             [i for i, clip in enumerate(self.clips) if clip.size == size] for size in self.sizes
         ]
         self._report(path, split, len(listed))
-        names = [os.path.relpath(file, path) for file, _ in listed]
+        left_out = {file for file, _ in self.skipped}
+        names = [(os.path.relpath(file, path), file in left_out) for file, _ in listed]
         held = [(clip.size, clip.start, clip.caption) for clip in self.clips]
         check_alike(path, (names, held), self._said(split))
         if not self.clips:

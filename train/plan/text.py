@@ -63,7 +63,7 @@ def _memory(plan: Plan) -> list[str]:
             f"   {size(plan.memory(mode))} in all{chosen}"
         )
     why = "the whole model, of which it sends the shards"
-    return [*found, f"  {'host of the first':<22}{size(plan.host):>12}   at the start: {why}"]
+    return [*found, f"  {'host of process 0':<22}{size(plan.host):>12}   at the start: {why}"]
 
 
 def _traffic(plan: Plan) -> list[str]:

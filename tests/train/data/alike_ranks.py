@@ -56,9 +56,10 @@ def trained(folder: Path) -> list:
 
 def waited() -> str:
     """What a process hears of a silent one in a group that was made like those of a mesh."""
-    group = dist.new_group([0, 1])
     try:
-        with Waiting(1, "a group"):
+        with Waiting(1, "a group") as waiting:
+            group = dist.new_group([0, 1])
+            waiting.limit()
             time.sleep(3 * dist.get_rank())
             dist.all_reduce(torch.zeros(()), group=group)
     except LostPeerError as e:
@@ -72,6 +73,7 @@ if __name__ == "__main__":
     rank = dist.get_rank()
     found = {
         "own": opened(folder, f"videos{rank}"),
+        "other": opened(folder, f"other{rank}"),
         "same": opened(folder, "videos0"),
         "straight": straight,
     }

@@ -19,6 +19,9 @@ def ranks(made, write_scenes):
         for name in ("videos0/a", "videos0/b", "videos1/a"):
             write_scenes(made / f"{name}.mov", [30])
         (made / "videos1" / "b.mov").write_bytes(b"no video")
+        for i, (good, bad) in enumerate(("ab", "ba")):
+            write_scenes(made / f"other{i}" / f"{good}.mov", [30])
+            (made / f"other{i}" / f"{bad}.mov").write_bytes(b"no video")
         finish(start(str(Path(__file__).with_name("alike_ranks.py")), str(made), ranks=2))
     return [json.loads((made / f"rank{rank}.json").read_text()) for rank in range(2)]
 
@@ -29,6 +32,12 @@ def test_who_has_other_videos_ends_the_run_on_all_in_a_line(ranks):
         (line,) = rank["own"].splitlines()
         assert f"videos{i} has 6 train clips on rank 0, and 3 train clips (1 videos" in line
         assert "left out, b.mov first: " in line and " on rank 1: give all" in line
+
+
+def test_who_could_not_read_another_video_of_the_same_length_ends_it_as_well(ranks):
+    for rank in ranks:
+        assert "b.mov first: " in rank["other"] and "a.mov first: " in rank["other"]
+        assert " on rank 1: give all" in rank["other"] and "\n" not in rank["other"]
 
 
 def test_those_that_share_a_clip_train_and_validate_on_that_of_the_first(ranks):
