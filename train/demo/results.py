@@ -80,7 +80,12 @@ def findings(outcomes: Mapping[str, Outcome]) -> list[str]:
             f"{_speed(dense.step_seconds / run.step_seconds)} with {name}"
             for name, run in sparse.items()
         )
-        + f": dense attention was {share:.0%} of it, and the rest of the model costs the same.",
+        + (
+            f": dense attention was {share:.0%} of it, and the rest of the model costs the same."
+            if share < 1
+            else ". Dense attention alone, timed at another moment, took longer than a whole step: "
+            "this machine had other work then, and speeds may be off."
+        ),
         f"The loss on held-out clips fell from {dense.first_loss:.2f} to "
         f"{dense.validation_loss:.3f} with dense attention, "
         + " and ".join(
