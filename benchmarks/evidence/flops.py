@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from train.demo.model import PLACES, PixelDiTConfig
+from train.demo.model import PixelDiTConfig
 from train.plan.trace import trace
 from train.trainer import Trainer
 
@@ -26,8 +26,7 @@ def step_flops(config: Trainer.Config) -> StepFlops:
     """Those of a run on a PixelDiT; nothing is allocated."""
     model = config.model
     assert isinstance(model, PixelDiTConfig), "the experiments' model"
-    dit = replace(model.dit, channels=model.dit.channels + PLACES)  # which is all that it adds
-    one = replace(config, model=dit, training=replace(config.training, local_batch_size=1))
+    one = replace(config, model=model.core, training=replace(config.training, local_batch_size=1))
     with torch.device("meta"):
         parameters = sum(p.numel() for p in model.build().parameters())
     return StepFlops(parameters, trace(one, "none", torch.float32).total)
