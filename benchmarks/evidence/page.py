@@ -175,6 +175,6 @@ SECTIONS: dict[str, Callable[[Path, Path], str]] = {
     "scaling": scaling,
     "ablations": ablations,
     "adaptation": adaptation,
-    "flops": lambda results, images: flop_tables.tables(),
+    "flops": lambda results, images: flop_tables.section(images),
     "recall": recall,
 }

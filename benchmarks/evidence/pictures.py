@@ -40,6 +40,22 @@ def draw_parity(path: Path, rows: Sequence[Row], data: str) -> None:
     save(figure, path)
 
 
+def draw_flops(path: Path, counts: Mapping[str, Curve], paper: Curve) -> None:
+    """(tokens, FLOPs of a layer's attention) by method as lines, a paper's counts as crosses."""
+    figure = blank_figure(7.5, 4.6)
+    axes = figure.subplots()
+    for (name, title), colour in zip(NAMES.items(), COLOURS, strict=True):
+        axes.plot(*zip(*counts[name]), color=colour, marker="o", linewidth=2, label=title)
+    axes.plot(*zip(*paper), "x", color="black", label="BSA's paper, dense and BSA")
+    axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="FLOPs of attention, a layer")
+    ticks = [tokens for tokens, _ in counts["dense"]]
+    axes.set_xticks(ticks, [f"{tokens / 1000:.0f}k" for tokens in ticks])
+    axes.minorticks_off()
+    axes.legend(frameon=False)
+    _plain(axes)
+    save(figure, path)
+
+
 def draw_adaptation(
     path: Path, before: Curve, after: Mapping[str, Curve], switch: int, data: str
 ) -> None:

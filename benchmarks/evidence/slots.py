@@ -93,13 +93,7 @@ class _Ungated(flexsparse.nn.VSA):
 
 class _OwnTile(flexsparse.nn.VSA):
     def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        tiling: VideoTiling,
-        text_lengths: Tensor | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, *gates: Any, tiling: VideoTiling, **text: Any
     ) -> Tensor:
         q, k, v = (tiling.zero_padding(x) for x in (q, k, v))
         mask = tile_block_mask(self.choose(q, k, tiling).tile_map, tiling)
@@ -114,13 +108,7 @@ class _OwnTile(flexsparse.nn.VSA):
 
 class _ZeroFill(flexsparse.nn.BSA):
     def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        tiling: VideoTiling,
-        text_lengths: Tensor | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, *gates: Any, tiling: VideoTiling, **text: Any
     ) -> Tensor:
         window = fit_window(self.window, tiling)
         kept = prune_queries(q.detach(), tiling, keep=self.keep, window=window)
