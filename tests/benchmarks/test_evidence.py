@@ -112,7 +112,7 @@ def test_the_experiments_run_and_are_not_run_twice(tiny, tmp_path, monkeypatch, 
     for name, make in SECTIONS.items():
         made = make(tmp_path, tmp_path)
         assert made != NONE, name
-    assert len(list(tmp_path.glob("*.png"))) == 5
+    assert len(list(tmp_path.glob("*.png"))) == 6
     assert {len(row["validation"]) for row in read("evidence", tmp_path)} == {scale.POINTS + 1}
 
 
