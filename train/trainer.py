@@ -11,7 +11,7 @@ From Python, with any of the configs in `configs/`:
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from logging import LogRecord
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,16 @@ from torch import nn
 from torch.distributed.checkpoint.stateful import Stateful
 
 from train import log
-from train.activation_checkpoint import Mode
-from train.annealing import Annealing, SparsityConfig
+from train.annealing import Annealing
 from train.break_even import agree_on_break_even
-from train.checkpoint import Checkpointer
 from train.data.workers import ends_named
-from train.ema import EMA, reshard
+from train.ema import reshard
 from train.feed import Feed, open_split
-from train.flow import FlowConfig, flow_loss
+from train.flow import flow_loss
 from train.history import History, Unread
-from train.initial import InitialConfig, fill, first_checkpoint, open_folder, outline
+from train.initial import fill, first_checkpoint, open_folder, outline
 from train.log import logger
-from train.lora import LoRAConfig
 from train.metrics import (
-    Metrics,
     attention_cost,
     other_cost,
     peak_memory,
@@ -44,7 +40,6 @@ from train.metrics import (
 )
 from train.nonfinite import Skipped, backward, step_if_finite
 from train.parallelize import (
-    ParallelConfig,
     check_shared_sequences,
     init_process_group,
     parallel_dims,
@@ -54,18 +49,13 @@ from train.peers import Waiting
 from train.progress import Progress
 from train.ranks import DataRanks
 from train.run_dir import describe
-from train.settings import TrainingConfig
 from train.signals import StopSignal
 from train.titan import (
     Configurable,
-    LRSchedulersContainer,
-    OptimizersContainer,
     ParallelDims,
-    Profiler,
     clip_grad_norm_,
-    default_adamw,
 )
-from train.validation import Validator
+from train.trainer_config import TrainerConfig
 
 
 class Trainer(Stateful, Configurable):
@@ -79,31 +69,8 @@ class Trainer(Stateful, Configurable):
     """
 
     @dataclass(kw_only=True, slots=True)
-    class Config(Configurable.Config):
-        model: Any
-        """A dataclass with `.build()`, which must run under `torch.device("meta")`, too."""
-        dataloader: Any
-        """A dataclass with `.build(dp_world_size=, dp_rank=, local_batch_size=,
-        global_batch_size=, split=)`."""
-        dump_folder: str = "out/run"
-        """Directory of the run; one that holds checkpoints is resumed."""
-        initial: InitialConfig = field(default_factory=InitialConfig)
-        lora: LoRAConfig = field(default_factory=LoRAConfig)
-        training: TrainingConfig = field(default_factory=TrainingConfig)
-        flow: FlowConfig = field(default_factory=FlowConfig)
-        sparsity: SparsityConfig = field(default_factory=SparsityConfig)
-        optimizer: OptimizersContainer.Config = field(default_factory=default_adamw)
-        lr_scheduler: LRSchedulersContainer.Config = field(
-            default_factory=lambda: LRSchedulersContainer.Config(decay_type="cosine")
-        )
-        ema: EMA.Config = field(default_factory=EMA.Config)
-        validation: Validator.Config = field(default_factory=Validator.Config)
-        checkpoint: Checkpointer.Config = field(default_factory=Checkpointer.Config)
-        activation_checkpoint: Mode = "none"
-        compile: bool = False
-        parallel: ParallelConfig = field(default_factory=ParallelConfig)
-        metrics: Metrics.Config = field(default_factory=Metrics.Config)
-        profiler: Profiler.Config = field(default_factory=Profiler.Config)
+    class Config(TrainerConfig):
+        """What a run may be told: the fields of TrainerConfig."""
 
     def __init__(self, config: Config) -> None:
         timeout = config.parallel.timeout_seconds
