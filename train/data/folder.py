@@ -46,8 +46,9 @@ def list_videos(folder: Path) -> list[tuple[Path, str]]:
     if present:
         read = _from_fastvideo if present[0].name == FASTVIDEO else _from_metadata
         return read(folder, present[0])
-    named = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    found = sorted(p for p in named if not os.path.isdir(p))
+    # not rglob, which in some Pythons ends at a link that leads nowhere
+    below = (Path(at, name) for at, _, names in os.walk(folder) for name in names)
+    found = sorted(p for p in below if p.suffix.lower() in SUFFIXES)
     if not found:
         raise FileNotFoundError(f"{folder} holds no video: none of {', '.join(SUFFIXES)}")
     return [(p, _caption_beside(p, folder)) for p in found]
