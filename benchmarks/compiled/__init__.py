@@ -1,1 +1,1 @@
-"""Compiles for an NVIDIA GPU that is not there: launches, machine code, spills. Measures no time."""
+"""Compiles for an NVIDIA GPU that is not there. Measures no time."""

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch._inductor.graph import GraphLowering
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-Case = Callable[[torch.device], tuple[Callable[..., Any], Sequence[Tensor]]]
+Built = tuple[Callable[..., Any], Sequence[Tensor]]
+Case = Callable[[torch.device], Built]
 
 
 class Graphs(NamedTuple):

@@ -31,16 +31,21 @@ CHIPS = {
     90: Chip("NVIDIA H200", 9, 0, 132, 232448, 60 << 20),
     100: Chip("NVIDIA B200", 10, 0, 148, 232448, 126 << 20),
 }
-# Autograd asks torch for the number of devices and the driver which of them have a context: none
-# has. The driver's other functions are looked up at that moment, and never called.
+# What C++ asks. Autograd: the number of devices, and the driver which of them have a context: none
+# has; other functions of the driver are looked up at that moment, and never called.
+# scaled_dot_product_attention: the compute capability, which stands at these bytes of CUDA 12's and
+# 13's cudaDeviceProp.
 STUB = """
-int devices = 0;
-signed char count(void) __asm__("_ZN3c104cuda12device_countEv"); /* c10::cuda::device_count() */
+int devices = 0, properties[2048];
+signed char count(void) __asm__("_ZN3c104cuda12device_countEv"); /* c10::cuda::device_count */
 signed char count(void) { return devices; }
+void *ask(void) __asm__("_ZN2at4cuda26getCurrentDevicePropertiesEv");
+void *ask(void) { return properties; }
 int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) {
     *flags = 0; *active = 0; return 0;
 }
 """
+CAPABILITY = 360 // 4, 364 // 4  # ints
 NEVER_CALLED = """
 cuCtxGetCurrent cuCtxSetCurrent cuDeviceGet cuDeviceGetAttribute cuDevicePrimaryCtxRetain
 cuFuncGetAttribute cuFuncSetAttribute cuFuncSetCacheConfig cuGetErrorString
@@ -69,6 +74,9 @@ def start(arch: int) -> None:
     torch._C._ensureCUDADeviceGuardSet()  # while there are no devices: a guard that asks no driver
     ctypes.c_int.in_dll(stub, "devices").value = GUARD_DEVICES
     chip = CHIPS[arch]
+    properties = (ctypes.c_int * 2048).in_dll(stub, "properties")
+    for index, value in zip(CAPABILITY, (chip.major, chip.minor)):
+        properties[index] = value
     stand_ins.in_torch(chip)
     stand_ins.in_dynamo(chip)
     stand_ins.in_inductor()
