@@ -1,0 +1,1 @@
+"""Compiles for an NVIDIA GPU that is not there. Measures no time."""

@@ -1,0 +1,59 @@
+"""A compiled case as rows of results: launches, calls outside Triton, machine code."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import cache
+
+import torch
+import triton
+
+from benchmarks.compiled import capture, machine_code
+from benchmarks.compiled.capture import Case
+from benchmarks.record import Row, commit
+
+GRAPHS = "forward", "backward"
+_compile_once = cache(machine_code.compile_kernel)
+
+
+def rows_of(name: str, case: Case, arch: int) -> Iterator[Row]:
+    """A row for each of the case's two graphs.
+
+    ``kernels`` has FlexAttention's, our own (their names begin with ``_``), and whichever spills or
+    has a remark.
+
+    Raises:
+        RuntimeError: no graph a direction; with what stopped the compiler as its cause.
+    """
+    sources, error = capture.graphs(case)
+    if error is not None or len(sources) != len(GRAPHS):
+        raise RuntimeError(f"{name} gave {len(sources)} graphs in place of 2") from error
+    for graph, source in zip(GRAPHS, sources):
+        body = source[source.rfind("def call(") :]
+        launches = re.findall(r"^\s+(\w+)\.run\(", body, re.M)
+        outside = re.findall(r"(?:extern_kernels|torch\.ops)\.[\w.]+(?=\()", body)
+        compiled = [(name, _compile_once(text)) for name, text in machine_code.kernels(source)]
+        yield {
+            "case": name,
+            "graph": graph,
+            "arch": f"sm_{arch}",
+            "triton_launches": len(launches),
+            "flex_launches": sum("flex_attention" in launch for launch in launches),
+            "outside_calls": len(outside),
+            "outside": dict(Counter(outside)),
+            "kernels": [
+                {"kernel": name, **kernel._asdict()}
+                for name, kernel in compiled
+                if "flex_attention" in name
+                or name[0] == "_"
+                or kernel.spilled_bytes
+                or kernel.remarks
+            ],
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "commit": commit(),
+            "date": datetime.now(UTC).date().isoformat(),
+        }
