@@ -17,8 +17,10 @@ from flexsparse.checks import check_alike
 from flexsparse.cpu import block_sparse_attention
 from flexsparse.lists import has_partial_tiles
 
-if torch.version.cuda:
-    configs.install()
+if torch.version.cuda and not configs.TAKES_OPTIONS:
+    from flexsparse import inductor_choices
+
+    inductor_choices.install()
 
 _RECOMPILE_LIMIT = 64  # shapes that eager code may ask for before torch refuses to compile more
 
@@ -157,12 +159,15 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, gqa: bool) -
     for size, due, what in zip(mask.kv_num_blocks.shape, q.shape, ("batch", "heads")):
         if size not in (1, due):
             raise ValueError(f"the block mask has {what} {size}, query {due}: give it 1 or {due}")
-    trains = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    if trains and q.is_cuda and mask.q_indices is None:
+    if _trains(q, k, v) and q.is_cuda and mask.q_indices is None:
         raise ValueError(
             "the block mask has no query-side lists, which the backward reads: it was built under "
             "no_grad; build it with gradients enabled (none flows through it)"
         )
+
+
+def _trains(*inputs: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
 _compiled_flex_attention = torch.compile(torch_flex_attention, dynamic=False, fullgraph=True)
@@ -180,9 +185,9 @@ def _torch_attention(
     aux: AuxRequest | None,
 ) -> tuple[Tensor, Any]:
     if q.is_cuda and (kernel_options or {}).get("BACKEND") == "FLASH":
-        configs.check_flash(q, mask)
+        configs.check_flash(q, mask, _trains(q, k, v))  # and keeps the whole mask_mod
     elif isinstance(mask, TileBlockMask) and mask.tiling is not None and q.is_cuda:
-        kernel_options = configs.options_for(mask, kernel_options or {}, score_mod is not None)
+        kernel_options = configs.options_for(q, mask, kernel_options or {}, score_mod is not None)
         mask = mask.within_tiles()
     options: dict[str, Any] = dict(
         score_mod=score_mod,

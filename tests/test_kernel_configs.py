@@ -7,14 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import create_mask
 
-from flexsparse import VideoTiling, flex_attention, kernel_options, vsa_mask
+from flexsparse import VideoTiling, flex, flex_attention, inductor_choices, kernel_options, vsa_mask
 from flexsparse.kernel_configs import (
     BACKWARD,
     BACKWARD_FP32,
     FORWARD,
     FORWARD_FP32,
-    TABLES,
     Backward,
     Forward,
     backward_config,
@@ -69,43 +69,84 @@ def test_shared_memory_is_what_the_compiler_said():
     assert Backward(64, 64, 64, 64, 2, 8).shared_memory(128, 2) == 98304
 
 
-def lowered(options, q_rows, kv_rows, direction):
-    """What Inductor is told while it lowers a call on a Hopper GPU."""
+def lowered(block_mask, direction, told=(128, torch.bfloat16, "cuda")):
+    """What ours and torch's choices answer while Inductor lowers a call on a Hopper GPU."""
     from torch._inductor.choices import InductorChoices
     from torch._inductor.virtualized import V
 
-    lists = (None,) * 10 + (q_rows, kv_rows, None)
-    captured = (None,) * 20  # by a score_mod
-    node = SimpleNamespace(args=(1, 2, 3, None, lists, 0.1, options, captured))
-    arguments = 128, torch.bfloat16, "cuda"
+    captured = ("a node",) * 20  # by a score_mod
+    args = 1, 2, 3, None, block_mask, 0.1, {"BACKEND": "AUTO"}, captured
     hopper = SimpleNamespace(shared_memory_per_block_optin=232448)
     with (
-        V.set_graph_handler(SimpleNamespace(current_node=node)),
+        V.set_graph_handler(SimpleNamespace(current_node=SimpleNamespace(args=args))),
         mock.patch("torch.cuda.get_device_capability", lambda *_: (9, 0)),
         mock.patch("torch.cuda.get_device_properties", lambda *_: hopper),
         mock.patch("torch.cuda.current_device", lambda: 0),
     ):
         return [
-            getattr(choices, f"get_flex_attention_{direction}_configs")(*arguments)
-            for choices in (kernel_options._make_choices(), InductorChoices())
+            getattr(choices, f"get_flex_attention_{direction}_configs")(*told)
+            for choices in (inductor_choices.make_choices(), InductorChoices())
         ]
 
 
+def as_lowered(q_rows, kv_rows, entries=10):
+    """A BlockMask's as_tuple() in a graph: up to torch 2.12 it has ten entries before its sizes,
+    in 2.13 four more."""
+    subgraph = torch.fx.Graph().get_attr("mask_graph")
+    return (*(None,) * entries, q_rows, kv_rows, subgraph)
+
+
+@pytest.mark.skipif(kernel_options.TAKES_OPTIONS, reason="torch 2.14 needs no choices class")
+@pytest.mark.parametrize("entries", [10, 14])
 @pytest.mark.parametrize("direction", ["fwd", "bwd"])
-def test_only_marked_masks_and_those_that_torch_cannot_take_get_our_configs(direction):
-    ours, torchs = lowered({"BACKEND": "AUTO"}, 128, 128, direction)
+def test_up_to_torch_2_13_masks_that_torch_cannot_take_get_our_configs(direction, entries):
+    ours, torchs = lowered(as_lowered(128, 128, entries), direction)
     assert ours == torchs  # another user of FlexAttention
-    choose = forward_config if direction == "fwd" else backward_config
-    for blocks in ((128, 128), (128, 64), (32, 64)):
-        found, _ = lowered({kernel_options.MARK: True}, *blocks, direction)
-        due = choose(128, torch.bfloat16, *blocks)
-        assert [tuple(vars(c).values()) for c in found] == [(*due,)]
     symbols = SimpleNamespace(), SimpleNamespace()  # block sizes in a graph of dynamic shapes
-    ours, torchs = lowered({}, *symbols, direction)
+    ours, torchs = lowered(as_lowered(*symbols, entries), direction)
     assert ours == torchs
-    found, torchs = lowered({}, 64, 64, direction)  # torch has none that divides these
-    assert not any(kernel_options._divides(c, 64, 64) for c in torchs)
-    assert all(kernel_options._divides(c, 64, 64) for c in found)
+    choose = forward_config if direction == "fwd" else backward_config
+    for told in ((128, torch.bfloat16, "cuda"), (128, "more", torch.bfloat16, "cuda")):
+        asked = f"torch._inductor.choices.InductorChoices.get_flex_attention_{direction}_configs"
+        with mock.patch(asked, lambda self, *_: torchs):
+            found, _ = lowered(as_lowered(64, 64, entries), direction, told)
+        assert [tuple(vars(c).values()) for c in found] == [(*choose(128, told[-2], 64, 64),)]
+
+
+def test_from_torch_2_14_on_nothing_is_installed():
+    from torch._inductor import config
+
+    installed = config.inductor_choices_class
+    assert (installed is None) == (kernel_options.TAKES_OPTIONS or not torch.version.cuda)
+
+
+def test_a_torch_that_is_newer_than_those_proven_is_named():
+    assert kernel_options.unproven() is None
+    assert kernel_options.unproven("2.15.3+cu130") is None
+    words = "torch 2.16.0 is newer than those that flexsparse is proven with, 2.11 to 2.15"
+    assert kernel_options.unproven("2.16.0") == words
+
+
+def hopper_options(mask, given, has_score_mod=False, dtype=torch.bfloat16):
+    q = torch.empty(1, 1, 1, 128, dtype=dtype)
+    with mock.patch.object(kernel_options, "gpu", lambda: (9, 232448)):
+        return kernel_options.options_for(q, mask, given, has_score_mod)
+
+
+def test_the_tables_are_handed_over_as_public_options():
+    tiling = VideoTiling((4, 8, 12))
+    q = tiling.to_tiles(torch.randn(1, 1, tiling.tokens, 16))
+    for query_tiles in (1, 2):
+        mask = vsa_mask(q, q, tiling, top_k=2, query_tiles=query_tiles)
+        forward, backward = (
+            choose(128, torch.bfloat16, *mask.BLOCK_SIZE, 9)
+            for choose in (forward_config, backward_config)
+        )
+        options = hopper_options(mask, {})
+        names = "BLOCK_M", "BLOCK_N", "num_stages", "num_warps"
+        assert tuple(options[f"fwd_{x}"] for x in names) == forward
+        names = "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2", "num_stages", "num_warps"
+        assert tuple(options[f"bwd_{x}"] for x in names) == backward
 
 
 def test_lengths_divide_where_every_query_block_is_whole():
@@ -113,8 +154,8 @@ def test_lengths_divide_where_every_query_block_is_whole():
     q = tiling.to_tiles(torch.randn(1, 1, tiling.tokens, 16))
     for query_tiles, whole in ((1, True), (2, True), (4, False)):
         mask = vsa_mask(q, q, tiling, top_k=2, query_tiles=query_tiles)
-        options = kernel_options.options_for(mask, {}, False)
-        assert options["IS_DIVISIBLE"] == whole and options[kernel_options.MARK]
+        options = hopper_options(mask, {})
+        assert options["IS_DIVISIBLE"] == whole
     assert options["ROWS_GUARANTEED_SAFE"] and options["BACKEND"] == "TRITON"
 
 
@@ -123,20 +164,13 @@ def test_what_a_caller_says_goes_first_and_a_score_mod_may_hide_a_row():
     q = tiling.to_tiles(torch.randn(1, 1, tiling.tokens, 16))
     mask = vsa_mask(q, q, tiling, top_k=2)
     given = {"fwd_BLOCK_M": 32, "IS_DIVISIBLE": False}
-    options = kernel_options.options_for(mask, given, False)
+    options = hopper_options(mask, given)
     assert options["fwd_BLOCK_M"] == 32 and options["IS_DIVISIBLE"] is False
-    forced = kernel_options.options_for(mask, {"FORCE_USE_FLEX_ATTENTION": True}, False)
-    assert "BACKEND" not in forced
-    assert "ROWS_GUARANTEED_SAFE" not in kernel_options.options_for(mask, {}, True)
-
-
-def test_the_mark_changes_with_the_tables():
-    """Inductor caches kernels by their options, not by what chose their blocks."""
-    row = FORWARD[2]
-    other = [*FORWARD[:2], row._replace(config=Forward(64, 64, 3, 8)), *FORWARD[3:]]
-    assert kernel_options.hash_of(TABLES) == kernel_options.TABLES_HASH
-    assert kernel_options.hash_of((other, *TABLES[1:])) != kernel_options.TABLES_HASH
-    assert str(kernel_options.TABLES_HASH) in kernel_options._make_choices().uuid()
+    of_both = hopper_options(mask, {"num_warps": 4, "BLOCK_M": 32})  # torch prefers fwd_ and bwd_
+    assert not {"fwd_num_warps", "bwd_num_warps", "fwd_BLOCK_M"} & of_both.keys()
+    assert of_both["num_warps"] == 4 and of_both["BLOCK_M"] == 32 and "fwd_BLOCK_N" in of_both
+    assert "BACKEND" not in hopper_options(mask, {"FORCE_USE_FLEX_ATTENTION": True})
+    assert "ROWS_GUARANTEED_SAFE" not in hopper_options(mask, {}, has_score_mod=True)
 
 
 def test_flash_is_refused_with_the_reason():
@@ -144,13 +178,13 @@ def test_flash_is_refused_with_the_reason():
     q = tiling.to_tiles(torch.randn(1, 1, tiling.tokens, 16)).bfloat16()
     mask = vsa_mask(q, q, tiling, top_k=2)
 
-    def refuse(q, mask, words, gpu=(9, 0), installed=True):
+    def refuse(q, mask, words, gpu=(9, 0), installed=True, trains=True):
         with (
             mock.patch.object(kernel_options, "_has_flash", lambda: installed),
             mock.patch.object(kernel_options, "_major", lambda: gpu[0]),
             pytest.raises(ValueError, match=words),
         ):
-            kernel_options.check_flash(q, mask)
+            kernel_options.check_flash(q, mask, trains)
 
     refuse(q, mask, "flash-attn-4, which is not installed", installed=False)
     refuse(q.float(), mask, "float16 and bfloat16, not torch.float32")
@@ -161,12 +195,41 @@ def test_flash_is_refused_with_the_reason():
     refuse(q, vsa_mask(q, q, small, top_k=2), "these are 64 by 64")
     padded = VideoTiling((3, 10, 8), (3, 5, 8))
     x = padded.to_tiles(torch.randn(1, 1, padded.tokens, 16))
-    refuse(q, vsa_mask(x, x, padded, top_k=2), "every tile of this mask has some")
+    partial = vsa_mask(x, x, padded, top_k=2)
+    refuse(q, partial, "every tile of this mask has some")
+    for of_2_14 in (False, True):
+        with mock.patch.object(kernel_options, "TAKES_OPTIONS", of_2_14):
+            refuse(q, partial, "every tile of this mask has some")
+            if not of_2_14:
+                refuse(q, partial, "every tile of this mask has some", trains=False)
     with (
         mock.patch.object(kernel_options, "_has_flash", lambda: True),
         mock.patch.object(kernel_options, "_major", lambda: 9),
     ):
         kernel_options.check_flash(q, mask)
         kernel_options.check_flash(q, None)
+        with mock.patch.object(kernel_options, "TAKES_OPTIONS", True):
+            kernel_options.check_flash(q, partial, trains=False)
     with pytest.raises(ValueError, match="an engine for CUDA; the tensors are on a CPU"):
         flex_attention(q, q, q, block_mask=mask, kernel_options={"BACKEND": "FLASH"})
+
+
+def test_flash_is_given_the_whole_mask_mod(monkeypatch):
+    """torch drops the lists in FLASH's backward where the mask_mod is trivial: dense gradients."""
+    tiling = VideoTiling((4, 8, 16), (4, 4, 8))
+    q = tiling.to_tiles(torch.randn(1, 1, tiling.tokens, 16))
+    mask = vsa_mask(q, q, tiling, top_k=2)
+    on_gpu = SimpleNamespace(is_cuda=True, requires_grad=True, dtype=torch.bfloat16, shape=q.shape)
+    seen = []
+    monkeypatch.setattr(kernel_options, "_has_flash", lambda: True)
+    monkeypatch.setattr(kernel_options, "gpu", lambda: (9, 232448))
+    monkeypatch.setattr(kernel_options, "_major", lambda: 9)
+    monkeypatch.setattr(flex, "_compiled_flex_attention", lambda *x, **o: seen.append(o))
+    for backend in ("FLASH", "TRITON"):
+        given = None, mask, None, False, {"BACKEND": backend}, None
+        flex._torch_attention(on_gpu, on_gpu, on_gpu, *given)
+    whole, within = (o["block_mask"] for o in seen)
+    assert whole is mask and within.mask_mod is not mask.mask_mod
+    everywhere = create_mask(whole.mask_mod, 1, 1, *mask.seq_lengths, "cpu")
+    assert torch.equal(everywhere[0, 0, ::128, ::128].int(), mask.to_dense()[0, 0])
+    assert not everywhere.all()

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.attention import SDPBackend
 
+from flexsparse.kernel_options import unproven
 from flexsparse.kv_rules import Mass, Threshold, TopK
 from flexsparse.selfcheck import attention as on
 from flexsparse.selfcheck import cases
@@ -101,6 +102,8 @@ def run(
     [True, True, True, True]
     """
     report(versions(device))
+    if newer := unproven():
+        report(newer)
     results = []
     for result in each(device, checks(full) if only is None else only):
         results.append(result)
