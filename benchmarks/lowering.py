@@ -33,17 +33,17 @@ def main() -> int:
     except RuntimeError as error:
         parser.error(str(error))
     warnings.simplefilter("ignore")  # torch's own, about fake tensors
-    from benchmarks.compiled.cases import CASES, CONFIGS
+    from benchmarks.compiled.cases import CONFIGS, LAYERS, MODELS
     from benchmarks.compiled.rows import rows_of
 
-    cases = CONFIGS if given.configs else CASES
+    cases = CONFIGS if given.configs else LAYERS | MODELS
     unknown = set(given.names) - set(cases)
     if unknown:
         parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(cases)}")
     failed = 0
     for name in given.names or cases:
         try:
-            rows = list(rows_of(name, cases[name], given.arch))
+            rows = list(rows_of(name, cases[name], given.arch, whole=name not in MODELS))
         except Exception as error:
             failed += 1
             traceback.print_exception(error, limit=-6)

@@ -43,6 +43,13 @@ def commit() -> str | None:
     return found.stdout.strip() or None
 
 
+def append(file: str, row: Row, results: Path = RESULTS) -> None:
+    """Append ``row`` as it is to ``results/<file>.jsonl``."""
+    results.mkdir(exist_ok=True)
+    with (results / f"{file}.jsonl").open("a") as out:
+        out.write(json.dumps(row) + "\n")  # one write: processes may append side by side
+
+
 def write_row(file: str, device: str, *, results: Path = RESULTS, **row: Any) -> Row:
     """Append ``row``, with device, versions, date and commit, to ``results/<file>.jsonl``."""
     row = {
@@ -53,7 +60,5 @@ def write_row(file: str, device: str, *, results: Path = RESULTS, **row: Any) ->
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),
     }
-    results.mkdir(exist_ok=True)
-    with (results / f"{file}.jsonl").open("a") as out:
-        out.write(json.dumps(row) + "\n")  # one write: processes may append side by side
+    append(file, row, results)
     return row

@@ -1,4 +1,4 @@
-"""Every case by its name: what is compiled, and by ``--configs`` the tables of configs."""
+"""Every case by its name: layers, whole models, and the fine stage in each config of the tables."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ LONG: dict[str, tuple[Grid, Grid, int]] = {
     "153k": ((40, 48, 80), (4, 4, 4), 12),
     "75k": ((21, 45, 80), (3, 5, 4), 40),
 }
-LAYERS = ("full64", "padded64", "ragged64", "full128")
-CASES: dict[str, Case] = {
+SHAPES = ("full64", "padded64", "ragged64", "full128")
+LAYERS: dict[str, Case] = {
     **{
         f"vsa_{shape}_d{dim}{'_gated' if gates else ''}": vsa_case(shape, dim, gates)
-        for shape in LAYERS
+        for shape in SHAPES
         for dim in (64, 128)
         for gates in (False, True)
     },
     **{
         f"bsa_{shape}_d{dim}_{name}": bsa_case(shape, dim, kv)
-        for shape in LAYERS
+        for shape in SHAPES
         for dim in (64, 128)
         for name, kv in (("threshold", Threshold(8)), ("mass", Mass(0.9, max_tiles=32)))
     },
@@ -44,6 +44,8 @@ CASES: dict[str, Case] = {
     **{f"literal_full64_d{dim}": literal_case("full64", dim) for dim in (64, 128)},
     "vsa_text64_d128_gated": vsa_case("text64", 128, True),
     "bsa_text64_d128_threshold": bsa_case("text64", 128, Threshold(8)),
+}
+MODELS: dict[str, Case] = {
     "dit_dense": dit_case(Dense()),
     "dit_vsa": dit_case(VSA(sparsity=0.875, tile=(4, 4, 4))),
     "dit_bsa": dit_case(BSA(sparsity=0.875)),

@@ -27,14 +27,14 @@ def in_bf16(device: torch.device) -> Iterator[None]:
 
 
 def dit_case(attention: Any) -> Case:
-    """The train step of a two-layer DiT, 4,096 tokens: flow matching's loss and its gradients."""
+    """A DiT of one layer, 4,096 tokens: flow matching's loss and its gradients."""
     config = VideoDiTConfig(
         channels=16,
         video=(16, 32, 32),
         patch=(1, 2, 2),
         dim=256,
         heads=4,
-        layers=2,
+        layers=1,
         ffn=512,
         context_dim=64,
         attention=attention,

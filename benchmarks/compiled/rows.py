@@ -15,15 +15,16 @@ from benchmarks.compiled import capture, machine_code
 from benchmarks.compiled.capture import Case
 from benchmarks.record import Row, commit
 
+FLEX = re.compile(r"triton_tem_\w*flex_attention")  # its templates, not what is fused around them
 GRAPHS = "forward", "backward"
 _compile_once = cache(machine_code.compile_kernel)
 
 
-def rows_of(name: str, case: Case, arch: int) -> Iterator[Row]:
+def rows_of(name: str, case: Case, arch: int, whole: bool = True) -> Iterator[Row]:
     """A row for each of the case's two graphs.
 
-    ``kernels`` has FlexAttention's, our own (their names begin with ``_``), and whichever spills or
-    has a remark.
+    ``kernels`` has FlexAttention's and our own (their names begin with ``_``). ``whole`` compiles
+    the others of the graph as well, and has those that spill or have a remark.
 
     Raises:
         RuntimeError: no graph a direction; with what stopped the compiler as its cause.
@@ -35,25 +36,30 @@ def rows_of(name: str, case: Case, arch: int) -> Iterator[Row]:
         body = source[source.rfind("def call(") :]
         launches = re.findall(r"^\s+(\w+)\.run\(", body, re.M)
         outside = re.findall(r"(?:extern_kernels|torch\.ops)\.[\w.]+(?=\()", body)
-        compiled = [(name, _compile_once(text)) for name, text in machine_code.kernels(source)]
+        compiled = [
+            {"kernel": kernel, **_compile_once(text)._asdict()}
+            for kernel, text in machine_code.kernels(source)
+            if whole or _is_ours(kernel)
+        ]
         yield {
             "case": name,
             "graph": graph,
             "arch": f"sm_{arch}",
             "triton_launches": len(launches),
-            "flex_launches": sum("flex_attention" in launch for launch in launches),
+            "flex_launches": len([x for x in launches if FLEX.match(x)]),
             "outside_calls": len(outside),
             "outside": dict(Counter(outside)),
             "kernels": [
-                {"kernel": name, **kernel._asdict()}
-                for name, kernel in compiled
-                if "flex_attention" in name
-                or name[0] == "_"
-                or kernel.spilled_bytes
-                or kernel.remarks
+                kernel
+                for kernel in compiled
+                if _is_ours(kernel["kernel"]) or kernel["spilled_bytes"] or kernel["remarks"]
             ],
             "torch": torch.__version__,
             "triton": triton.__version__,
             "commit": commit(),
             "date": datetime.now(UTC).date().isoformat(),
         }
+
+
+def _is_ours(kernel: str) -> bool:
+    return kernel[0] == "_" or FLEX.match(kernel) is not None

@@ -1,0 +1,87 @@
+"""The cases that ``make test`` compiles, and ``benchmarks.torch_versions`` with each torch.
+
+They run in processes of their own: pretending that there is a GPU cannot be taken back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.record import Row
+
+ROOT = Path(__file__).parents[2]
+
+
+class Job(NamedTuple):
+    """What one process compiles."""
+
+    arch: int
+    names: tuple[str, ...]
+
+
+# Each pair of a head dim, a shape, and one or two query tiles is in some case of VSA.
+PROOF = (
+    Job(90, ("dit_dense", "dit_vsa", "dit_bsa", "wan_vsa", "diffusers_wan")),
+    Job(
+        90,
+        (
+            "vsa_full64_d64_gated",
+            "vsa_padded64_d64_gated_pairs",
+            "vsa_ragged64_d64_gated",
+            "vsa_full64_d128_gated_pairs",
+            "vsa_padded64_d128_gated",
+            "vsa_ragged64_d128_gated_pairs",
+            "vsa_text64_d128_gated",
+        ),
+    ),
+    Job(
+        90,
+        (
+            "bsa_full64_d64_top",
+            "bsa_padded64_d64_mass",
+            "bsa_ragged64_d128_threshold",
+            "literal_full64_d64",
+            "literal_full64_d128",
+        ),
+    ),
+    Job(80, ("vsa_ragged64_d128_gated", "bsa_ragged64_d64_threshold")),
+    Job(100, ("vsa_ragged64_d128_gated", "bsa_ragged64_d64_threshold")),
+)
+
+
+def compile_proof(python: str = sys.executable, at_once: int = 2, quiet: bool = True) -> list[Row]:
+    """The rows of ``benchmarks.lowering`` for every job, with the torch of that interpreter.
+
+    Raises:
+        RuntimeError: a process ended without all its rows, with its last words.
+    """
+    with ThreadPoolExecutor(at_once) as pool:
+        return sum(pool.map(lambda job: _compile(job, python, quiet), PROOF), [])
+
+
+def _compile(job: Job, python: str, quiet: bool) -> list[Row]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "rows.jsonl")
+        command = [python, "-m", "benchmarks.lowering", f"--arch={job.arch}", f"--rows={path}"]
+        done = subprocess.run(
+            [*command, *job.names],
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.DEVNULL if quiet else None,
+            stderr=subprocess.PIPE,
+        )
+        rows = list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
+    if {row["case"] for row in rows} != set(job.names):
+        raise RuntimeError(
+            f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}"
+        )
+    return rows

@@ -1,0 +1,110 @@
+"""What each torch makes of VSA, BSA and whole models on NVIDIA GPUs: a row a version. No GPU.
+
+    python -m benchmarks.torch_versions [VERSION ...] [--venvs out/torch_versions]
+
+A version is compiled in the virtual environment ``<venvs>/<version>``, which is made if it is not
+there (5 GB each, with pip). The cases are those of ``benchmarks/compiled/proof.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.compiled.proof import ROOT, compile_proof
+from benchmarks.gpu.tables import markdown
+from benchmarks.record import RESULTS, Row, append, read
+
+VERSIONS = "2.11.0", "2.13.0", "2.14.1", "2.15.0"
+FILE = "torch_versions"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.torch_versions")
+    parser.add_argument("versions", nargs="*", default=VERSIONS, metavar="VERSION")
+    parser.add_argument("--venvs", type=Path, default=Path("out", FILE), help="a folder of them")
+    parser.add_argument("--python", help="an interpreter to compile with, in place of VERSIONs")
+    given = parser.parse_args()
+    for version in [None] if given.python else given.versions:
+        python = given.python or _interpreter(version, given.venvs)
+        print(f"compiling with {python}", flush=True)
+        started = time.monotonic()
+        row = summary(compile_proof(python, quiet=False))
+        row["seconds"] = round(time.monotonic() - started)
+        append(FILE, row)
+        print(f"torch {row['torch']}: {len(row['failed'])} cases failed", flush=True)
+    print(table())
+    return 0
+
+
+def _interpreter(version: str, venvs: Path) -> str:
+    python = (venvs / version / "bin" / "python").absolute()
+    if not python.exists():
+        print(f"making {venvs / version}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", venvs / version], check=True)
+        pip = [python, "-m", "pip", "install", "--progress-bar", "off"]
+        subprocess.run([*pip, f"torch=={version}", f"{ROOT}[diffusers]"], check=True)
+    return str(python)
+
+
+def summary(rows: list[Row]) -> Row:
+    """Rows of cases, of one torch, as a row of the version.
+
+    ``launches`` has ``[Triton's, FlexAttention's among them, calls outside]`` by architecture,
+    case and graph; ``spills`` and ``remarks`` have the kernels that have some.
+    """
+    graphs = [row for row in rows if "error" not in row]
+    launches: Row = {}
+    for row in graphs:
+        counts = [row[name] for name in ("triton_launches", "flex_launches", "outside_calls")]
+        launches.setdefault(row["arch"], {}).setdefault(row["case"], {})[row["graph"]] = counts
+    kernels = [(f"{row['arch']} {row['case']}", k) for row in graphs for k in row["kernels"]]
+    return {
+        **{name: graphs[0][name] for name in ("torch", "triton", "commit", "date") if graphs},
+        "launches": launches,
+        "spills": [[x, k["kernel"], k["spilled_bytes"]] for x, k in kernels if k["spilled_bytes"]],
+        "remarks": [[x, k["kernel"], k["remarks"]] for x, k in kernels if k["remarks"]],
+        "failed": {f"{row['arch']} {row['case']}": row["error"] for row in rows if "error" in row},
+    }
+
+
+def latest(results: Path = RESULTS) -> dict[str, Row]:
+    """The last row of each version, by its number, in their order."""
+    found = {row["torch"].split("+")[0]: row for row in read(FILE, results)}
+    return dict(sorted(found.items(), key=lambda item: [int(x) for x in item[0].split(".")]))
+
+
+def table(results: Path = RESULTS) -> str:
+    """Every version that has a row, in Markdown."""
+    lines = []
+    for version, row in latest(results).items():
+        cases = sum(map(len, row["launches"].values()))
+        graphs = [
+            counts
+            for found in row["launches"].values()
+            for graphs in found.values()
+            for counts in graphs.values()
+        ]
+        spills: dict[str, int] = {}
+        for _, kernel, size in row["spills"]:
+            spills[kernel] = max(size, spills.get(kernel, 0))
+        lines.append(
+            [
+                version,
+                row["triton"],
+                f"{cases} of {cases + len(row['failed'])}",
+                *(sum(counts[i] for counts in graphs) for i in range(3)),
+                ", ".join(f"`{kernel}` {size}" for kernel, size in sorted(spills.items())) or "-",
+                len(row["remarks"]) or "-",
+            ]
+        )
+    head = ["torch", "Triton", "cases compiled", "Triton launches", "of FlexAttention"]
+    head += ["calls outside", "bytes spilled", "ptxas' remarks"]
+    return markdown(head, lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
