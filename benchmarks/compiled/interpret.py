@@ -77,7 +77,9 @@ def prepare() -> None:
         raise RuntimeError("set TRITON_INTERPRET=1 before triton is imported")
     torch.cuda._DeviceGuard = lambda device: nullcontext()  # type: ignore
     torch.cuda.set_device = lambda device: None
-    interpreter.InterpreterBuilder.create_extern_elementwise = _extern  # type: ignore
+    for name, value in vars(triton_helpers.libdevice).items():
+        if inspect.isfunction(value):
+            setattr(triton_helpers.libdevice, name, _libdevice(name))
 
 
 def _first_config(size_hints: Any, configs: Any, triton_meta: Any, *_: Any, **options: Any) -> Any:
@@ -92,12 +94,14 @@ def _unwritten(size: Any, stride: Any, dtype: torch.dtype) -> Tensor:
     return x
 
 
-def _extern(
-    self: Any, library: Any, path: Any, symbol: str, args: Any, kind: Any, pure: Any
-) -> Any:
-    """libdevice's functions, which the interpreter lacks."""
-    functions = {"signbit": np.signbit}
-    name = symbol.removeprefix("__nv_").removesuffix("f").removesuffix("d")
-    if name not in functions:
-        raise NotImplementedError(f"libdevice's {symbol} has no stand-in")
-    return interpreter.TensorHandle(functions[name](*(x.data for x in args)).astype(np.int32), kind)
+def _libdevice(name: str) -> Any:
+    """A stand-in for a function of libdevice's, which are empty in the interpreter."""
+    known = {"ceil": np.ceil, "floor": np.floor, "rsqrt": lambda x: 1 / np.sqrt(x)}
+
+    def function(x: Any, *_: Any) -> Any:
+        if name not in known:
+            raise NotImplementedError(f"libdevice.{name} has no stand-in")
+        handle = interpreter.TensorHandle(known[name](x.handle.data), x.handle.dtype)
+        return tl.tensor(handle, x.type)
+
+    return function

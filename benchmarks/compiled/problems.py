@@ -180,7 +180,8 @@ RAGGED = VideoTiling((9, 4, 10), (4, 4, 4))  # 9, some of them full
 SMALL = VideoTiling((3, 8, 10), (2, 4, 4))  # 12 of 32 rows
 LARGE = VideoTiling((4, 5, 24), (4, 4, 8))  # 6 of 128 rows
 TEXT = VideoTiling((4, 5, 10), (4, 4, 4), 64, 70)  # 6, and 2 of text
-FIT, WAN = (2, 2, 2), (3, 5, 2)  # windows
+CUT = VideoTiling((3, 10, 10), (3, 5, 4))  # 6, of 60 or 30 tokens
+FIT, WAN, TILE = (2, 2, 2), (3, 5, 2), (3, 5, 4)  # windows
 PROBLEMS: dict[str, Problem] = {
     "fine_full": fine(FULL),
     "fine_full_pairs": fine(FULL, 2),
@@ -198,7 +199,7 @@ PROBLEMS: dict[str, Problem] = {
     "vsa_ragged_gated": vsa(RAGGED, gates=2),
     "bsa_full_topk": bsa(FULL, TopK(3), FIT),
     "bsa_padded_threshold": bsa(PADDED, Threshold(2), WAN),
-    "bsa_ragged_mass": bsa(RAGGED, Mass(0.8), FIT),
+    "bsa_cut_mass": bsa(CUT, Mass(0.8), TILE),
     "bsa_ragged_threshold_fours": bsa(RAGGED, Threshold(3), FIT, 4),
     "torchs_full": literal(FULL),
     "torchs_ragged": literal(RAGGED),

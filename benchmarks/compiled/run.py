@@ -23,29 +23,39 @@ ROOT = Path(__file__).parents[2]
 ARCH = 90
 
 
-def ratios(names: Sequence[str] = (), writer: Sequence[str] = ()) -> dict[str, dict[str, float]]:
+class OutOfBounds(RuntimeError):
+    """A signal ended the process in which kernels were interpreted."""
+
+
+def ratios(names: Sequence[str] = (), root: Path = ROOT) -> dict[str, dict[str, float]]:
     """Of each problem, the error of every result over what it may be.
 
     Args:
         names: some problems; none are all.
-        writer: a command that takes a folder and names, and writes as ``--write`` does.
+        root: a checkout of the project.
 
     Raises:
+        OutOfBounds: a kernel read or wrote outside of the process's memory.
         RuntimeError: a graph could not be made or run; with what the process said last.
     """
-    this = [sys.executable, "-m", "benchmarks.compiled.run"]
+    command = [sys.executable, "-m", "benchmarks.compiled.run"]
+
+    def finish(*arguments: str, interpret: str) -> str:
+        given = {**os.environ, "TRITON_INTERPRET": interpret}
+        done = subprocess.run([*command, *arguments], cwd=root, env=given, **_READ)
+        if done.returncode < 0:
+            raise OutOfBounds(f"signal {-done.returncode} in {' '.join(arguments)}")
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(arguments)} failed: {done.stderr[-3000:]}")
+        return done.stdout
+
     with tempfile.TemporaryDirectory() as folder:
-        _finish([*(writer or [*this, "--write"]), folder, *names])
-        said = _finish([*this, "--read", folder], TRITON_INTERPRET="1")
-    return {row["problem"]: row["ratios"] for row in map(json.loads, said.splitlines())}
+        finish("--write", folder, *names, interpret="0")
+        rows = finish("--read", folder, interpret="1").splitlines()
+    return {row["problem"]: row["ratios"] for row in map(json.loads, rows)}
 
 
-def _finish(command: Sequence[str], **environment: str) -> str:
-    given = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-3000:]}")
-    return done.stdout
+_READ: Any = dict(capture_output=True, text=True)
 
 
 def write(folder: Path, names: Sequence[str]) -> None:
