@@ -24,9 +24,10 @@ from torch import Tensor
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codecache import PyCodeCache
 from torch._inductor.runtime import triton_helpers, triton_heuristics
+from triton.language.extra import libdevice
 from triton.runtime import interpreter
 
-GARBAGE = 0x5A  # every byte of what is no float: 1,515,870,810 as int32
+NO_INDEX = 1_500_000_000
 
 
 class Kernel:
@@ -77,9 +78,9 @@ def prepare() -> None:
         raise RuntimeError("set TRITON_INTERPRET=1 before triton is imported")
     torch.cuda._DeviceGuard = lambda device: nullcontext()  # type: ignore
     torch.cuda.set_device = lambda device: None
-    for name, value in vars(triton_helpers.libdevice).items():
+    for name, value in vars(libdevice).items():
         if inspect.isfunction(value):
-            setattr(triton_helpers.libdevice, name, _libdevice(name))
+            setattr(libdevice, name, _libdevice(name))
 
 
 def _first_config(size_hints: Any, configs: Any, triton_meta: Any, *_: Any, **options: Any) -> Any:
@@ -90,8 +91,7 @@ def _unwritten(size: Any, stride: Any, dtype: torch.dtype) -> Tensor:
     x = torch.empty_strided(size, stride, dtype=dtype)
     if dtype.is_floating_point:
         return x.fill_(torch.nan)
-    x.untyped_storage().fill_(GARBAGE) if dtype != torch.bool else x.fill_(True)
-    return x
+    return x.fill_(True if dtype == torch.bool else min(torch.iinfo(dtype).max, NO_INDEX))
 
 
 def _libdevice(name: str) -> Any:

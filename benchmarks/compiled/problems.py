@@ -147,8 +147,11 @@ def bsa(
         kept = prune_queries(tiling.to_tiles(q), tiling, keep=0.5, window=window)
         tile_map = bsa_tile_map(kept, tiling.to_tiles(k), tiling, **choice)
         given: Any = dict(keep=0.5, window=window, tile_map=tile_map, kept=stay(kept))
-        shape = tiling.video, tiling.tile
-        return lambda *x, dtype: reference.bsa(*x, *shape, dtype=dtype, **given)
+
+        def compute(q: Tensor, k: Tensor, v: Tensor, *, dtype: torch.dtype) -> Tensor:
+            return reference.bsa(q, k, v, tiling.video, tiling.tile, dtype=dtype, **given)
+
+        return compute
 
     return Problem(tiling, layer, oracle)
 
@@ -164,10 +167,9 @@ def _vsa_oracle(
         if tiling.text and others:
             given["text_lengths"] = others[-1]
 
-        def compute(*x: Tensor, dtype: torch.dtype) -> Tensor:
-            gates: Any = dict(zip(("gate_coarse", "gate_fine"), x[3:]))
-            shape = tiling.video, tiling.tile
-            return reference.vsa(*x[:3], *shape, dtype=dtype, **gates, **given)
+        def compute(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor, dtype: torch.dtype) -> Tensor:
+            gates: Any = dict(zip(("gate_coarse", "gate_fine"), rest), dtype=dtype)
+            return reference.vsa(q, k, v, tiling.video, tiling.tile, **gates, **given)
 
         return compute
 
