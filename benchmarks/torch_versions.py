@@ -28,8 +28,8 @@ def main() -> int:
     parser.add_argument("--venvs", type=Path, default=Path("out", FILE), help="a folder of them")
     parser.add_argument("--python", help="an interpreter to compile with, in place of VERSIONs")
     given = parser.parse_args()
-    for version in [None] if given.python else given.versions:
-        python = given.python or _interpreter(version, given.venvs)
+    made = (_interpreter(version, given.venvs) for version in given.versions)
+    for python in [given.python] if given.python else made:
         print(f"compiling with {python}", flush=True)
         started = time.monotonic()
         row = summary(compile_proof(python, quiet=False))
