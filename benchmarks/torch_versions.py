@@ -63,7 +63,7 @@ def summary(rows: list[Row]) -> Row:
         launches.setdefault(row["arch"], {}).setdefault(row["case"], {})[row["graph"]] = counts
     kernels = [(f"{row['arch']} {row['case']}", k) for row in graphs for k in row["kernels"]]
     return {
-        **{name: graphs[0][name] for name in ("torch", "triton", "commit", "date") if graphs},
+        **{name: rows[0][name] for name in ("torch", "triton", "commit", "date")},
         "launches": launches,
         "spills": [[x, k["kernel"], k["spilled_bytes"]] for x, k in kernels if k["spilled_bytes"]],
         "remarks": [[x, k["kernel"], k["remarks"]] for x, k in kernels if k["remarks"]],
