@@ -34,7 +34,7 @@ def main() -> int:
         parser.error(str(error))
     warnings.simplefilter("ignore")  # torch's own, about fake tensors
     from benchmarks.compiled.cases import CONFIGS, LAYERS, MODELS
-    from benchmarks.compiled.rows import rows_of
+    from benchmarks.compiled.rows import rows_of, versions
 
     cases = CONFIGS if given.configs else LAYERS | MODELS
     unknown = set(given.names) - set(cases)
@@ -47,7 +47,8 @@ def main() -> int:
         except Exception as error:
             failed += 1
             traceback.print_exception(error, limit=-6)
-            rows = [{"case": name, "arch": f"sm_{given.arch}", "error": _last_words(error)}]
+            of = {"case": name, "arch": f"sm_{given.arch}"}
+            rows = [{**of, "error": _last_words(error), **versions()}]
         for row in rows:
             print(_line(row), flush=True)
             if given.rows:

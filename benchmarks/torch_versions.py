@@ -28,8 +28,8 @@ def main() -> int:
     parser.add_argument("--venvs", type=Path, default=Path("out", FILE), help="a folder of them")
     parser.add_argument("--python", help="an interpreter to compile with, in place of VERSIONs")
     given = parser.parse_args()
-    for version in [None] if given.python else given.versions:
-        python = given.python or _interpreter(version, given.venvs)
+    made = (_interpreter(version, given.venvs) for version in given.versions)
+    for python in [given.python] if given.python else made:
         print(f"compiling with {python}", flush=True)
         started = time.monotonic()
         row = summary(compile_proof(python, quiet=False))
@@ -63,7 +63,7 @@ def summary(rows: list[Row]) -> Row:
         launches.setdefault(row["arch"], {}).setdefault(row["case"], {})[row["graph"]] = counts
     kernels = [(f"{row['arch']} {row['case']}", k) for row in graphs for k in row["kernels"]]
     return {
-        **{name: graphs[0][name] for name in ("torch", "triton", "commit", "date") if graphs},
+        **{name: rows[0][name] for name in ("torch", "triton", "commit", "date")},
         "launches": launches,
         "spills": [[x, k["kernel"], k["spilled_bytes"]] for x, k in kernels if k["spilled_bytes"]],
         "remarks": [[x, k["kernel"], k["remarks"]] for x, k in kernels if k["remarks"]],

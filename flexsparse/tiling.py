@@ -209,7 +209,9 @@ class VideoTiling:
         counts = t * h * w
         if self.text:  # no cat: FlexAttention cannot capture what Inductor makes of one
             ends = self.text if text_lengths is None else text_lengths[:, None]
-            words = (ends - (tile - self.num_tiles) * self.rows).clamp(0, self.rows)
+            left = ends - (tile - self.num_tiles) * self.rows
+            words = torch.where(left < self.rows, left, self.rows)  # no clamp, as in _boxes
+            words = torch.where(words > 0, words, 0)
             counts = torch.where(tile < self.num_tiles, counts, words)
         return counts.int()
 

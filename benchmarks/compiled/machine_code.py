@@ -70,5 +70,5 @@ def _kernel(metadata: Any, log: str) -> Kernel:
         stack_bytes=number("N bytes stack frame"),
         shared_bytes=metadata.shared,
         warps=metadata.num_warps,
-        remarks=sorted(set(re.findall(r"\(C\d+\) Potential Performance Loss: .*?(?= in )", log))),
+        remarks=sorted(set(re.findall(r"\(C\d+\) Potential Performance Loss: .*", log))),
     )

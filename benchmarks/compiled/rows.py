@@ -54,11 +54,18 @@ def rows_of(name: str, case: Case, arch: int, whole: bool = True) -> Iterator[Ro
                 for kernel in compiled
                 if _is_ours(kernel["kernel"]) or kernel["spilled_bytes"] or kernel["remarks"]
             ],
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-            "commit": commit(),
-            "date": datetime.now(UTC).date().isoformat(),
+            **versions(),
         }
+
+
+def versions() -> Row:
+    """Of what compiled a row."""
+    return {
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
 
 
 def _is_ours(kernel: str) -> bool:

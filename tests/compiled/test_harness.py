@@ -1,0 +1,95 @@
+"""The harness that compiles for a GPU that is not there: what it must see, it sees."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import torch_versions
+from benchmarks.compiled import machine_code, pretend
+from benchmarks.compiled.proof import ROOT
+
+BREAKS_AND_CALLS = """
+from benchmarks.compiled import pretend
+pretend.start({arch})
+import torch, triton
+from benchmarks.compiled.capture import graphs
+from benchmarks.compiled.rows import rows_of
+
+def broken(device):
+    def function(x):
+        torch._dynamo.graph_break()
+        return x.sin()
+    return function, [torch.empty(64, device=device, requires_grad=True)]
+
+def calls_a_library(device):
+    options = dict(device=device, dtype=torch.bfloat16, requires_grad=True)
+    x = torch.empty(1, 4, 1024, 64, **options)
+    return torch.nn.functional.scaled_dot_product_attention, [x, x, x]
+
+assert graphs(broken).sources == [] and graphs(broken).error is not None
+forward, backward = rows_of("attention", calls_a_library, {arch})
+print(*forward["outside"], forward["triton_launches"], backward["graph"], forward["arch"])
+"""
+
+
+@pytest.mark.skipif(not torch.version.cuda, reason="torch is no build for CUDA")
+@pytest.mark.parametrize(("arch", "engine"), [(80, "flash"), (90, "cudnn")])
+def test_a_graph_break_is_an_error_and_library_calls_are_named_as_the_gpu_would(arch, engine):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-c", BREAKS_AND_CALLS.format(arch=arch)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    call = f"torch.ops.aten._scaled_dot_product_{engine}_attention.default"
+    assert done.stdout.split() == [call, "0", "backward", f"sm_{arch}"], done.stderr[-2000:]
+
+
+def test_pretending_refuses_a_process_that_has_torch():
+    with pytest.raises(RuntimeError, match="torch is imported already"):
+        pretend.start(90)
+
+
+def test_kernels_are_told_by_their_source_not_by_their_name():
+    kernel = (
+        "{0} = async_compile.triton('{0}', '''\ndef {0}(x_{0}):\n    {1}\n''', device_str='cuda')\n"
+    )
+    source = kernel.format("triton_poi_0", "a") + kernel.format("triton_poi_1", "a")
+    (first, a), (second, b) = machine_code.kernels(
+        source + "def call(args):\n    triton_poi_0.run()"
+    )
+    assert (first, second) == ("triton_poi_0", "triton_poi_1") and "def kernel(" in a
+    assert a.replace("x_triton_poi_0", "x") == b.replace("x_triton_poi_1", "x")
+    (_, c), *_ = machine_code.kernels(kernel.format("triton_poi_0", "b"))
+    assert c != a
+
+
+def test_ptxas_log_is_read():
+    remark = (
+        "(C7515) Potential Performance Loss: wgmma.mma_async instructions are serialized due to "
+        "insufficient register resources for the wgmma pipeline in the function 'kernel'"
+    )
+    log = f"""ptxas info    : {remark}
+ptxas info    : Function properties for kernel
+    48 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 48 bytes cumulative stack size"""
+    found = machine_code._kernel(SimpleNamespace(shared=1024, num_warps=8), log)
+    assert found == machine_code.Kernel(255, 16, 48, 1024, 8, [remark])
+
+
+def test_a_row_of_a_version_has_what_failed_and_what_spilled(tmp_path):
+    kernel = {"kernel": "_lists", "spilled_bytes": 8, "remarks": ["(C7515)"]}
+    sizes = {"triton_launches": 5, "flex_launches": 1, "outside_calls": 2}
+    made = {"torch": "2.11.0+cu130", "triton": "3.6.0", "commit": "abc", "date": "2026-01-01"}
+    graph = {"case": "vsa", "arch": "sm_90", "graph": "forward", "kernels": [kernel], **sizes}
+    failed = {"case": "bsa", "arch": "sm_80", "error": "it broke"}
+    row = torch_versions.summary([graph | made, failed])
+    assert row["launches"] == {"sm_90": {"vsa": {"forward": [5, 1, 2]}}}
+    assert row["failed"] == {"sm_80 bsa": "it broke"}
+    torch_versions.append("torch_versions", {**row, "torch": "2.9.0"}, tmp_path)
+    torch_versions.append("torch_versions", row | {"spills": []}, tmp_path)
+    torch_versions.append("torch_versions", row, tmp_path)
+    assert list(torch_versions.latest(tmp_path)) == ["2.9.0", "2.11.0"]
+    last = torch_versions.table(tmp_path).splitlines()[-1]
+    assert last == "| 2.11.0 | 3.6.0 | 1 of 2 | 5 | 1 | 2 | `_lists` 8 | 1 |"

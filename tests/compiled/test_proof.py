@@ -1,0 +1,81 @@
+"""What torch.compile makes of our cases for GPUs that are not here (``benchmarks/compiled``)."""
+
+import os
+
+import pytest
+import torch
+
+from benchmarks import torch_versions
+from benchmarks.compiled.cases import MODELS
+from benchmarks.compiled.proof import PROOF, compile_proof
+
+IN_CI = os.environ.get("CI") == "true"
+CASES = [(f"sm_{job.arch}", name) for job in PROOF for name in job.names]
+FLEX_LAUNCHES = {  # a direction; in the others one
+    "dit_dense": 0,
+    "wan_vsa": 2,  # layers
+    "diffusers_wan": 2,
+    "vsa_text64_d128_gated": 2,  # the video's queries, and the text's
+}
+# What models call beside our layers: linear layers, convolutions, dense and cross attention.
+OF_MODELS = (
+    "extern_kernels.mm",
+    "extern_kernels.addmm",
+    "extern_kernels.convolution",
+    "torch.ops.aten.convolution_backward.default",
+    "torch.ops.aten._scaled_dot_product_",
+)
+# Bytes that kernels of ours spill at most, by torch's minor version; those of FlexAttention do not.
+KNOWN_SPILLS = {
+    "2.11": {"_coarse_forward": 12},
+    "2.13": {"_coarse_forward": 12},
+    "2.14": {"_select": 12, "_lists": 204, "_coarse_forward": 16, "_coarse_backward": 44},
+    "2.15": {"_lists": 184, "_coarse_backward": 36},
+}
+
+
+@pytest.fixture(scope="session")
+def found():
+    """The rows of every case, by (architecture, case)."""
+    if not torch.version.cuda:
+        why = f"torch {torch.__version__} is no build for CUDA, and compiles nothing for a GPU"
+        pytest.fail(why) if IN_CI else pytest.skip(why)
+    rows = {}
+    for row in compile_proof():
+        rows.setdefault((row["arch"], row["case"]), []).append(row)
+    return rows
+
+
+@pytest.fixture
+def graphs(found, arch, name):
+    """The case's forward and backward, none broken."""
+    rows = found[arch, name]
+    assert "error" not in rows[0], rows[0]["error"]
+    assert [row["graph"] for row in rows] == ["forward", "backward"]
+    return rows
+
+
+every_case = pytest.mark.parametrize(("arch", "name"), CASES)
+
+
+@every_case
+def test_launches_are_as_recorded_and_leave_triton_for_no_library(graphs, arch, name):
+    flex = FLEX_LAUNCHES.get(name, 1)
+    assert [row["flex_launches"] for row in graphs] == [flex, flex]
+    for row in graphs:
+        strangers = [x for x in row["outside"] if name not in MODELS or not x.startswith(OF_MODELS)]
+        assert not strangers
+    record = torch_versions.latest().get(torch.__version__.split("+")[0])
+    if record is None:
+        pytest.skip(f"no row of torch {torch.__version__}: python -m benchmarks.torch_versions")
+    assert torch_versions.summary(graphs)["launches"][arch][name] == record["launches"][arch][name]
+
+
+@every_case
+def test_no_kernel_spills_or_has_its_products_serialised(graphs, arch, name):
+    kernels = [kernel for row in graphs for kernel in row["kernels"]]
+    assert kernels or name == "dit_dense"
+    assert not [(kernel["kernel"], kernel["remarks"]) for kernel in kernels if kernel["remarks"]]
+    known = KNOWN_SPILLS.get(".".join(torch.__version__.split(".")[:2]), {})
+    spilled = [(k["kernel"], k["spilled_bytes"]) for k in kernels]
+    assert not [(name, size) for name, size in spilled if size > known.get(name, 0)]
