@@ -143,9 +143,11 @@ def bsa(
     def layer(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return bsa_attention(q, k, v, tiling, keep=0.5, window=window, **choice)
 
-    def oracle(q: Tensor, k: Tensor, *_: Tensor) -> Oracle:
-        kept = prune_queries(tiling.to_tiles(q), tiling, keep=0.5, window=window)
-        tile_map = bsa_tile_map(kept, tiling.to_tiles(k), tiling, **choice)
+    def oracle(q: Tensor, k: Tensor) -> Oracle:
+        video = tiling.of_video
+        q, k = (video.to_tiles(x[..., : video.tokens, :]) for x in (q, k))
+        kept = prune_queries(q, video, keep=0.5, window=window)
+        tile_map = bsa_tile_map(kept, k, video, **choice)
         given: Any = dict(keep=0.5, window=window, tile_map=tile_map, kept=stay(kept))
 
         def compute(q: Tensor, k: Tensor, v: Tensor, *, dtype: torch.dtype) -> Tensor:
@@ -194,7 +196,8 @@ PROBLEMS: dict[str, Problem] = {
     "fine_32_rows": fine(SMALL),
     "fine_32_rows_fours": fine(SMALL, 4),
     "fine_128_rows": fine(LARGE),
-    "vsa_text": vsa(TEXT, lengths=(5, 66)),
+    "vsa_text": vsa(TEXT),
+    "vsa_text_of_two_lengths": vsa(TEXT, lengths=(5, 66)),
     "vsa_inference": vsa(FULL, trains=False),
     "vsa_full_gated": vsa(FULL, gates=2),
     "vsa_padded_gated_pairs": vsa(PADDED, 2, gates=1),
@@ -203,6 +206,7 @@ PROBLEMS: dict[str, Problem] = {
     "bsa_padded_threshold": bsa(PADDED, Threshold(2), WAN),
     "bsa_cut_mass": bsa(CUT, Mass(0.8), TILE),
     "bsa_ragged_threshold_fours": bsa(RAGGED, Threshold(3), FIT, 4),
+    "bsa_text": bsa(TEXT, TopK(3), FIT),
     "torchs_full": literal(FULL),
     "torchs_ragged": literal(RAGGED),
     "torchs_map": fine(RAGGED, ours=False),

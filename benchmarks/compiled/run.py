@@ -27,18 +27,21 @@ class OutOfBounds(RuntimeError):
     """A signal ended the process in which kernels were interpreted."""
 
 
-def ratios(names: Sequence[str] = (), root: Path = ROOT) -> dict[str, dict[str, float]]:
+def ratios(
+    names: Sequence[str] = (), root: Path = ROOT, python: str = sys.executable
+) -> dict[str, dict[str, float]]:
     """Of each problem, the error of every result over what it may be.
 
     Args:
         names: some problems; none are all.
         root: a checkout of the project.
+        python: an interpreter, with the torch that writes and the Triton that runs.
 
     Raises:
         OutOfBounds: a kernel read or wrote outside of the process's memory.
         RuntimeError: a graph could not be made or run; with what the process said last.
     """
-    command = [sys.executable, "-m", "benchmarks.compiled.run"]
+    command = [python, "-m", "benchmarks.compiled.run"]
 
     def finish(*arguments: str, interpret: str) -> str:
         given = {**os.environ, "TRITON_INTERPRET": interpret}
