@@ -23,7 +23,8 @@ from flexsparse.block_mask import TileBlockMask
 from flexsparse.checks import can_be_read
 
 CHUNK = 8 << 20  # bytes of scores: more of them leave the cache, fewer make calls many
-COMPILED_CHUNKS = 8  # or somewhat more: each is code of its own in a compiled graph
+# In a compiled graph each chunk is code of its own, seconds of compilation: larger ones, and few.
+COMPILED_CHUNK, COMPILED_CHUNKS = 64 << 20, 8
 
 
 @torch.autocast("cpu", enabled=False)
@@ -43,8 +44,9 @@ def score_mod_attention(
     given. A row that sees nothing has out 0, lse and max_scores -inf, and no gradient; max_scores
     never has one.
 
-    Memory is that of a chunk. Under torch.compile, which cannot ask lists for their length, chunks
-    are about an eighth of the whole at least, and as wide as the lists.
+    Memory is that of a chunk, and of a gradient of what ``score_mod`` captures. Under torch.compile
+    chunks are larger, an eighth of the whole at least, and as wide as the lists may be: the graph
+    holds the code of each, and cannot ask lists for their length.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     (batch, heads, q_len, dim), (kv_heads, k_len) = q.shape, k.shape[1:3]
@@ -91,9 +93,10 @@ def score_mod_attention(
     # A chunk's backward makes gradients of all keys of its heads: they should be the smaller part.
     compiled, width = torch.compiler.is_compiling(), _width(ids, nk)
     cells = width * kv_block * q_block
-    size = max(1, CHUNK // (cells * dtype.itemsize), nk * kv_block * dim // cells)
+    memory, least = (CHUNK, 1)
     if compiled:
-        size = max(size, ids.shape[:2].numel() // COMPILED_CHUNKS)
+        memory, least = COMPILED_CHUNK, -(-ids.shape[:2].numel() // COMPILED_CHUNKS)
+    size = max(least, memory // (cells * dtype.itemsize), nk * kv_block * dim // cells)
     n_groups, n_rows = max(1, size // ids.shape[1]), min(size, ids.shape[1])
     # Compiled, a mode cannot begin within a checkpoint; in eager mode, a backward needs it there.
     inside, outside = (nullcontext, _Indexing) if compiled else (_Indexing, nullcontext)
