@@ -15,6 +15,7 @@ from flexsparse import kernel_options as configs
 from flexsparse.block_mask import TileBlockMask
 from flexsparse.checks import check_alike
 from flexsparse.cpu import block_sparse_attention
+from flexsparse.cpu_scores import score_mod_attention
 from flexsparse.lists import has_partial_tiles
 
 if torch.version.cuda and not configs.TAKES_OPTIONS:
@@ -41,9 +42,10 @@ def flex_attention(
     """torch's ``flex_attention``, compiled on CUDA and trainable on CPU.
 
     On CUDA this is torch's own, compiled even when it is called from eager code, with kernel
-    configs for small blocks. On CPU it is an operator of ours, forward and backward, for any
-    BlockMask without ``score_mod``. With a mask from :func:`tile_block_mask`, nothing that stands
-    in padding, NaN included, reaches a valid output or a gradient.
+    configs for small blocks. On CPU it is ours, forward and backward, for any BlockMask: an
+    operator, or, with ``score_mod`` or ``max_scores``, differentiable PyTorch in chunks, where what
+    ``score_mod`` captures has gradients too. With a mask from :func:`tile_block_mask`, nothing that
+    stands in padding, NaN included, reaches a valid output or a gradient.
 
     Args:
         query, key, value: ``[B, Hq, Lq, D]``, ``[B, Hkv, Lk, D]``, ``[B, Hkv, Lk, Dv]``, one device
@@ -61,7 +63,6 @@ def flex_attention(
     Raises:
         ValueError: mixed devices or dtypes, lengths that are not the mask's, head dims that CUDA
             kernels cannot take, a BACKEND that cannot compute this.
-        NotImplementedError: on CPU, ``score_mod`` with gradients, or ``max_scores``.
     """
     if return_lse and return_aux is not None:
         raise ValueError("give return_lse or return_aux, not both")
@@ -114,21 +115,17 @@ def _attention(
     aux: AuxRequest | None,
 ) -> tuple[Tensor, Any]:
     """Output and AuxOutput; the device decides."""
-    on_cpu = query.device.type == "cpu"
+    if query.device.type != "cpu":
+        given = score_mod, block_mask, scale, enable_gqa, kernel_options, aux
+        return _torch_attention(query, key, value, *given)
     engine = (kernel_options or {}).get("BACKEND", "AUTO")
-    if on_cpu and engine != "AUTO":
+    if engine != "AUTO":
         raise ValueError(f"BACKEND={engine!r} is an engine for CUDA; the tensors are on a CPU")
-    if on_cpu and score_mod is None:
-        return _cpu_attention(query, key, value, block_mask, scale, aux)
-    if on_cpu and torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
-        raise NotImplementedError(
-            "score_mod has no gradient on CPU: use a BlockMask without score_mod, call it under "
-            "torch.no_grad(), or run on CUDA"
-        )
-    if on_cpu:  # torch refuses tensors that require grad there, under no_grad too
-        query, key, value = query.detach(), key.detach(), value.detach()
-    given = score_mod, block_mask, scale, enable_gqa, kernel_options, aux
-    return _torch_attention(query, key, value, *given)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if score_mod is None and not (aux is not None and aux.max_scores):
+        return _cpu_attention(query, key, value, block_mask, scale)
+    given = score_mod or (lambda score, *_: score), block_mask, scale, aux is not None and aux.lse
+    return score_mod_attention(query, key, value, *given)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, gqa: bool) -> None:
@@ -210,12 +207,8 @@ def _cpu_attention(
     k: Tensor,
     v: Tensor,
     mask: BlockMask | None,
-    scale: float | None,
-    aux: AuxRequest | None,
+    scale: float,
 ) -> tuple[Tensor, Any]:
-    if aux is not None and aux.max_scores:
-        raise NotImplementedError("max_scores is not computed on CPU: ask for lse alone")
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     k, v = (x.expand(q.shape[0], *x.shape[1:]) for x in (k, v))
     if mask is None:
         q_block, kv_block = 64, k.shape[-2]

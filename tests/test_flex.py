@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from laws import assert_accurate
 from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, create_mask
-from torch.nn.attention.flex_attention import flex_attention as torch_flex_attention
 
 from flexsparse import VideoTiling, flex_attention, vsa_mask
 
@@ -87,24 +86,6 @@ def test_lse_in_both_spellings():
     found = gradients(found, inputs[:2])
     plain, exact = (gradients(lse(*x), x[:2]) for x in (inputs, doubles))
     assert_accurate(found, [plain], exact, inputs)
-
-
-def test_score_mod_runs_without_gradients_and_says_what_works_with():
-    inputs = qkv()
-
-    def bias(score, b, h, q, kv):
-        return score + h
-
-    with pytest.raises(NotImplementedError, match="BlockMask without score_mod.*no_grad.*CUDA"):
-        flex_attention(*inputs, score_mod=bias)
-    with torch.no_grad():
-        out = flex_attention(*inputs, score_mod=bias)
-        inputs = [x.detach() for x in inputs]
-        exact = torch_flex_attention(*[x.double() for x in inputs], score_mod=bias)
-        plain = torch_flex_attention(*inputs, score_mod=bias)
-    assert_accurate([out], [[plain]], [exact], inputs)
-    with pytest.raises(NotImplementedError, match="max_scores"):
-        flex_attention(*inputs, return_aux=AuxRequest(max_scores=True))
 
 
 def test_bad_input_is_one_clear_line():
