@@ -39,8 +39,10 @@ def problems(draw):
     tiles, dim = draw(st.sampled_from([1, 5, 31, 33, 65])), draw(st.sampled_from([16, 24, 80, 144]))
     generator = torch.Generator().manual_seed(draw(seeds))
     q, *others = (torch.randn(*heads, tiles, dim, generator=generator) for _ in range(4))
-    # Parts of tf32 lose a little more than fp32 does, and the more so over many channels.
-    return [q * draw(st.sampled_from([1, 1, 64] if dim <= 80 else [1])), *others]
+    # Parts of tf32 lose a little more than fp32 does, and the more so over many channels. Of large
+    # scores few tiles leave nothing to measure: a key each, and gradients that cancel, or not.
+    factors = [1, 1, 64] if dim <= 80 and tiles > 5 else [1]
+    return [q * draw(st.sampled_from(factors)), *others]
 
 
 def with_gradients(attend, q, k, v, g):
