@@ -102,8 +102,9 @@ class _Recomputed(torch.autograd.Function):
         q, k, v, mask, out, lse = ctx.saved_tensors
         scale, g = 1 / math.sqrt(q.shape[-1]), _wide(grads[0])
         # Kernels add up in another order here than in the forward, so that the rounding of large
-        # scores does not cancel against that of the log-sum-exp; nor does it so.
-        s = ((_wide(k) * scale) @ _wide(q).mT).mT.masked_fill(~mask, -math.inf)
+        # scores does not cancel against that of the log-sum-exp. Turning the channels round makes
+        # it so on every processor; a BLAS that adds them up in turn rounds k q^T as it does q k^T.
+        s = (_wide(q).flip(-1) @ _wide(k).flip(-1).mT * scale).masked_fill(~mask, -math.inf)
         p = (s - lse).exp()
         ds = p * (g @ _wide(v).mT - (g * out).sum(-1, keepdim=True))
         ds = _rounded(ds, q) * scale

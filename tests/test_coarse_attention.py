@@ -39,8 +39,10 @@ def problems(draw):
     tiles, dim = draw(st.sampled_from([1, 5, 31, 33, 65])), draw(st.sampled_from([16, 24, 80, 144]))
     generator = torch.Generator().manual_seed(draw(seeds))
     q, *others = (torch.randn(*heads, tiles, dim, generator=generator) for _ in range(4))
-    # Parts of tf32 lose a little more than fp32 does, and the more so over many channels.
-    return [q * draw(st.sampled_from([1, 1, 64] if dim <= 80 else [1])), *others]
+    # Parts of tf32 lose a little more than fp32 does, and the more so over many channels. Of large
+    # scores few tiles leave nothing to measure: a key each, and gradients that cancel, or not.
+    factors = [1, 1, 64] if dim <= 80 and tiles > 5 else [1]
+    return [q * draw(st.sampled_from(factors)), *others]
 
 
 def with_gradients(attend, q, k, v, g):
@@ -96,11 +98,15 @@ def test_the_log_sum_exp_is_natural_and_has_no_gradient(inputs):
 
 
 @implementations
-@pytest.mark.parametrize("n", [1, 40, 70])
-def test_scores_far_below_those_of_nothing(attend, n):
-    """The kernel's blocks have rows past the end, whose score is 0."""
+@pytest.mark.parametrize("n, dim", [(1, 16), (40, 16), (70, 64)])
+def test_scores_far_below_those_of_nothing(attend, n, dim):
+    """The kernel's blocks have rows past the end, whose score is 0.
+
+    So large scores leave one key to most rows. Errors come from the few rows that two keys share:
+    only over many heads do they tell a worse kernel from bad luck.
+    """
     generator = torch.Generator().manual_seed(n)
-    q, k, v, g = (torch.randn(1, 1, n, 16, generator=generator) for _ in range(4))
+    q, k, v, g = (torch.randn(1, 16, n, dim, generator=generator) for _ in range(4))
     inputs = q - 20, k + 20, v, g
     ours = with_gradients(attend, *(x.to(device) for x in inputs))
     assert all(x.isfinite().all() for x in ours)
