@@ -49,6 +49,10 @@ class Forked:
             raise subprocess.TimeoutExpired("a forked process", timeout or 0, self._read())
         return self._read().decode(), None
 
+    def send_signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
     def kill(self) -> None:
         self._process.kill()
 
