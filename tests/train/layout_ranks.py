@@ -42,11 +42,20 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "hsdp x ulysses": dict(parallel=ParallelConfig(replicas=2, context_parallel_degree=2)),
     },
 }
-RUNS = [  # processes, layout, slot; each slot has been in each part of the last layout by itself
+# All slots in each part of the last layout by itself; of them VSA alone has weights to divide, and
+# dense attention no choice that checkpointing could make again.
+TRAINED = {
+    "fsdp": SLOTS,
+    "ulysses": SLOTS,
+    "hsdp": ["vsa"],
+    "fsdp x ulysses": ["vsa", "bsa"],
+    "hsdp x ulysses": ["vsa"],
+}
+RUNS = [  # processes, layout, slot
     (world, layout, slot)
     for world, layouts in LAYOUTS.items()
     for layout in layouts
-    for slot in (SLOTS if layout != "hsdp x ulysses" else ["vsa"])
+    for slot in TRAINED[layout]
 ]
 COMPILED = dict(parallel=SHARED, compile=True, activation_checkpoint="selective")
 VALIDATED = Validator.Config(interval=6, clips=6, sample_steps=1)
