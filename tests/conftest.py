@@ -1,6 +1,7 @@
 """Hypothesis without deadlines (compilation is slow); in CI the draws are the same every time.
 
-Without a GPU, Triton kernels run in Triton's interpreter, on the CPU.
+Without a GPU, Triton kernels run in Triton's interpreter, on the CPU. The files that take longest
+come first, so that none of them is left for one process when the others are done.
 """
 
 import os
@@ -13,3 +14,14 @@ if not torch.cuda.is_available():
 
 settings.register_profile("flexsparse", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("flexsparse")
+
+SLOWEST = [
+    "benchmarks/test_gpu_benchmark.py",
+    "train/test_trainer_layouts.py",
+]
+
+
+def pytest_collection_modifyitems(items):
+    here = os.path.dirname(__file__)
+    places = {os.path.join(here, name): place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(str(item.path), len(SLOWEST)))

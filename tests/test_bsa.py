@@ -210,14 +210,17 @@ def test_a_recomputed_layer_chooses_the_same(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(plain, found))
 
 
-@pytest.mark.parametrize("rule", [Threshold(3), Mass(0.8, max_tiles=6)])
-def test_it_compiles_whole_and_once(rule):
+@pytest.mark.parametrize(
+    "rule, backend",
+    [(Threshold(3), "inductor"), (Mass(0.8, max_tiles=6), "aot_eager_decomp_partition")],
+)
+def test_it_compiles_whole_and_once(rule, backend):
     tiling = VideoTiling((5, 8, 9))
 
     def attend(q, k, v):
         return bsa_attention(q, k, v, tiling, window=(2, 2, 2), kv=rule)
 
-    compiled = torch.compile(attend, fullgraph=True, dynamic=False)
+    compiled = torch.compile(attend, fullgraph=True, dynamic=False, backend=backend)
     torch._dynamo.utils.counters.clear()
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)

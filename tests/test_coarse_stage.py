@@ -53,7 +53,7 @@ def with_kernels(patch):
 
 
 @without_gpu
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(problems(dims=(16, 48), max_rows=256), st.integers(1, 2), st.sampled_from([1.0, 64.0]))
 def test_outputs_and_gradients_equal_the_oracle(problem, gates, scale):
     tiling, inputs = problem["tiling"], tensors(3 + gates, problem, scale)
@@ -90,7 +90,7 @@ def test_outputs_and_gradients_equal_the_oracle(problem, gates, scale):
 
 
 @without_gpu
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(text_problems(), st.integers(1, 2))
 def test_with_text_they_equal_the_oracle(problem, gates):
     tiling, lengths = problem["tiling"], problem["text_lengths"]

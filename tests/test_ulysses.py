@@ -2,13 +2,14 @@
 
 from unittest import mock
 
+import forked
 import pytest
 import torch
 import ulysses_ranks as ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import assert_accurate, seeds
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from flexsparse.ulysses import Ulysses, check_heads
 from train.attention_stats import attention_stats
@@ -45,7 +46,8 @@ def drawn_examples(count: int = 30) -> list[ranks.Drawn]:
 def found(tmp_path_factory):
     """What each rank of each degree has, and the drawn examples."""
     folder, drawn = tmp_path_factory.mktemp("ulysses"), drawn_examples()
-    spawn(ranks.run, (str(folder), drawn), nprocs=ranks.WORLD)
+    forked.get_ready()
+    start_processes(ranks.run, (str(folder), drawn), ranks.WORLD, start_method="forkserver")
     results = {
         degree: [
             torch.load(folder / f"{degree}_{rank}.pt", weights_only=False)

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from flexsparse.flops import attention_flops
 from train.attention_stats import LayerStats, kept_pixels
 from train.log import logger
-from train.plan.trace import trace
+from train.plan.trace import total_flops
 from train.titan import BaseLogger, LoggerContainer, MetricsProcessor, TensorBoardLogger
 
 DARK = 0.2  # of a pixel's brightness where it is shown as dropped
@@ -162,7 +162,7 @@ def other_cost(config: Any) -> int | None:
     """FLOPs of all that training does for a clip but self-attention: forward, and backward to what
     trains, without what checkpointing makes again; None if not known.
 
-    Counted on tensors without data, in two seconds for models of any size. Known for those whose
+    Counted on tensors without data, in a second for models of any size. Known for those whose
     config has what VideoDiTConfig has, or as `core` a config that multiplies the same.
     """
     model = getattr(config.model, "core", config.model)
@@ -170,7 +170,8 @@ def other_cost(config: Any) -> int | None:
         return None
     training = replace(config.training, local_batch_size=1)
     try:
-        return trace(replace(config, model=model, training=training), "none", torch.float32).total
+        one = replace(config, model=model, training=training)
+        return total_flops(one, "none", torch.float32)
     except Exception as error:  # of a model or loader that only looks alike: a curve less
         said = str(error).partition("\n")[0]
         logger.warning("no train/flops_per_clip: %s: %s", type(error).__name__, said)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from train.demo.model import PixelDiTConfig
-from train.plan.trace import trace
+from train.plan.trace import total_flops
 from train.trainer import Trainer
 
 
@@ -29,4 +29,4 @@ def step_flops(config: Trainer.Config) -> StepFlops:
     one = replace(config, model=model.core, training=replace(config.training, local_batch_size=1))
     with torch.device("meta"):
         parameters = sum(p.numel() for p in model.build().parameters())
-    return StepFlops(parameters, trace(one, "none", torch.float32).total)
+    return StepFlops(parameters, total_flops(one, "none", torch.float32))

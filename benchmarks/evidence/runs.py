@@ -16,7 +16,6 @@ from typing import Any
 
 import torch.distributed as dist
 
-from benchmarks.evidence.flops import step_flops
 from benchmarks.evidence.scale import DATA, SCALES, Scale
 from benchmarks.record import RESULTS, Row, read, write_row
 from models.attention import Slot
@@ -144,17 +143,16 @@ def train_run(run: Run, scale: Scale, steps: int, out: Path, results: Path) -> R
 
 def told_of(trainer: Trainer) -> dict[str, Any]:
     """Size, FLOPs and sparsity of a trained model; the last as measured on a held-out clip."""
-    assert trainer.validator is not None
+    assert trainer.validator is not None and trainer.other_flops is not None
     with trainer.averaged() as model:
         layers = attention_stats(model, *trainer.validator.noisy())
-    flops = step_flops(trainer.config)
     clips = trainer.config.training.global_batch_size
     return dict(
-        parameters=flops.parameters,
+        parameters=sum(p.numel() for p in trainer.model.parameters()),
         tokens=trainer.tokens,
         sparsity=[round(layer.sparsity, 4) for layer in layers],
         attention_flops=sum(layer.flops for layer in layers) * clips,
-        other_flops=flops.other * clips,
+        other_flops=trainer.other_flops * clips,
     )
 
 

@@ -35,8 +35,7 @@ VIDEOS = {
 }
 TINY = {
     "full": ((8, 8, 12), (4, 4, 4)),
-    "padded": ((6, 10, 8), (3, 5, 4)),
-    "ragged": ((7, 9, 8), (4, 4, 4)),
+    "ragged": ((5, 9, 8), (3, 5, 4)),  # and tiles of 60 rows, padded to 64
 }
 
 

@@ -40,9 +40,10 @@ def measure_machine(run: Run) -> None:
 
 
 def time_all(run: Run) -> None:
-    """Every method that was found right, and the dense baselines, by setting."""
+    """Every method that was found right, and the dense baselines, by setting; a rehearsal has the
+    last one."""
     units = []
-    for setting in settings(run.rehearse):
+    for setting in settings(True)[-1:] if run.rehearse else settings():
         every = methods(run.rehearse)
         due = [m for m in every if run.wants("time", setting.key, m.name)]
         if due and not run.wants("time", setting.key):  # ratios want something to be ratios to

@@ -96,7 +96,7 @@ def test_the_experiments_run_and_are_not_run_twice(tiny, tmp_path, monkeypatch, 
     monkeypatch.setitem(scale.DATA, "digits", digits)
     for module in (parity, ablations, adaptation, selection, scaling):
         monkeypatch.setattr(module, "here", lambda: tiny)
-    given = ["--data", "digits", "--steps", "16", "--out", str(tmp_path / "out")]
+    given = ["--data", "digits", "--steps", "8", "--out", str(tmp_path / "out")]
     given += ["--results", str(tmp_path)]
     for _ in range(2):
         parity.main([*given, "--seeds", "2"])
@@ -105,8 +105,8 @@ def test_the_experiments_run_and_are_not_run_twice(tiny, tmp_path, monkeypatch, 
     adaptation.main(given)
     ablations.main([*given, "--only", "fill"])
     monkeypatch.setattr(scaling, "cells", lambda *_: [scaling.Cell(tiny, 4 * 8 * 8)])
-    monkeypatch.setattr(scaling, "steps_for", lambda *_: 16)
-    scaling.main([arg for arg in given if arg not in ("--steps", "16")])
+    monkeypatch.setattr(scaling, "steps_for", lambda *_: 8)
+    scaling.main([arg for arg in given if arg not in ("--steps", "8")])
     selection.main([*given, "--images", str(tmp_path)])
     leave()
     for name, make in SECTIONS.items():

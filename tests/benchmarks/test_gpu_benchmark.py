@@ -1,18 +1,21 @@
 """The GPU's benchmark: it ends, at tiny sizes on the CPU, and finds what is wrong."""
 
 import ast
+import contextlib
+import io
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import forked
 import pytest
 import torch
 from gpu_settings import SMALL
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import checks, coarse, parts, sweep, tables
+from benchmarks.gpu import checks, coarse, parts, processes, sweep, tables
 from benchmarks.gpu.cases import Method, methods, settings
 from benchmarks.gpu.drawn import forget
 from benchmarks.gpu.methods import KINDS
@@ -29,18 +32,27 @@ def fresh_compiler():
 
 
 @pytest.fixture(scope="module")
-def rehearsed(tmp_path_factory):
-    """The whole command, in a process of its own, once."""
-    folder = tmp_path_factory.mktemp("results")
-    line = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--results", str(folder)]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    return SimpleNamespace(folder=folder, done=done, rows=read_rows(folder))
+def forking():
+    """Its processes begin with what they import."""
+    forked.get_ready()
+    with mock.patch.object(processes, "_SPAWN", forked.CONTEXT):
+        yield
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory, forking):
+    """The whole command, once."""
+    folder, said = tmp_path_factory.mktemp("results"), io.StringIO()
+    line = ["--rehearse", "--minutes", "60", "--results", str(folder)]
+    with contextlib.redirect_stdout(said):
+        status = command.main(line)
+    return SimpleNamespace(folder=folder, status=status, said=said.getvalue())
 
 
 def test_a_rehearsal_ends_with_every_method_checked_timed_and_swept(rehearsed):
-    assert rehearsed.done.returncode == 0, rehearsed.done.stderr
-    assert "checks right" in rehearsed.done.stdout and "x dense" in rehearsed.done.stdout
-    rows = rehearsed.rows
+    assert rehearsed.status == 0, rehearsed.said
+    assert "checks right" in rehearsed.said and "x dense" in rehearsed.said
+    rows = read_rows(rehearsed.folder)
     assert {row["part"] for row in rows} == {"selfcheck", *PARTS}
     keys = {setting.key for setting in settings(True)}
     checked = [m.name for m in methods(True) if not m.kind.startswith("dense")]
@@ -49,7 +61,7 @@ def test_a_rehearsal_ends_with_every_method_checked_timed_and_swept(rehearsed):
     found = {(r["case"], r["method"], r["step"]) for r in rows if r["part"] == "time"}
     names = [method.name for method in methods(True)]
     steps = ("forward", "forward_backward")
-    assert found == {(key, name, step) for key in keys for name in names for step in steps}
+    assert found == {(settings(True)[-1].key, name, step) for name in names for step in steps}
     assert not [row for row in rows if row.get("error")]
     for row in rows:
         if row["part"] in ("time", "sweep"):
@@ -65,7 +77,7 @@ def test_a_rehearsal_ends_with_every_method_checked_timed_and_swept(rehearsed):
 
 
 def test_a_rehearsal_takes_the_coarse_stage_apart(rehearsed):
-    rows = [row for row in rehearsed.rows if row["part"] == "coarse"]
+    rows = [row for row in read_rows(rehearsed.folder) if row["part"] == "coarse"]
     (case,) = {row["case"] for row in rows}
     setting = next(setting for setting in settings(True) if setting.key == case)
     found = {(row["method"], row["step"]) for row in rows if row["step"] != "check"}
@@ -84,13 +96,14 @@ def test_a_rehearsal_takes_the_coarse_stage_apart(rehearsed):
             assert row["list_bytes"] > 0 and row["launches"] is None
         else:
             assert row["synchronises"] is None
-    assert "mask building and coarse output" in rehearsed.done.stdout
+    assert "mask building and coarse output" in rehearsed.said
 
 
 def test_it_goes_on_from_what_it_has(rehearsed, capsys):
     arguments = ["--rehearse", "--resume", "--results", str(rehearsed.folder)]
+    rows = read_rows(rehearsed.folder)
     assert command.main([*arguments, "--only", "vsa"]) == 0
-    assert read_rows(rehearsed.folder) == rehearsed.rows
+    assert read_rows(rehearsed.folder) == rows
     assert "vsa 50.0% x2" in capsys.readouterr().out
 
 
@@ -119,10 +132,12 @@ def test_it_needs_torch_and_the_library_alone():
         assert "benchmarks.gpu.plots" not in names and "benchmarks.report" not in names
 
 
-def test_a_rehearsal_leaves_nothing_beside_a_gpus_results(capsys):
+def test_a_rehearsal_leaves_nothing_beside_a_gpus_results():
     before = read_rows()
-    assert command.main(["--rehearse", "--only", "machine"]) == 0
-    assert read_rows() == before and "rehearsal-" in capsys.readouterr().out
+    line = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--only", "machine"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert read_rows() == before and "rehearsal-" in done.stdout
 
 
 def test_what_no_check_found_right_is_not_timed(tmp_path, capsys):
@@ -191,7 +206,7 @@ def _misbehave(run, name):
     run.write("time", name=name, process=os.getpid())
 
 
-def test_a_unit_that_dies_or_hangs_costs_a_row_and_not_the_run(tmp_path):
+def test_a_unit_that_dies_or_hangs_costs_a_row_and_not_the_run(tmp_path, forking):
     run = Run("cpu", 600, results=tmp_path)
     units = [(name,) for name in ("one", "raises", "two", "dies", "three", "hangs", "four")]
     lost = []
@@ -205,7 +220,7 @@ def test_a_unit_that_dies_or_hangs_costs_a_row_and_not_the_run(tmp_path):
         parts._died(part)(run, *unit)
     timed, swept = read_rows(tmp_path)[-2:]
     assert (timed["case"], timed["method"]) == (SMALL.key, "vsa 50.0% x1")
-    assert (swept["method"], swept["step"]) == ("fine 50.0% x2", "forward")
+    assert (swept["method"], swept["step"]) == (some[1][0].method.name, "forward")
     assert swept["options"] == {"fwd_BLOCK_M": 64} and "died" in timed["error"]
 
 

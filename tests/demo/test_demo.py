@@ -1,13 +1,13 @@
 """The whole demo on tiny settings and videos of moving digits, without a network."""
 
 import logging
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
+import forked
 import pytest
 import torch
 import torch.distributed as dist
@@ -23,6 +23,8 @@ def test_the_demo_runs_and_runs_again_on_a_slow_machine(
     tmp_path, videos, tiny, monkeypatch, capsys
 ):
     out = tmp_path / "demo"
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: forked.CONTEXT)
+    forked.get_ready()
     level = logging.getLogger("train.data").level
     demo.run(tiny, out, videos)
     assert logging.getLogger("train.data").level == level, "later runs of this process are heard"
@@ -87,7 +89,8 @@ def test_a_missing_folder_is_one_line(tmp_path, capsys):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_stops_cleanly(tmp_path, videos, number):
     """In the middle of training that would go on for hours."""
-    code = (
+    script = tmp_path / "demo.py"
+    script.write_text(
         "import sys, train.demo.__main__ as demo, train.demo.run as run\n"
         "from train.demo.measure import Trial\n"
         "from train.demo.settings import Settings\n"
@@ -96,15 +99,16 @@ def test_it_stops_cleanly(tmp_path, videos, number):
         " steps=10**6, seconds=1e9, validations=2)\n"
         f"sys.exit(demo.main(['--clips', {str(videos)!r}, '--out', {str(tmp_path)!r}]))"
     )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", code], env=env, **pipes) as child:
+    child = forked.Forked(str(script), env=os.environ)
+    try:
         deadline = time.monotonic() + 120
-        while child.poll() is None and time.monotonic() < deadline:
+        while child.returncode is None and time.monotonic() < deadline:
             if any("step 3/" in log.read_text() for log in tmp_path.glob("*/train.log")):
                 break
             time.sleep(0.1)
         child.send_signal(number)
-        said, complaints = child.communicate(timeout=60)
+        said, _ = child.communicate(timeout=60)
+    finally:
+        child.kill()
     assert child.returncode == 130 and "stopped" in said
-    assert "Traceback" not in complaints
+    assert "Traceback" not in said

@@ -146,7 +146,7 @@ def test_a_layer_for_any_video_is_the_layer_for_each(video, seed, slot):
 def test_a_compiled_layer_takes_any_batch(slot):
     tiling = slot.tiling((3, 9, 10))
     layer = slot.build(32, 2, None)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
     for batch in (2, 3, 1):
         q, k, v = torch.randn(3, batch, 2, tiling.padded_tokens, 16).unbind()
         x = torch.randn(batch, tiling.padded_tokens, 32)

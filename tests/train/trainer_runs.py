@@ -6,8 +6,10 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from forked import Forked
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -107,28 +109,24 @@ def plain_run(config: Trainer.Config, dtype: torch.dtype) -> tuple[Numbers, dict
     return numbers, {f"model.{k}": v for k, v in model.state_dict().items()}
 
 
-def start(*arguments: str, ranks: int = 1) -> list[subprocess.Popen]:
-    """Python with these arguments in `ranks` processes, which find each other as under torchrun."""
+def start(*arguments: str, ranks: int = 1) -> list[Any]:
+    """`ranks` processes, which find each other as under torchrun, of a script with arguments; or of
+    Python with "-m" and what follows it, which takes longer to start."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
     path = [str(REPOSITORY), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    shared = {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
+    shared = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
     if ranks > 1:
         shared |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
-    return [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            env={**os.environ, **shared, **({"RANK": str(rank)} if ranks > 1 else {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
+    found = [shared | ({"RANK": str(rank)} if ranks > 1 else {}) for rank in range(ranks)]
+    if arguments[0] != "-m":
+        return [Forked(*arguments, env=env) for env in found]
+    pipes: Any = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return [subprocess.Popen([sys.executable, *arguments], env=env, **pipes) for env in found]
 
 
-def finish(processes: list[subprocess.Popen], expect: int = 0, timeout: float = 120) -> str:
+def finish(processes: list[Any], expect: int = 0, timeout: float = 120) -> str:
     """Wait for all; their output, when all end with the return code expected."""
     output = []
     try:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +18,19 @@ from train.plan.layout import Layout
 from train.plan.memory import States, gathered, states
 from train.plan.trace import Trace, trace
 from train.plan.traffic import Traffic, traffic, ulysses_bytes
+
+
+class Traces(dict[Mode, Trace]):
+    """Of each way of activation checkpointing, made where it is first asked for: in seconds."""
+
+    def __init__(self, config: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._given = config, dtype
+
+    def __missing__(self, mode: Mode) -> Trace:
+        config, dtype = self._given
+        self[mode] = trace(config, mode, dtype)
+        return self[mode]
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,7 @@ def plan(
         tokens=model.tokens,
         rows=rows,
         attention=(forward, both),
-        traces=traces or {mode: trace(config, mode, dtype) for mode in get_args(Mode)},
+        traces=Traces(config, dtype) if traces is None else traces,
         states=states(model, config, layout.owners),
         gathered=gathered(model, dtype.itemsize),
         host=4 * every,
