@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+from torch.torch_version import TorchVersion
+
 from benchmarks.compiled.proof import ROOT, compile_proof
 from benchmarks.gpu.tables import markdown
 from benchmarks.record import RESULTS, Row, append, read
@@ -74,7 +76,7 @@ def summary(rows: list[Row]) -> Row:
 def latest(results: Path = RESULTS) -> dict[str, Row]:
     """The last row of each version, by its number, in their order."""
     found = {row["torch"].split("+")[0]: row for row in read(FILE, results)}
-    return dict(sorted(found.items(), key=lambda item: [int(x) for x in item[0].split(".")]))
+    return dict(sorted(found.items(), key=lambda item: TorchVersion(item[0])))
 
 
 def table(results: Path = RESULTS) -> str:
