@@ -131,10 +131,14 @@ def mask_of_bits(
     valid = tiling.counts(bits.device, text_lengths)
     of_each = text_lengths is not None
 
+    # Where a mask_mod captures memory that a kernel has written, Inductor (2.11 to 2.15) hands
+    # FlexAttention what that memory was allocated with: what is computed from it, it reads.
+    left_out = ~bits
+
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
         tile = kv // rows
-        chosen = (bits[b, h, q // q_block, tile // 32] >> (tile % 32)) & 1
-        return (chosen != 0) & (kv % rows < (valid[b, tile] if of_each else valid[tile]))
+        hidden = (left_out[b, h, q // q_block, tile // 32] >> (tile % 32)) & 1
+        return (hidden == 0) & (kv % rows < (valid[b, tile] if of_each else valid[tile]))
 
     by_query, by_key = block_lists(bits, tiling, most=most or n, by_key=torch.is_grad_enabled())
     lists: Any = (*by_query, *(by_key or (None,) * 4))

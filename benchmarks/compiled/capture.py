@@ -28,7 +28,7 @@ class _Reached(Exception):
     """The compiled forward is called: all graphs are written, and there is no GPU to run them."""
 
 
-def graphs(case: Case, backward: bool = True) -> Graphs:
+def graphs(case: Case, backward: bool = True, dynamic: bool = False) -> Graphs:
     """Compile what ``case`` returns, without a graph break.
 
     Args:
@@ -36,6 +36,7 @@ def graphs(case: Case, backward: bool = True) -> Graphs:
             callable and its arguments. Build modules under ``with device:`` (``Module.to`` does
             not work in that mode).
         backward: also compile the backward; some argument must then require grad.
+        dynamic: for inputs of any sizes.
     """
     sources: list[str] = []
     original = GraphLowering.compile_to_module
@@ -52,7 +53,7 @@ def graphs(case: Case, backward: bool = True) -> Graphs:
         try:
             with FakeTensorMode(allow_non_fake_inputs=True), torch.set_grad_enabled(backward):
                 function, inputs = case(torch.device("cuda", 0))
-                torch.compile(function, fullgraph=True, dynamic=False)(*inputs)
+                torch.compile(function, fullgraph=True, dynamic=dynamic)(*inputs)
         except _Reached:
             return Graphs(sources, None)
         except Exception as error:
