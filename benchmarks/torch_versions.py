@@ -16,7 +16,8 @@ from pathlib import Path
 
 from torch.torch_version import TorchVersion
 
-from benchmarks.compiled.proof import ROOT, compile_proof
+from benchmarks.compiled.proof import compile_proof
+from benchmarks.compiled.run import ROOT
 from benchmarks.gpu.tables import markdown
 from benchmarks.record import RESULTS, Row, append, read
 

@@ -14,9 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.compiled.run import ROOT
 from benchmarks.record import Row
-
-ROOT = Path(__file__).parents[2]
 
 
 class Job(NamedTuple):

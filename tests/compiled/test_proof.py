@@ -1,15 +1,14 @@
 """What torch.compile makes of our cases for GPUs that are not here (``benchmarks/compiled``)."""
 
-import os
-
 import pytest
 import torch
+from cuda_build import needed
 
 from benchmarks import torch_versions
 from benchmarks.compiled.cases import MODELS
 from benchmarks.compiled.proof import PROOF, compile_proof
 
-IN_CI = os.environ.get("CI") == "true"
+pytestmark = needed
 CASES = [(f"sm_{job.arch}", name) for job in PROOF for name in job.names]
 FLEX_LAUNCHES = {  # a direction; in the others one
     "dit_dense": 0,
@@ -37,9 +36,6 @@ KNOWN_SPILLS = {
 @pytest.fixture(scope="session")
 def found():
     """The rows of every case, by (architecture, case)."""
-    if not torch.version.cuda:
-        why = f"torch {torch.__version__} is no build for CUDA, and compiles nothing for a GPU"
-        pytest.fail(why) if IN_CI else pytest.skip(why)
     rows = {}
     for row in compile_proof():
         rows.setdefault((row["arch"], row["case"]), []).append(row)
