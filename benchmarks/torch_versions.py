@@ -2,9 +2,9 @@
 
     python -m benchmarks.torch_versions [VERSION ...] [--venvs out/torch_versions]
 
-The cases of ``benchmarks/compiled/proof.py`` are compiled, and the problems of ``problems.py`` beside
-it are run in Triton's interpreter: ``errors`` has the largest of each, over what it may be. A
-version's virtual environment is ``<venvs>/<version>``, made if it is not there (5 GB each, by pip).
+The cases of ``benchmarks/compiled/proof.py`` are compiled, and the problems beside it are run in
+Triton's interpreter: ``errors`` has the largest of each, over what it may be. The environment of
+a version is ``<venvs>/<version>``, made if it is not there (5 GB each, by pip).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from torch.torch_version import TorchVersion
 
 from benchmarks.compiled.problems import PROBLEMS
-from benchmarks.compiled.proof import PROOF, ROOT, compile_proof
-from benchmarks.compiled.run import ratios
+from benchmarks.compiled.proof import PROOF, compile_proof
+from benchmarks.compiled.run import ROOT, ratios
 from benchmarks.gpu.tables import markdown
 from benchmarks.record import RESULTS, Row, append, read
 
