@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import clips
+from benchmarks import clips, torch_versions
 from benchmarks.evidence import page as evidence_page
 from benchmarks.gpu import tables
 from benchmarks.gpu.plots import draw
@@ -178,6 +178,7 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     "traffic": traffic,
     "list_memory": lists,
     "configs": configs,
+    "torch": torch_versions.table,
     "lowering": lowering,
     "kernels": kernels,
     "columns": columns,

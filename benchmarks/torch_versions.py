@@ -2,8 +2,9 @@
 
     python -m benchmarks.torch_versions [VERSION ...] [--venvs out/torch_versions]
 
-A version is compiled in the virtual environment ``<venvs>/<version>``, which is made if it is not
-there (5 GB each, with pip). The cases are those of ``benchmarks/compiled/proof.py``.
+The cases of ``benchmarks/compiled/proof.py`` are compiled, and the problems beside it are run in
+Triton's interpreter: ``errors`` has the largest of each, over what it may be. The environment of
+a version is ``<venvs>/<version>``, made if it is not there (5 GB each, by pip).
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.compiled.proof import ROOT, compile_proof
+from torch.torch_version import TorchVersion
+
+from benchmarks.compiled.problems import PROBLEMS
+from benchmarks.compiled.proof import PROOF, compile_proof
+from benchmarks.compiled.run import ROOT, ratios
 from benchmarks.gpu.tables import markdown
 from benchmarks.record import RESULTS, Row, append, read
 
 VERSIONS = "2.11.0", "2.13.0", "2.14.1", "2.15.0"
 FILE = "torch_versions"
+ALSO = {"2.11.0": ["numpy<2.4"]}  # Triton 3.6's interpreter takes no newer one
 
 
 def main() -> int:
@@ -33,9 +39,15 @@ def main() -> int:
         print(f"compiling with {python}", flush=True)
         started = time.monotonic()
         row = summary(compile_proof(python, quiet=False))
+        print("running what it compiled in Triton's interpreter", flush=True)
+        try:
+            row["errors"] = {x: max(found.values()) for x, found in ratios(python=python).items()}
+        except RuntimeError as error:
+            row["failed"]["run"] = str(error)
+        row["failed"] |= {x: ratio for x, ratio in row.get("errors", {}).items() if not ratio <= 1}
         row["seconds"] = round(time.monotonic() - started)
         append(FILE, row)
-        print(f"torch {row['torch']}: {len(row['failed'])} cases failed", flush=True)
+        print(f"torch {row['torch']}: {len(row['failed'])} failed", flush=True)
     print(table())
     return 0
 
@@ -46,12 +58,13 @@ def _interpreter(version: str, venvs: Path) -> str:
         print(f"making {venvs / version}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", venvs / version], check=True)
         pip = [python, "-m", "pip", "install", "--progress-bar", "off"]
-        subprocess.run([*pip, f"torch=={version}", f"{ROOT}[diffusers]"], check=True)
+        also = ALSO.get(version, [])
+        subprocess.run([*pip, f"torch=={version}", f"{ROOT}[diffusers]", *also], check=True)
     return str(python)
 
 
 def summary(rows: list[Row]) -> Row:
-    """Rows of cases, of one torch, as a row of the version.
+    """Rows of compiled cases, of one torch, as a row of the version.
 
     ``launches`` has ``[Triton's, FlexAttention's among them, calls outside]`` by architecture,
     case and graph; ``spills`` and ``remarks`` have the kernels that have some.
@@ -74,35 +87,37 @@ def summary(rows: list[Row]) -> Row:
 def latest(results: Path = RESULTS) -> dict[str, Row]:
     """The last row of each version, by its number, in their order."""
     found = {row["torch"].split("+")[0]: row for row in read(FILE, results)}
-    return dict(sorted(found.items(), key=lambda item: [int(x) for x in item[0].split(".")]))
+    return dict(sorted(found.items(), key=lambda item: TorchVersion(item[0])))
 
 
 def table(results: Path = RESULTS) -> str:
     """Every version that has a row, in Markdown."""
     lines = []
+    cases = sum(len(job.names) for job in PROOF)
     for version, row in latest(results).items():
-        cases = sum(map(len, row["launches"].values()))
+        compiled = sum(map(len, row["launches"].values()))
         graphs = [
             counts
             for found in row["launches"].values()
             for graphs in found.values()
             for counts in graphs.values()
         ]
-        spills: dict[str, int] = {}
+        errors, spills = list(row["errors"].values()), dict[str, int]()
         for _, kernel, size in row["spills"]:
             spills[kernel] = max(size, spills.get(kernel, 0))
         lines.append(
             [
                 version,
                 row["triton"],
-                f"{cases} of {cases + len(row['failed'])}",
+                f"{compiled} of {cases}",
                 *(sum(counts[i] for counts in graphs) for i in range(3)),
                 ", ".join(f"`{kernel}` {size}" for kernel, size in sorted(spills.items())) or "-",
                 len(row["remarks"]) or "-",
+                f"{sum(x <= 1 for x in errors)} of {len(PROBLEMS)}, {max(errors):.2f}",
             ]
         )
     head = ["torch", "Triton", "cases compiled", "Triton launches", "of FlexAttention"]
-    head += ["calls outside", "bytes spilled", "ptxas' remarks"]
+    head += ["calls outside", "bytes spilled", "ptxas' remarks", "problems run right, worst error"]
     return markdown(head, lines)
 
 

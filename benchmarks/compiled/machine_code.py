@@ -40,6 +40,13 @@ def kernels(source: str) -> Iterator[tuple[str, str]]:
         yield name, re.sub(rf"\b{name}\b", "kernel", text)
 
 
+def constants(text: str) -> dict[str, int]:
+    """The numbers that a template, such as FlexAttention's, was written for: compute blocks among
+    them, with stages and warps."""
+    written = r"^\s*([A-Z_0-9]+) : tl.constexpr = (\d+)$|^(num_\w+)=(\d+)"
+    return {a or b: int(x or y) for a, x, b, y in re.findall(written, text, re.M)}
+
+
 def compile_kernel(text: str) -> Kernel:
     """Compile one of :func:`kernels` with the first config of its launch."""
 

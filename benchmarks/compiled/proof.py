@@ -14,9 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.compiled.run import ROOT
 from benchmarks.record import Row
-
-ROOT = Path(__file__).parents[2]
 
 
 class Job(NamedTuple):
@@ -63,17 +62,20 @@ def compile_proof(python: str = sys.executable, at_once: int = 2, quiet: bool = 
         RuntimeError: a process ended without all its rows, with its last words.
     """
     with ThreadPoolExecutor(at_once) as pool:
-        return sum(pool.map(lambda job: _compile(job, python, quiet), PROOF), [])
+        return sum(pool.map(lambda job: compile_job(job, python, quiet), PROOF), [])
 
 
-def _compile(job: Job, python: str, quiet: bool) -> list[Row]:
+def compile_job(
+    job: Job, python: str = sys.executable, quiet: bool = True, root: Path = ROOT
+) -> list[Row]:
+    """The rows of one process; ``root`` is a checkout of the project."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rows.jsonl")
         command = [python, "-m", "benchmarks.lowering", f"--arch={job.arch}", f"--rows={path}"]
         done = subprocess.run(
             [*command, *job.names],
-            cwd=ROOT,
+            cwd=root,
             env=environment,
             text=True,
             stdout=subprocess.DEVNULL if quiet else None,

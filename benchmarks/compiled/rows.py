@@ -37,7 +37,7 @@ def rows_of(name: str, case: Case, arch: int, whole: bool = True) -> Iterator[Ro
         launches = re.findall(r"^\s+(\w+)\.run\(", body, re.M)
         outside = re.findall(r"(?:extern_kernels|torch\.ops)\.[\w.]+(?=\()", body)
         compiled = [
-            {"kernel": kernel, **_compile_once(text)._asdict()}
+            {"kernel": kernel, **_compile_once(text)._asdict(), **_written_for(kernel, text)}
             for kernel, text in machine_code.kernels(source)
             if whole or _is_ours(kernel)
         ]
@@ -66,6 +66,10 @@ def versions() -> Row:
         "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def _written_for(kernel: str, text: str) -> Row:
+    return {"constants": machine_code.constants(text)} if FLEX.match(kernel) else {}
 
 
 def _is_ours(kernel: str) -> bool:

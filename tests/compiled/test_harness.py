@@ -6,11 +6,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import torch
+from cuda_build import needed
 
 from benchmarks import torch_versions
 from benchmarks.compiled import machine_code, pretend
-from benchmarks.compiled.proof import ROOT
+from benchmarks.compiled.run import ROOT
 
 BREAKS_AND_CALLS = """
 from benchmarks.compiled import pretend
@@ -36,7 +36,7 @@ print(*forward["outside"], forward["triton_launches"], backward["graph"], forwar
 """
 
 
-@pytest.mark.skipif(not torch.version.cuda, reason="torch is no build for CUDA")
+@needed
 @pytest.mark.parametrize(("arch", "engine"), [(80, "flash"), (90, "cudnn")])
 def test_a_graph_break_is_an_error_and_library_calls_are_named_as_the_gpu_would(arch, engine):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
