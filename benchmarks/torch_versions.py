@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from torch.torch_version import TorchVersion
@@ -34,9 +33,7 @@ def main() -> int:
     made = (_interpreter(version, given.venvs) for version in given.versions)
     for python in [given.python] if given.python else made:
         print(f"compiling with {python}", flush=True)
-        started = time.monotonic()
         row = summary(compile_proof(python, quiet=False))
-        row["seconds"] = round(time.monotonic() - started)
         append(FILE, row)
         print(f"torch {row['torch']}: {len(row['failed'])} cases failed", flush=True)
     print(table())
