@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from torch.torch_version import TorchVersion
@@ -37,7 +36,6 @@ def main() -> int:
     made = (_interpreter(version, given.venvs) for version in given.versions)
     for python in [given.python] if given.python else made:
         print(f"compiling with {python}", flush=True)
-        started = time.monotonic()
         row = summary(compile_proof(python, quiet=False))
         print("running what it compiled in Triton's interpreter", flush=True)
         try:
@@ -45,7 +43,6 @@ def main() -> int:
         except RuntimeError as error:
             row["failed"]["run"] = str(error)
         row["failed"] |= {x: ratio for x, ratio in row.get("errors", {}).items() if not ratio <= 1}
-        row["seconds"] = round(time.monotonic() - started)
         append(FILE, row)
         print(f"torch {row['torch']}: {len(row['failed'])} failed", flush=True)
     print(table())
