@@ -1,10 +1,10 @@
-# make demo | test | lint: each installs what it needs into .venv first, once.
+# make demo | test | check | lint: each installs what it needs into .venv first, once.
 # make gpu: measures the GPU here with the torch, triton and einops of $(PYTHON); installs nothing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint gpu clean
+.PHONY: demo test check laws lint gpu clean
 
 # torch first and by itself: a machine that has a build of it at hand keeps that one.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -16,9 +16,24 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed
 	$(BIN)/python -m train.demo
 
-# A process for each core, up to four, with a thread each; the tests of a file stay together.
+# A process for each core, up to four, with a thread each; the tests of a file stay together, and
+# files come in the order of tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 \
+	--dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(PYTEST)
+
+# For whoever is at work: lint, types and the library's laws, side by side. `make test` has the rest:
+# what takes a compiler, whole layers of kernels in Triton's interpreter, other processes, pages.
+check: $(VENV)/installed
+	$(MAKE) -j 2 lint laws
+
+SLOW := tests/test_selfcheck.py tests/test_coarse_stage.py tests/test_ulysses.py \
+	tests/test_readme.py tests/test_%_page.py
+
+laws: $(VENV)/installed
+	$(PYTEST) -k "not compile" $(filter-out $(SLOW), $(wildcard tests/test_*.py))
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -67,6 +67,7 @@ def _run(script: str, arguments: tuple[str, ...], env: dict[str, str], said: str
             os.dup2(file.fileno(), stream)
     os.environ.clear()
     os.environ.update(env)
+    multiprocessing.set_start_method(None, force=True)  # as in a process that is started itself
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).parent))
     runpy.run_path(script, run_name="__main__")

@@ -115,7 +115,8 @@ def start(*arguments: str, ranks: int = 1) -> list[Any]:
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    path = [str(REPOSITORY), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    here = Path(__file__).parent
+    path = [*map(str, (REPOSITORY, here, here.parent)), os.environ.get("PYTHONPATH", "")]
     shared = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
     if ranks > 1:
         shared |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}

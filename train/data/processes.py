@@ -14,7 +14,7 @@ def device_of(worker: int) -> torch.device:
 
     Under torchrun it is that of the local rank.
     """
-    accelerator = torch.accelerator.current_accelerator()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
         return torch.device("cpu")
     number = int(os.environ.get("LOCAL_RANK", worker))
