@@ -122,8 +122,9 @@ def _lists(mask: BlockMask | None, nk: int) -> tuple[Tensor, Callable[..., Tenso
     """The key blocks of each query block, int64 [.., W], ``nk`` for none; what is seen of them."""
     if mask is None:
         return torch.arange(nk), None
-    tiles = isinstance(mask, TileBlockMask) and mask.tiling is not None
-    mask = mask.within_tiles() if tiles else mask
+    tiles = False
+    if isinstance(mask, TileBlockMask) and mask.tiling is not None:
+        tiles, mask = True, mask.within_tiles()
     pairs = (
         (mask.kv_num_blocks, mask.kv_indices),
         (mask.full_kv_num_blocks, mask.full_kv_indices),
