@@ -181,7 +181,7 @@ def coarse_attention_backward(
     dq, dk, dv = q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
     wrap_triton(_coarse_backward)[(3 * triton.cdiv(n, blocks["BLOCK_I"]), B * H)](
         dout.contiguous(), q.contiguous(), k.contiguous(), v.contiguous(), out, lse, dq, dk, dv,
-        n, SCALE=scale, BLOCK_C=16 if D % 64 else 32, num_stages=3, **blocks,
+        n, SCALE=scale, BLOCK_C=16, num_stages=3, **blocks,
     )  # fmt: skip
     return dq, dk, dv
 

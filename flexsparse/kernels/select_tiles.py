@@ -176,7 +176,7 @@ def select_tiles(
         SCALE=D**-0.5, RULE=rule, AMOUNT=amount, LEAST=least, MOST=most, QUERY_TILES=query_tiles,
         WEIGHTED=weights is not None and query_tiles > 1, AT_RUN_TIME=amount_tensor is not None,
         BLOCK_M=_BLOCK_M, BLOCK_N=_BLOCK_N, BLOCK_R=max(1, min(_BLOCK_M, values // block_s)),
-        BLOCK_S=block_s, BLOCK_D=block_d, BLOCK_K=min(64 if D <= 128 else 16, block_d),
+        BLOCK_S=block_s, BLOCK_D=block_d, BLOCK_K=min(32 if D <= 128 else 16, block_d),
         num_warps=8, num_stages=2,
     )  # fmt: skip
     return bits

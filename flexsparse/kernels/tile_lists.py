@@ -19,8 +19,8 @@ from torch.library import triton_op, wrap_triton
 
 from flexsparse.kernels.geometry import grid_of, tile_tokens
 
-_BLOCK_C = 256  # query blocks that a program of the key side reads at a time
-_VALUES = 8192  # bits that a program holds at a time
+_BLOCK_C = 64  # query blocks that a program of the key side reads at a time
+_VALUES = 2048  # bits that a program of the query side holds
 
 
 @triton.jit
