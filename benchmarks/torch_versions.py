@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from math import inf
 from pathlib import Path
 
 from torch.torch_version import TorchVersion
@@ -99,7 +100,7 @@ def table(results: Path = RESULTS) -> str:
             for graphs in found.values()
             for counts in graphs.values()
         ]
-        errors, spills = list(row["errors"].values()), dict[str, int]()
+        errors, spills = row.get("errors", {}).values(), dict[str, int]()
         for _, kernel, size in row["spills"]:
             spills[kernel] = max(size, spills.get(kernel, 0))
         lines.append(
@@ -110,7 +111,7 @@ def table(results: Path = RESULTS) -> str:
                 *(sum(counts[i] for counts in graphs) for i in range(3)),
                 ", ".join(f"`{kernel}` {size}" for kernel, size in sorted(spills.items())) or "-",
                 len(row["remarks"]) or "-",
-                f"{sum(x <= 1 for x in errors)} of {len(PROBLEMS)}, {max(errors):.2f}",
+                f"{sum(x <= 1 for x in errors)} of {len(PROBLEMS)}, {max(errors, default=inf):.2f}",
             ]
         )
     head = ["torch", "Triton", "cases compiled", "Triton launches", "of FlexAttention"]
