@@ -169,6 +169,7 @@ def select_tiles(
     block_d = max(16, triton.next_power_of_2(D))
     block_s = max(32, triton.next_power_of_2(n))
     values = _VALUES[rule] // (1 if D <= 128 else 2)
+    block_k = 32 if D <= 64 else 64 if D <= 128 else 16  # by what spills least
     scratch = q.new_empty(programs * _BLOCK_M * (block_d + -(-n // _BLOCK_N) * _BLOCK_N))
     wrap_triton(_select)[(programs,)](
         q, k, bits if weights is None else weights, q if amount_tensor is None else amount_tensor,
@@ -176,7 +177,7 @@ def select_tiles(
         SCALE=D**-0.5, RULE=rule, AMOUNT=amount, LEAST=least, MOST=most, QUERY_TILES=query_tiles,
         WEIGHTED=weights is not None and query_tiles > 1, AT_RUN_TIME=amount_tensor is not None,
         BLOCK_M=_BLOCK_M, BLOCK_N=_BLOCK_N, BLOCK_R=max(1, min(_BLOCK_M, values // block_s)),
-        BLOCK_S=block_s, BLOCK_D=block_d, BLOCK_K=min(32 if D <= 128 else 16, block_d),
+        BLOCK_S=block_s, BLOCK_D=block_d, BLOCK_K=min(block_k, block_d),
         num_warps=8, num_stages=2,
     )  # fmt: skip
     return bits

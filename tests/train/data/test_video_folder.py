@@ -192,11 +192,12 @@ def test_ctrl_c_leaves_no_thread_decoding(tmp_path, write_scenes):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
+    others = {*threading.enumerate()}  # Inductor's, where a test has compiled in this process
     began = time.monotonic()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(video_folder, "cached_video", slow)
         patch.setattr(video_folder, "wait", interrupt)
         open_folder(tmp_path / "videos")
     assert time.monotonic() - began < 5
-    assert not [t for t in threading.enumerate() if "ThreadPool" in t.name]
+    assert not [t for t in {*threading.enumerate()} - others if "ThreadPool" in t.name]
     assert len(open_folder(tmp_path / "videos")) > 0
