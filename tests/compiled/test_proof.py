@@ -32,7 +32,7 @@ OF_MODELS = (
 KNOWN_SPILLS = {
     "2.11": {"_coarse_forward": 12},
     "2.13": {"_coarse_forward": 12},
-    "2.14": {"_select": 12, "_lists": 204, "_coarse_forward": 16, "_coarse_backward": 44},
+    "2.14": {"_coarse_forward": 16},
     "2.15": {"_lists": 184, "_coarse_backward": 36},
 }
 
