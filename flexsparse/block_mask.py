@@ -131,7 +131,7 @@ def mask_of_bits(
     valid = tiling.counts(bits.device, text_lengths)
     of_each = text_lengths is not None
 
-    # Where a mask_mod captures memory that a kernel has written, Inductor (2.11 to 2.15) hands
+    # Where a mask_mod captures memory that a kernel has written, Inductor (seen: 2.11, 2.14) hands
     # FlexAttention what that memory was allocated with: what is computed from it, it reads.
     left_out = ~bits
 
