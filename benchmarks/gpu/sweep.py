@@ -1,4 +1,4 @@
-"""Kernel options tried on selections of a video's kind: what ``kernel_configs.py`` should say.
+"""Kernel options tried on selections of a video's kind: what ``engines/kernel_configs.py`` should say.
 
 A target is the fine stage of one setting, with query blocks of one size. Its options go to
 FlexAttention as ``kernel_options``, the first of them being none: what the tables have today.
@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.gpu.cases import VIDEOS, Method, Setting
 from benchmarks.gpu.layers import KEEP, window_of
-from flexsparse.kernel_configs import backward_config, forward_config
-from flexsparse.windows import Windows
+from flexsparse.engines.kernel_configs import backward_config, forward_config
+from flexsparse.stages.windows import Windows
 
 Options = dict[str, Any]
 
