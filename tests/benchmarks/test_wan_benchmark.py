@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import torch
 
-import flexsparse.nn
+import flexsparse.nn.modules as nn_modules
 from benchmarks.record import read
 from benchmarks.wan import __main__ as command
 from benchmarks.wan import run as wan_run
@@ -134,7 +134,7 @@ def other_choice(attention):
     ],
 )
 def test_what_is_wrong_has_no_row(name, broken, said, tmp_path, capsys):
-    with mock.patch.object(flexsparse.nn, name, broken(getattr(flexsparse.nn, name))):
+    with mock.patch.object(nn_modules, name, broken(getattr(nn_modules, name))):
         assert run(tmp_path / "none.jsonl", "--grids", "8x9x10") == 1
     out = capsys.readouterr().out
     assert "wrong, times the largest error allowed" in out and said in out
