@@ -5,7 +5,7 @@
 From Python, with any of the configs in `configs/`:
 
     trainer = debug_vsa().build()       # goes on where the run directory has a checkpoint
-    history = trainer.train()           # records/history.py: losses, validation losses, seconds, memory
+    history = trainer.train()           # history.py: losses, validation losses, seconds, memory
     trainer.close()
 """
 

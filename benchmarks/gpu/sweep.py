@@ -1,4 +1,4 @@
-"""Kernel options tried on selections of a video's kind: what ``engines/kernel_configs.py`` should say.
+"""Kernel options tried on selections of a video's kind: what ``kernel_configs.py`` should say.
 
 A target is the fine stage of one setting, with query blocks of one size. Its options go to
 FlexAttention as ``kernel_options``, the first of them being none: what the tables have today.

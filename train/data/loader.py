@@ -1,4 +1,4 @@
-"""Clips -> batches: sharded over ranks and workers, shuffled, resumed exactly (`order/stream.py`)."""
+"""Clips -> batches: sharded over ranks and workers, shuffled, resumed exactly (`stream.py`)."""
 
 import itertools
 import logging

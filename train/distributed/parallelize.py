@@ -126,7 +126,7 @@ def parallelize(
 ) -> nn.Module:
     """Shared sequences, activation checkpointing, torch.compile of each block, FSDP2; in place.
 
-    The model may be on the meta device, to be filled when it is sharded (weights/initial.py); a whole one
+    The model may be on the meta device, to be filled when it is sharded (initial.py); a whole one
     must be the same on every rank, of which each keeps a shard.
     """
     if dims.cp_enabled:
