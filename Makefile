@@ -16,10 +16,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed
 	$(BIN)/python -m train.demo
 
-# A process for each core, up to four, with a thread each; the tests of a file stay together, and
-# files come in the order of tests/conftest.py.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 \
-	--dist loadfile --no-loadscope-reorder
+# A process for each core, up to four; the tests of a file stay together, and files come in the
+# order of tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/installed
 	$(PYTEST)

@@ -21,7 +21,7 @@ from flexsparse.nn import BSA as BSALayer
 from flexsparse.nn import VSA as VSALayer
 from models.attention import BSA, VSA
 from models.video_dit import VideoDiTConfig
-from train.break_even import measure_break_even
+from train.sparsity.break_even import measure_break_even
 
 VIDEO, HEADS, DIM = (8, 32, 32), 4, 64
 SPARSITIES = (0.5, 0.75, 0.875)
@@ -63,7 +63,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    torch.ones(31 << 18)  # see benchmarks/cpu.py: from here on glibc keeps freed memory
+    torch.ones(31 << 18)  # see benchmarks/cpu/__main__.py: from here on glibc keeps freed memory
     with torch.no_grad():
         prove(device, dtype)
     for method, slot in SLOTS.items():

@@ -21,12 +21,12 @@ import numpy as np
 
 from benchmarks.gpu.tables import markdown
 from benchmarks.record import RESULTS, read, write_row
-from train.data.decode import decode_frames
 from train.data.doom.__main__ import Options, record
 from train.data.fetch import fetch_clips
-from train.data.recipes import RECIPES
-from train.data.shots import find_shots, frame_change
-from train.data.video_folder import VideoFolder
+from train.data.order.shots import find_shots, frame_change
+from train.data.sources.decode import decode_frames
+from train.data.sources.recipes import RECIPES
+from train.data.sources.video_folder import VideoFolder
 
 HEIGHT, WIDTH = 120, 160
 FOOTAGE: dict[str, Any] = dict(num_frames=32, height=HEIGHT, width=WIDTH, fps=15.0)

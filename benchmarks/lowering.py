@@ -19,12 +19,13 @@ import warnings
 from pathlib import Path
 
 from benchmarks.compiled import pretend
+from benchmarks.compiled.chips import CHIPS
 
 
 def main() -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.lowering")
     parser.add_argument("names", nargs="*", metavar="CASE", help="none: all")
-    parser.add_argument("--arch", type=int, default=90, choices=pretend.CHIPS, help="sm_90, say")
+    parser.add_argument("--arch", type=int, default=90, choices=CHIPS, help="sm_90, say")
     parser.add_argument("--configs", action="store_true", help="the fine stage, a case a config")
     parser.add_argument("--rows", type=Path, help="append a JSON line a graph to this file")
     given = parser.parse_args()

@@ -26,14 +26,14 @@ import torch
 from benchmarks.record import RESULTS, read, write_row
 from models.attention import BSA, VSA, Dense
 from models.video_dit import VideoDiTConfig, debug, dit_60m
-from train.checkpoint import Checkpointer
 from train.configs.video_dit import loader
-from train.metrics import Metrics, peak_memory, reset_peak_memory
-from train.parallelize import ParallelConfig
+from train.distributed.parallelize import ParallelConfig
 from train.plan import plan
+from train.records.metrics import Metrics, peak_memory, reset_peak_memory
 from train.settings import TrainingConfig
 from train.trainer import Trainer
 from train.validation import Validator
+from train.weights.checkpoint import Checkpointer
 
 STEPS = 2  # the second has moments
 SLOTS: dict[str, Any] = {"dense": Dense(), "vsa": VSA(), "bsa": BSA()}

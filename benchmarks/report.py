@@ -19,10 +19,10 @@ from benchmarks import clips, torch_versions
 from benchmarks.evidence import page as evidence_page
 from benchmarks.gpu import tables
 from benchmarks.gpu.plots import draw
+from benchmarks.gpu.report_coarse import coarse, kernels, lists, traffic
 from benchmarks.record import RESULTS, Row, read
-from benchmarks.report_coarse import coarse, kernels, lists, traffic
-from benchmarks.report_precision import score_precision
-from flexsparse.kernel_configs import (
+from benchmarks.studies.report_precision import score_precision
+from flexsparse.engines.kernel_configs import (
     BACKWARD,
     BACKWARD_FP32,
     FORWARD,
@@ -30,7 +30,7 @@ from flexsparse.kernel_configs import (
     backward_config,
     forward_config,
 )
-from flexsparse.kernel_configs import (
+from flexsparse.engines.kernel_configs import (
     Row as Config,
 )
 

@@ -40,9 +40,9 @@ def video_like(
     them. Equal arguments give equal tensors; the noise is the device's own.
 
     The constants are set by what the demo's trained VSA model chooses on 32 x 32 x 48 tokens of
-    held-out clips, at top 96 of 768 (``python -m benchmarks.selections``): by the unevenness of its
-    columns, and, of the scores between its tiles, by how few fields matter to a head (one alone
-    makes half of their variance or more) and that some rows are skewed to either side.
+    held-out clips, at top 96 of 768 (``studies/selections.py``): by the unevenness of its columns,
+    and, of the scores between its tiles, by how few fields matter to a head (one alone makes half
+    of their variance or more) and that some rows are skewed to either side.
     """
     drawn = torch.Generator().manual_seed(seed)
     noise = torch.Generator(device).manual_seed(seed)

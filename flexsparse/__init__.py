@@ -8,10 +8,10 @@ torch.Size([1, 2, 256, 16])
 """
 
 from flexsparse.bsa import bsa_attention, bsa_mask
-from flexsparse.flex import flex_attention
-from flexsparse.kv_rules import Mass, Threshold, TopK
-from flexsparse.queries import KeptQueries, prune_queries, restore_queries
-from flexsparse.scaled import Scaled
+from flexsparse.choice.rules import Mass, Threshold, TopK
+from flexsparse.choice.scaled import Scaled
+from flexsparse.engines.flex import flex_attention
+from flexsparse.stages.queries import KeptQueries, prune_queries, restore_queries
 from flexsparse.tiling import VideoTiling
 from flexsparse.vsa import vsa_attention, vsa_mask
 

@@ -6,27 +6,28 @@ from typing import Any
 
 from torch import Tensor
 
-from flexsparse.block_mask import TileBlockMask
 from flexsparse.checks import check_alike, check_query_tiles, check_text_lengths
-from flexsparse.flex import attend_zeroed
-from flexsparse.kv_rules import Rule
-from flexsparse.pooling import pool_rows, pool_tiles
-from flexsparse.queries import (
+from flexsparse.choice.block_mask import TileBlockMask
+from flexsparse.choice.choose import choose_tiles, coarse_scores, of_tiles, pool_scores
+from flexsparse.choice.rules import Rule
+from flexsparse.choice.scaled import Scaled, as_rule
+from flexsparse.choice.selection import unpack_bits
+from flexsparse.choice.text import (
+    join,
+    mask_of_choice,
+    mask_of_text,
+    split,
+    video_rows,
+    zero_text_padding,
+)
+from flexsparse.engines.flex import attend_zeroed
+from flexsparse.stages.pooling import pool_rows, pool_tiles
+from flexsparse.stages.queries import (
     Fill,
     KeptQueries,
     prune_queries,
     restore_queries,
     video_queries,
-)
-from flexsparse.scaled import Scaled, as_rule
-from flexsparse.selection import choose_tiles, coarse_scores, of_tiles, pool_scores, unpack_bits
-from flexsparse.text import (
-    join,
-    mask_of_choice,
-    split,
-    text_attention,
-    video_rows,
-    zero_text_padding,
 )
 from flexsparse.tiling import VideoTiling
 
@@ -146,7 +147,8 @@ def bsa_attention(
     if not tiling.text:
         return out
     words = zero_text_padding(split(q, tiling)[1], tiling, text_lengths)
-    words = text_attention(words, k, v, tiling, text_lengths, **options)
+    mask = mask_of_text(tiling, text_lengths, q.device)
+    words = attend_zeroed(words, k, v, mask, **options)
     return join(out, zero_text_padding(words, tiling, text_lengths))
 
 

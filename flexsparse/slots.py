@@ -11,7 +11,7 @@ modules have one signature,
 
 with x [B, L, dim] the layer's input and q, k, v [B, H, L, D], and `reset_parameters()`. L is
 `tokens`, in raster order, when `tiling` is None, else `tiling.padded_tokens`, in tile-major order:
-a model reorders its tokens once, at its door. Those that derive from `flexsparse.layer` run under
+a model reorders its tokens once, at its door. Those that derive from `nn.AttentionLayer` run under
 sequence parallelism as well, forward(..., shards=Ulysses(...)).
 """
 
@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import flexsparse.nn
-from flexsparse import Scaled, Threshold, TopK, VideoTiling
 from flexsparse.checks import check_options, check_query_tiles, check_sparsity
-from flexsparse.kv_rules import Rule
-from flexsparse.layer import AttentionLayer
-from flexsparse.queries import Fill
-from flexsparse.scaled import as_rule
-from flexsparse.windows import FitWindow, Windows, check_window, fit_window
+from flexsparse.choice.rules import Rule, Threshold, TopK
+from flexsparse.choice.scaled import Scaled, as_rule
+from flexsparse.nn.layer import AttentionLayer
+from flexsparse.stages.queries import Fill
+from flexsparse.stages.windows import FitWindow, Windows, check_window, fit_window
+from flexsparse.tiling import VideoTiling
 
 
 class Slot(Protocol):

@@ -8,24 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexsparse.block_mask import TileBlockMask
 from flexsparse.checks import check_alike, check_query_tiles, check_text_lengths
-from flexsparse.coarse import coarse_attention
-from flexsparse.dense import dense_attention
-from flexsparse.flex import attend_zeroed
-from flexsparse.gates import combine
-from flexsparse.kv_rules import Rule
-from flexsparse.pooling import pool_each, pool_tiles
-from flexsparse.scaled import Scaled, as_rule
-from flexsparse.selection import choose_tiles, coarse_scores, of_tiles, pool_scores, unpack_bits
-from flexsparse.text import (
+from flexsparse.choice.block_mask import TileBlockMask
+from flexsparse.choice.choose import choose_tiles, coarse_scores, of_tiles, pool_scores
+from flexsparse.choice.rules import Rule
+from flexsparse.choice.scaled import Scaled, as_rule
+from flexsparse.choice.selection import unpack_bits
+from flexsparse.choice.text import (
     join,
     mask_of_choice,
+    mask_of_text,
     split,
-    text_attention,
     video_rows,
     zero_text_padding,
 )
+from flexsparse.engines.dense import dense_attention
+from flexsparse.engines.flex import attend_zeroed
+from flexsparse.stages.coarse import coarse_attention
+from flexsparse.stages.gates import combine
+from flexsparse.stages.pooling import pool_each, pool_tiles
 from flexsparse.tiling import VideoTiling
 
 
@@ -156,7 +157,8 @@ def vsa_attention(
         options = dict(kernel_options=kernel_options)
         fine = attend_zeroed(of_video[0], k, v, mask, **options)
         if tiling.text:
-            words = text_attention(split(q, tiling)[1], k, v, tiling, text_lengths, **options)
+            mask = mask_of_text(tiling, text_lengths, q.device)
+            words = attend_zeroed(split(q, tiling)[1], k, v, mask, **options)
     gates = gate_coarse, gate_fine
     of_video_gates = [gate if gate is None else video_rows(gate, tiling) for gate in gates]
     out = _gated(fine, pooled, of_video_gates[0], of_video_gates[1], tiling.of_video)

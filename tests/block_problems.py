@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from laws import seeds
 from torch import Tensor
 
-from flexsparse.cpu import block_sparse_attention
+from flexsparse.engines.cpu import block_sparse_attention
 
 GARBAGE = torch.tensor([-1, 2**31 - 1, -(2**31), 12345], dtype=torch.int32)
 

@@ -2,12 +2,16 @@
 
 Without a GPU, Triton kernels run in Triton's interpreter, on the CPU. The files that take longest
 come first, so that none of them is left for one process when the others are done.
+
+A process has one thread: with more, sums of one model are not the same bits in every call.
 """
 
 import os
 
-import torch
-from hypothesis import settings
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch, here and in processes of tests
+
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flexsparse import VideoTiling, reference
-from flexsparse.accuracy import error_ratios
+from flexsparse.selfcheck.accuracy import error_ratios
 
 T = TypeVar("T")
 seeds = st.integers(0, 2**32 - 1)
@@ -72,7 +72,7 @@ def assert_accurate(
     inputs: Sequence[Tensor] = (),
 ) -> None:
     """The error of each of ours to fp64 is at most twice that of plain PyTorch in the same dtype,
-    by the library's one rule, :func:`flexsparse.accuracy.error_ratios`."""
+    by the library's one rule, :func:`flexsparse.selfcheck.accuracy.error_ratios`."""
     for number, ratio in enumerate(error_ratios(ours, plain, exact, inputs)):
         assert ratio <= 1, f"result {number}: error {ratio:.3g} times the largest allowed"
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import strategies as st
 
 from flexsparse import VideoTiling, prune_queries
-from flexsparse.windows import Windows
+from flexsparse.stages.windows import Windows
 
 
 @st.composite

@@ -4,18 +4,13 @@ import math
 
 import torch
 
-from flexsparse import (
-    VideoTiling,
-    cpu,
-    queries,
-    selection,
-    selfcheck,
-    text,
-    vsa,
-)
-from flexsparse.kv_rules import Threshold, TopK
+from flexsparse import VideoTiling, selfcheck, vsa
+from flexsparse.choice import selection, text
+from flexsparse.choice.rules import Threshold, TopK
+from flexsparse.engines import cpu
 from flexsparse.selfcheck import Check, run
 from flexsparse.selfcheck.cases import FP32, Case
+from flexsparse.stages import queries
 
 SMALL = Case("ragged32", 64, FP32, TopK(3))
 VSA = Check("VSA", SMALL, selfcheck.attention.vsa)

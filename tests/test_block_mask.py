@@ -9,7 +9,7 @@ from torch.nn.attention.flex_attention import create_mask
 from torch.nn.attention.flex_attention import flex_attention as torch_flex_attention
 
 from flexsparse import VideoTiling, flex_attention, vsa_mask
-from flexsparse.block_mask import TileBlockMask, tile_block_mask
+from flexsparse.choice.block_mask import TileBlockMask, tile_block_mask
 from flexsparse.vsa import vsa_tile_map
 
 

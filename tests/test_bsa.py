@@ -21,11 +21,11 @@ from flexsparse import (
     bsa_mask,
     flex_attention,
     prune_queries,
-    queries,
     reference,
     restore_queries,
     vsa_attention,
 )
+from flexsparse.stages import queries
 
 rules = st.sampled_from([TopK(1), Threshold(2, max_tiles=3), Threshold(1.5), Mass(0.6), Mass(1)])
 fills = st.sampled_from(["nearest", "center"])

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import assert_accurate, seeds
 
-from flexsparse import coarse, reference
-from flexsparse.accuracy import recomputed_attention
-from flexsparse.coarse import coarse_attention, coarse_attention_twin
+from flexsparse import reference
+from flexsparse.selfcheck.accuracy import recomputed_attention
+from flexsparse.stages import coarse
+from flexsparse.stages.coarse import coarse_attention, coarse_attention_twin
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")

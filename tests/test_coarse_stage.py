@@ -13,9 +13,10 @@ from test_text import check
 from test_text import problems as text_problems
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from flexsparse import Mass, Threshold, TopK, VideoTiling, lists, reference, vsa, vsa_attention
-from flexsparse.coarse import coarse_attention
-from flexsparse.gates import combine
+from flexsparse import Mass, Threshold, TopK, VideoTiling, reference, vsa, vsa_attention
+from flexsparse.choice import lists
+from flexsparse.stages.coarse import coarse_attention
+from flexsparse.stages.gates import combine
 from flexsparse.vsa import vsa_mask, vsa_tile_map
 
 if sys.platform != "linux":

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import assert_accurate, poison, problems, tensors
 
-from flexsparse import VideoTiling, gates, reference
-from flexsparse.gates import combine, combine_twin
+from flexsparse import VideoTiling, reference
+from flexsparse.stages import gates
+from flexsparse.stages.gates import combine, combine_twin
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from laws import assert_accurate, seeds
 from torch import Tensor
 
-from flexsparse import cpu
-from flexsparse.cpu import block_sparse_attention
+from flexsparse.engines import cpu
+from flexsparse.engines.cpu import block_sparse_attention
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from laws import assert_accurate, poison, problems, tensors
 
 from flexsparse import VideoTiling, vsa_attention
-from flexsparse.dense import dense_attention
+from flexsparse.engines.dense import dense_attention
 from flexsparse.nn import BSA, VSA
 
 

@@ -112,9 +112,13 @@ def test_the_wheel_holds_the_library_alone():
     packages = find_packages(ROOT, include=settings["packages"]["find"]["include"])
     assert sorted(packages) == [
         "flexsparse",
+        "flexsparse.choice",
         "flexsparse.diffusers",
+        "flexsparse.engines",
         "flexsparse.kernels",
+        "flexsparse.nn",
         "flexsparse.selfcheck",
+        "flexsparse.stages",
     ]
     assert settings["package-data"] == {"flexsparse": ["py.typed"]}
     assert (ROOT / "flexsparse" / "py.typed").is_file()

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask
 
-from flexsparse import VideoTiling, flex, flex_attention, inductor_choices, kernel_options, vsa_mask
-from flexsparse.kernel_configs import (
+from flexsparse import VideoTiling, flex_attention, vsa_mask
+from flexsparse.engines import flex, inductor_choices, kernel_options
+from flexsparse.engines.kernel_configs import (
     BACKWARD,
     BACKWARD_FP32,
     FORWARD,

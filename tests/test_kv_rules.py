@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from laws import seeds
 
 from flexsparse import Mass, Scaled, Threshold, TopK
-from flexsparse.kv_rules import Rule
-from flexsparse.scaled import as_rule
-from flexsparse.selection import select_admitted
+from flexsparse.choice.rules import Rule
+from flexsparse.choice.scaled import as_rule
+from flexsparse.choice.selection import select_admitted
 
 ties = st.sampled_from([0.5, 1e-3])  # the coarser the grid of values, the more scores are equal
 

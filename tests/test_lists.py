@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import seeds, tilings
 
-from flexsparse import VideoTiling, lists
-from flexsparse.lists import block_lists, tile_lists_twin
-from flexsparse.selection import pack_bits
+from flexsparse import VideoTiling
+from flexsparse.choice import lists
+from flexsparse.choice.lists import block_lists, tile_lists_twin
+from flexsparse.choice.selection import pack_bits
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from laws import assert_accurate, poison, problems, tensors
 
-from flexsparse import VideoTiling, pooling, reference
-from flexsparse.pooling import pool_tiles, pool_tiles_twin
+from flexsparse import VideoTiling, reference
+from flexsparse.stages import pooling
+from flexsparse.stages.pooling import pool_tiles, pool_tiles_twin
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -10,8 +10,8 @@ from laws import poison, seeds
 from query_problems import draw_queries, kept_tokens, problems, prune
 
 from flexsparse import VideoTiling, prune_queries, reference, restore_queries
-from flexsparse.queries import choose_queries
-from flexsparse.windows import Windows
+from flexsparse.stages.queries import choose_queries
+from flexsparse.stages.windows import Windows
 
 
 @given(problems(), seeds)

@@ -20,8 +20,8 @@ from flexsparse import VideoTiling, restore_queries
 from flexsparse.kernels.prune_queries import prune_queries as prune_op
 from flexsparse.kernels.prune_queries import quota_of
 from flexsparse.kernels.restore_rows import restore_rows as restore_op
-from flexsparse.queries import choose_queries, gather_rows
-from flexsparse.windows import Windows
+from flexsparse.stages.queries import choose_queries, gather_rows
+from flexsparse.stages.windows import Windows
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles here")
 

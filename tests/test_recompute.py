@@ -4,7 +4,9 @@ import torch
 from laws import assert_accurate
 from torch.utils.checkpoint import checkpoint
 
-from flexsparse import VideoTiling, kv_rules, selection, vsa_attention
+from flexsparse import VideoTiling, vsa_attention
+from flexsparse.choice import rules as kv_rules
+from flexsparse.choice import selection
 from flexsparse.nn import VSA
 
 tiling = VideoTiling((5, 8, 9), (4, 4, 4))

@@ -14,7 +14,8 @@ from torch.nn.attention.flex_attention import flex_attention as torch_flex_atten
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flexsparse import VideoTiling, cpu_scores, flex_attention, vsa_mask
+from flexsparse import VideoTiling, flex_attention, vsa_mask
+from flexsparse.engines import cpu_scores
 
 BOTH = AuxRequest(lse=True, max_scores=True)
 LENGTHS, DIMS = (150, 230), (16, 24)

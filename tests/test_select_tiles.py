@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from laws import seeds
 
 from flexsparse import Mass, Threshold, TopK
-from flexsparse.selection import choose_tiles, coarse_scores, pack_bits, pool_scores, unpack_bits
+from flexsparse.choice.choose import choose_tiles, coarse_scores, pool_scores
+from flexsparse.choice.selection import pack_bits, unpack_bits
 
 if sys.platform != "linux":
     pytest.skip("triton is for Linux", allow_module_level=True)

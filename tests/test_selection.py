@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 from laws import seeds
 
 from flexsparse import reference
-from flexsparse.selection import coarse_scores, select_top_k, tile_map
+from flexsparse.choice.choose import coarse_scores
+from flexsparse.choice.selection import select_top_k, tile_map
 
 
 @given(st.integers(1, 40), st.data(), seeds, st.sampled_from([0.25, 0.0]))

@@ -8,14 +8,11 @@ import torch
 from laws import assert_accurate
 from sabotages import BSA, POOL, SABOTAGES, SDPA, SMALL, VSA, quietly, scaled
 
-from flexsparse import (
-    reference,
-    selection,
-    selfcheck,
-)
-from flexsparse.accuracy import error_ratios, recomputed_attention
+from flexsparse import reference, selfcheck
+from flexsparse.choice import selection
 from flexsparse.selfcheck import Check, run
 from flexsparse.selfcheck.__main__ import main
+from flexsparse.selfcheck.accuracy import error_ratios, recomputed_attention
 from flexsparse.selfcheck.cases import DIMS, SHAPES
 
 

@@ -26,7 +26,7 @@ from flexsparse import (
     vsa_mask,
 )
 from flexsparse.bsa import bsa_tile_map
-from flexsparse.dense import dense_attention
+from flexsparse.engines.dense import dense_attention
 from flexsparse.flops import attention_flops
 from flexsparse.nn import BSA, VSA
 from flexsparse.vsa import vsa_tile_map

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from laws import assert_accurate, seeds
 from torch.multiprocessing.spawn import start_processes
 
-from flexsparse.ulysses import Ulysses, check_heads
-from train.attention_stats import attention_stats
+from flexsparse.nn.ulysses import Ulysses, check_heads
+from train.sparsity.attention_stats import attention_stats
 
 degrees = pytest.mark.parametrize("degree", ranks.DEGREES)
 layers = pytest.mark.parametrize("name", ranks.LAYERS)

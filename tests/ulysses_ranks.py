@@ -20,13 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flexsparse import Threshold, VideoTiling
 from flexsparse.nn import BSA, VSA
+from flexsparse.nn.ulysses import Ulysses
 from flexsparse.slots import BSA as BSASlot
 from flexsparse.slots import VSA as VSASlot
 from flexsparse.slots import Dense, DenseAttention
-from flexsparse.ulysses import Ulysses
 from models.video_dit import VideoDiTConfig
 from models.wan import WanConfig
-from train.attention_stats import attention_stats
+from train.sparsity.attention_stats import attention_stats
 
 WORLD = 4
 DEGREES = 2, 4

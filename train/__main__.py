@@ -13,15 +13,15 @@ from collections.abc import Sequence
 import torch.distributed as dist
 
 from train import log
-from train.checkpoint import CheckpointNotSavedError
-from train.data.damaged import DamagedDataError
-from train.data.workers import DataWorkerError
+from train.data.order.damaged import DamagedDataError
+from train.data.order.workers import DataWorkerError
+from train.distributed.peers import LostPeerError
 from train.nonfinite import NonFiniteError
-from train.peers import LostPeerError
 from train.plan import plan
 from train.plan.text import lines
 from train.registry import load_config
 from train.titan import device_type
+from train.weights.checkpoint import CheckpointNotSavedError
 
 FAULTS = (
     NonFiniteError,

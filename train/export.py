@@ -1,7 +1,7 @@
 """python -m train.export --run DIR --out DIR [--step N] [--format diffusers|wan] [--raw]
 
 Writes a run's weights for others to load: averaged unless `--raw`, adapters merged, in a format of
-the model's (see train/initial.py). On one process, in memory for one set of weights in fp32.
+the model's (see weights/initial.py). On one process, in memory for one set of weights in fp32.
 """
 
 import importlib
@@ -22,10 +22,10 @@ from torch.distributed.checkpoint.state_dict_loader import load
 import flexsparse
 from models import attention
 from train import log
-from train.checkpoint import complete_steps
-from train.initial import pretrained
-from train.lora import LoRAConfig, add_lora, merge_lora
-from train.run_dir import CONFIG, rebuild
+from train.records.run_dir import CONFIG, rebuild
+from train.weights.checkpoint import complete_steps
+from train.weights.initial import pretrained
+from train.weights.lora import LoRAConfig, add_lora, merge_lora
 
 
 @dataclass(kw_only=True, frozen=True)

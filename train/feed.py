@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from train.data.batch import endless
+from train.distributed.ranks import DataRanks
 from train.flow import FlowConfig, draw
-from train.ranks import DataRanks
 from train.settings import TrainingConfig
 
 

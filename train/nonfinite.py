@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.history import StepRecord
 from train.log import logger
+from train.records.history import StepRecord
 
 
 class NonFiniteError(FloatingPointError):

@@ -5,7 +5,7 @@
 From Python, with any of the configs in `configs/`:
 
     trainer = debug_vsa().build()       # goes on where the run directory has a checkpoint
-    history = trainer.train()           # see history.py: losses, validation losses, seconds, memory
+    history = trainer.train()           # history.py: losses, validation losses, seconds, memory
     trainer.close()
 """
 
@@ -22,40 +22,35 @@ from torch import nn
 from torch.distributed.checkpoint.stateful import Stateful
 
 from train import log
-from train.annealing import Annealing
-from train.break_even import agree_on_break_even
-from train.data.workers import ends_named
-from train.ema import reshard
-from train.feed import Feed, open_split
-from train.flow import flow_loss
-from train.history import History, Unread
-from train.initial import fill, first_checkpoint, open_folder, outline
-from train.log import logger
-from train.metrics import (
-    attention_cost,
-    other_cost,
-    peak_memory,
-    reset_peak_memory,
-    training_cost,
-)
-from train.nonfinite import Skipped, backward, step_if_finite
-from train.parallelize import (
+from train.data.order.workers import ends_named
+from train.distributed.parallelize import (
     check_shared_sequences,
     init_process_group,
     parallel_dims,
     parallelize,
 )
-from train.peers import Waiting
-from train.progress import Progress
-from train.ranks import DataRanks
-from train.run_dir import describe
-from train.signals import StopSignal
+from train.distributed.peers import Waiting
+from train.distributed.ranks import DataRanks
+from train.distributed.signals import StopSignal
+from train.feed import Feed, open_split
+from train.flow import flow_loss
+from train.log import logger
+from train.nonfinite import Skipped, backward, step_if_finite
+from train.plan.cost import attention_cost, other_cost, training_cost
+from train.records.history import History, Unread
+from train.records.metrics import peak_memory, reset_peak_memory
+from train.records.progress import Progress
+from train.records.run_dir import describe
+from train.sparsity.annealing import Annealing
+from train.sparsity.break_even import agree_on_break_even
 from train.titan import (
     Configurable,
     ParallelDims,
     clip_grad_norm_,
 )
 from train.trainer_config import TrainerConfig
+from train.weights.ema import reshard
+from train.weights.initial import fill, first_checkpoint, open_folder, outline
 
 
 class Trainer(Stateful, Configurable):

@@ -3,16 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from train.activation_checkpoint import Mode
-from train.annealing import SparsityConfig
-from train.checkpoint import Checkpointer
-from train.ema import EMA
+from train.distributed.activation_checkpoint import Mode
+from train.distributed.parallelize import ParallelConfig
 from train.flow import FlowConfig
-from train.initial import InitialConfig
-from train.lora import LoRAConfig
-from train.metrics import Metrics
-from train.parallelize import ParallelConfig
+from train.records.metrics import Metrics
 from train.settings import TrainingConfig
+from train.sparsity.annealing import SparsityConfig
 from train.titan import (
     Configurable,
     LRSchedulersContainer,
@@ -21,6 +17,10 @@ from train.titan import (
     default_adamw,
 )
 from train.validation import Validator
+from train.weights.checkpoint import Checkpointer
+from train.weights.ema import EMA
+from train.weights.initial import InitialConfig
+from train.weights.lora import LoRAConfig
 
 
 @dataclass(kw_only=True, slots=True)

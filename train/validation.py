@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.attention_stats import attention_stats
+from train.distributed.ranks import DataRanks
 from train.feed import clips_replaced
 from train.flow import FlowConfig, flow_loss, keyed_generator, sample, shifted
-from train.metrics import Metrics
-from train.ranks import DataRanks
+from train.records.metrics import Metrics
+from train.sparsity.attention_stats import attention_stats
 from train.titan import Configurable
 
 

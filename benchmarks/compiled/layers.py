@@ -19,9 +19,9 @@ from flexsparse import (
     vsa_attention,
     vsa_mask,
 )
-from flexsparse.block_mask import tile_block_mask
-from flexsparse.kv_rules import Rule
-from flexsparse.selection import tile_map
+from flexsparse.choice.block_mask import tile_block_mask
+from flexsparse.choice.rules import Rule
+from flexsparse.choice.selection import tile_map
 
 Grid = tuple[int, int, int]
 TOKENS: dict[str, Any] = {

@@ -12,25 +12,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
+from benchmarks.compiled.chips import CHIPS
 
-class Chip(NamedTuple):
-    """What Inductor and Triton ask of a GPU."""
-
-    name: str
-    major: int
-    minor: int
-    processors: int  # streaming multiprocessors
-    shared: int  # bytes of shared memory that a block may have
-    cache: int  # bytes of L2
-
-
-CHIPS = {
-    80: Chip("NVIDIA A100", 8, 0, 108, 166912, 40 << 20),
-    90: Chip("NVIDIA H200", 9, 0, 132, 232448, 60 << 20),
-    100: Chip("NVIDIA B200", 10, 0, 148, 232448, 126 << 20),
-}
 # What C++ asks. Autograd: the number of devices, and the driver which of them have a context: none
 # has; other functions of the driver are looked up at that moment, and never called.
 # scaled_dot_product_attention: the compute capability, which stands at these bytes of CUDA 12's and

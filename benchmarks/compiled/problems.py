@@ -27,9 +27,9 @@ from flexsparse import (
     vsa_attention,
     vsa_mask,
 )
-from flexsparse.block_mask import tile_block_mask
 from flexsparse.bsa import bsa_tile_map
-from flexsparse.kv_rules import Rule
+from flexsparse.choice.block_mask import tile_block_mask
+from flexsparse.choice.rules import Rule
 from flexsparse.selfcheck.rows import stay
 from flexsparse.vsa import vsa_tile_map
 

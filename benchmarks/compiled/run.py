@@ -4,7 +4,7 @@
 
 One process pretends the GPU and writes the graphs, another runs them in Triton's interpreter, with
 NaN in memory that nobody wrote, and holds output and gradients to fp64 by the rule of
-``flexsparse.accuracy``: a number up to 1 is right.
+``flexsparse.selfcheck.accuracy``: a number up to 1 is right.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def read(folder: Path, name: str) -> dict[str, float]:
     from benchmarks.compiled import interpret
     from benchmarks.compiled.problems import PROBLEMS
     from flexsparse import reference
-    from flexsparse.accuracy import error_ratios, recomputed_attention
+    from flexsparse.selfcheck.accuracy import error_ratios, recomputed_attention
     from flexsparse.selfcheck.laws import with_gradients
 
     problem = PROBLEMS[name]

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.evidence.runs import Run, all_of, command, folder_of, parser
 from benchmarks.evidence.scale import SCALES, Scale, here
 from models.attention import BSA, VSA, Dense
-from train.schedules import FallingTiles, RisingSparsity
+from train.sparsity.schedules import FallingTiles, RisingSparsity
 
 VSA_TARGET: Any = VSA(sparsity=0.875, adapt=True)
 BSA_TARGET: Any = BSA(sparsity=0.86, keep=0.5)

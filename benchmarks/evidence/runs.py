@@ -19,11 +19,11 @@ import torch.distributed as dist
 from benchmarks.evidence.scale import DATA, SCALES, Scale
 from benchmarks.record import RESULTS, Row, read, write_row
 from models.attention import Slot
-from train.annealing import SparsityConfig
-from train.attention_stats import attention_stats
 from train.log import time_text
-from train.run_dir import describe, leaves
-from train.schedules import Constant, Schedule
+from train.records.run_dir import describe, leaves
+from train.sparsity.annealing import SparsityConfig
+from train.sparsity.attention_stats import attention_stats
+from train.sparsity.schedules import Constant, Schedule
 from train.titan import default_adamw
 from train.trainer import Trainer
 

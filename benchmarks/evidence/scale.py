@@ -18,18 +18,18 @@ import torch
 from benchmarks.evidence.clips import NormalisedLoader
 from models.attention import BSA, VSA, Dense, Slot
 from models.video_dit import VideoDiTConfig, dit_120m
-from train.checkpoint import Checkpointer
 from train.data.doom.__main__ import Options, record
 from train.data.fetch import fetch_clips
-from train.data.recipes import RECIPES
+from train.data.sources.recipes import RECIPES
 from train.demo.model import LEAST_TIME, PixelDiTConfig
-from train.ema import EMA
 from train.flow import FlowConfig
-from train.metrics import Metrics
+from train.records.metrics import Metrics
 from train.settings import TrainingConfig
 from train.titan import LRSchedulersContainer, default_adamw
 from train.trainer import Trainer
 from train.validation import Validator
+from train.weights.checkpoint import Checkpointer
+from train.weights.ema import EMA
 
 METHODS: dict[str, Any] = {
     "dense": Dense(),

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 import flexsparse.nn
 from flexsparse import VideoTiling, flex_attention, prune_queries
-from flexsparse.block_mask import tile_block_mask
-from flexsparse.coarse import coarse_attention
-from flexsparse.gates import combine
+from flexsparse.choice.block_mask import tile_block_mask
+from flexsparse.choice.choose import coarse_scores
 from flexsparse.nn import Choice
-from flexsparse.selection import coarse_scores
-from flexsparse.windows import fit_window
+from flexsparse.stages.coarse import coarse_attention
+from flexsparse.stages.gates import combine
+from flexsparse.stages.windows import fit_window
 from models.attention import BSA, VSA
 
 

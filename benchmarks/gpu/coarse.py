@@ -9,14 +9,14 @@ from torch import Tensor
 
 from benchmarks.gpu.cases import Setting, settings
 from benchmarks.gpu.drawn import DRAWN, forget
+from benchmarks.gpu.list_memory import SETTINGS
 from benchmarks.gpu.processes import in_processes, in_turn
 from benchmarks.gpu.run import Row, Run, say, setting_of
 from benchmarks.gpu.stages import STAGES
 from benchmarks.gpu.timing import measure
+from benchmarks.gpu.traffic import traffic
 from benchmarks.gpu.unit import Unit
 from benchmarks.gpu.wholes import MASKS, VSA, layer
-from benchmarks.list_memory import SETTINGS
-from benchmarks.traffic import traffic
 
 LAYERS = {method.name: partial(layer, method) for method in VSA}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from benchmarks.gpu.list_memory import GOAL, mb
 from benchmarks.gpu.tables import NONE, Row, latest, markdown
-from benchmarks.list_memory import GOAL, mb
 
 LONG = "75k-40x128"
 VSA = "vsa 87.5% x{}"

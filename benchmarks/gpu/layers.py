@@ -11,8 +11,8 @@ from torch import Tensor
 from benchmarks.gpu.cases import Method, Setting
 from benchmarks.video_like import video_like
 from flexsparse import Threshold, TopK
+from flexsparse.choice.rules import Rule
 from flexsparse.flops import attention_flops
-from flexsparse.kv_rules import Rule
 
 KEEP = 0.5
 WINDOWS = {(4, 4, 4): (2, 2, 2), (3, 5, 4): (3, 5, 2)}

@@ -15,10 +15,10 @@ from torch import Tensor
 from benchmarks.gpu.cases import Method, Setting
 from benchmarks.gpu.layers import KEEP, Layer, rule_of, window_of
 from flexsparse import VideoTiling, bsa, prune_queries, reference, vsa
-from flexsparse.accuracy import error_ratios, recomputed_attention
 from flexsparse.bsa import bsa_tile_map
-from flexsparse.kv_rules import Rule
-from flexsparse.queries import fill_slots
+from flexsparse.choice.rules import Rule
+from flexsparse.selfcheck.accuracy import error_ratios, recomputed_attention
+from flexsparse.stages.queries import fill_slots
 from flexsparse.vsa import vsa_tile_map
 
 CHUNK = 1 << 28  # bytes of scores at a time
@@ -32,7 +32,7 @@ def check(
     tensors: list[Tensor],
     heads: Sequence[int] = (0, -1),
 ) -> dict[str, float]:
-    """Error over the largest allowed (:func:`flexsparse.accuracy.error_ratios`), by result.
+    """Error over the largest allowed (``error_ratios`` of the self-check), by result.
 
     Results are the output and the gradients of the layer's inputs, of some heads, and the output
     without gradients, which is another program; right up to 1. The worst tile of the worst head

@@ -11,9 +11,9 @@ from benchmarks.gpu.cases import Setting
 from benchmarks.gpu.layers import KEEP, window_of
 from benchmarks.gpu.unit import HEADS, Moves, Unit, accurate, kernel
 from flexsparse import prune_queries, restore_queries
-from flexsparse.accuracy import error_ratios
-from flexsparse.queries import cosine_to_center, fill_slots, gather_rows
+from flexsparse.selfcheck.accuracy import error_ratios
 from flexsparse.selfcheck.laws import Ratios, best_first, differ
+from flexsparse.stages.queries import cosine_to_center, fill_slots, gather_rows
 
 
 def prune(setting: Setting, tensors: list[Tensor], moves: Moves) -> Unit:

@@ -19,13 +19,14 @@ from benchmarks.gpu.oracle import settled_rows
 from benchmarks.gpu.query_stages import prune, restore
 from benchmarks.gpu.unit import HEADS, Moves, Unit, accurate, bytes_of, kernel
 from flexsparse import Mass, Threshold, TopK
-from flexsparse.accuracy import recomputed_attention
-from flexsparse.coarse import coarse_attention, coarse_attention_twin
-from flexsparse.gates import combine, combine_twin
-from flexsparse.lists import block_lists
-from flexsparse.pooling import pool_each, pool_tiles_twin
-from flexsparse.selection import choose_tiles, coarse_scores, pool_scores, unpack_bits
+from flexsparse.choice.choose import choose_tiles, coarse_scores, pool_scores
+from flexsparse.choice.lists import block_lists
+from flexsparse.choice.selection import unpack_bits
+from flexsparse.selfcheck.accuracy import recomputed_attention
 from flexsparse.selfcheck.laws import Ratios, best_first, differ
+from flexsparse.stages.coarse import coarse_attention, coarse_attention_twin
+from flexsparse.stages.gates import combine, combine_twin
+from flexsparse.stages.pooling import pool_each, pool_tiles_twin
 
 RULES: dict[str, Callable[[int], Any]] = {
     "TopK": TopK,
@@ -138,8 +139,8 @@ def _combine(setting: Setting, tensors: list[Tensor], moves: Moves) -> Unit:
 
 
 class Stage(NamedTuple):
-    """A kernel: its name in :func:`benchmarks.traffic.traffic`, and how to make it of a setting,
-    the setting's tensors and the bytes that it moves."""
+    """A kernel: its name in ``traffic`` of traffic.py, and how to make it of a setting, the
+    setting's tensors and the bytes that it moves."""
 
     moves: str
     make: Callable[[Setting, list[Tensor], Moves], Unit]

@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.gpu.cases import VIDEOS, Method, Setting
 from benchmarks.gpu.layers import KEEP, window_of
-from flexsparse.kernel_configs import backward_config, forward_config
-from flexsparse.windows import Windows
+from flexsparse.engines.kernel_configs import backward_config, forward_config
+from flexsparse.stages.windows import Windows
 
 Options = dict[str, Any]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.layers import leaves
-from benchmarks.traffic import Traffic
-from flexsparse.accuracy import error_ratios
+from benchmarks.gpu.traffic import Traffic
+from flexsparse.selfcheck.accuracy import error_ratios
 from flexsparse.selfcheck.laws import Ratios, differ
 
 HEADS = [0, -1]  # that are compared with plain PyTorch

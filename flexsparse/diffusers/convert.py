@@ -15,8 +15,8 @@ from flexsparse.diffusers.call import Call
 from flexsparse.diffusers.families import family_of
 from flexsparse.diffusers.gates import fill_from_origin, mark
 from flexsparse.slots import BSA, VSA
+from flexsparse.stages.windows import Windows
 from flexsparse.tiling import VideoTiling
-from flexsparse.windows import Windows
 
 _STATE = "_flexsparse"
 

@@ -8,9 +8,9 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
+from flexsparse.choice.text import split
 from flexsparse.diffusers.call import Grid, Processor
 from flexsparse.diffusers.families import Family, layers_of, register
-from flexsparse.text import split
 
 rotate: Any = apply_rotary_emb  # whose annotations are those of another mode
 

@@ -153,7 +153,7 @@ def select_tiles(
     q: Tensor, k: Tensor, weights: Tensor | None, rule: str, amount: float,
     amount_tensor: Tensor | None, least: int, most: int, query_tiles: int,
 ) -> Tensor:  # fmt: skip
-    """Bits of the chosen key tiles, see :func:`flexsparse.selection.pack_bits`.
+    """Bits of the chosen key tiles, see :func:`flexsparse.choice.selection.pack_bits`.
 
     q ``[B, H, n, D]``, k ``[B, Hkv, n, D]``, pooled, fp32; weights int32 ``[n]``, how many queries
     each tile's mean is of, where ``query_tiles`` > 1 and they differ. rule "top", "threshold" or

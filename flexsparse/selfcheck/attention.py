@@ -1,8 +1,8 @@
 """The checks of the self-check: each computes one case and says how far off every result is.
 
 A check is a function of a case and a device that returns ratios by the name of the result, right up
-to 1 (see :func:`flexsparse.accuracy.error_ratios`); what must be equal to the last bit is 0 or inf.
-It raises NotAvailable, with the reason, where its backend does not exist.
+to 1 (see ``error_ratios`` in accuracy.py); what must be equal to the last bit is 0 or inf. It
+raises NotAvailable, with the reason, where its backend does not exist.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from torch.nn.attention.flex_attention import flex_attention as torch_flex_atten
 
 from flexsparse import reference
 from flexsparse.bsa import bsa_attention, bsa_tile_map
-from flexsparse.dense import dense_attention
-from flexsparse.queries import prune_queries
+from flexsparse.engines.dense import dense_attention
 from flexsparse.selfcheck.cases import Case, draw
 from flexsparse.selfcheck.laws import (
     Ratios,
@@ -32,6 +31,7 @@ from flexsparse.selfcheck.laws import (
     with_gradients,
 )
 from flexsparse.selfcheck.rows import stay
+from flexsparse.stages.queries import prune_queries
 from flexsparse.vsa import vsa_attention, vsa_tile_map
 
 

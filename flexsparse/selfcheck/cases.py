@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from flexsparse.kv_rules import Mass, Rule, Threshold, TopK
+from flexsparse.choice.rules import Mass, Rule, Threshold, TopK
 from flexsparse.tiling import VideoTiling
 
 

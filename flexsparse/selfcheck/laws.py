@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from flexsparse import reference
-from flexsparse.accuracy import error_ratios, recomputed_attention
-from flexsparse.kv_rules import TopK
+from flexsparse.choice.rules import TopK
+from flexsparse.selfcheck.accuracy import error_ratios, recomputed_attention
 from flexsparse.selfcheck.cases import Case
 from flexsparse.tiling import VideoTiling
 

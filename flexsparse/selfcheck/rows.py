@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from flexsparse import reference
-from flexsparse.pooling import pool_tiles
-from flexsparse.queries import KeptQueries, gather_rows, prune_queries, restore_queries
 from flexsparse.selfcheck.cases import Case, draw
 from flexsparse.selfcheck.laws import Ratios, best_first, differ, judge, repeated
+from flexsparse.stages.pooling import pool_tiles
+from flexsparse.stages.queries import KeptQueries, gather_rows, prune_queries, restore_queries
 
 
 def pooling(case: Case, device: str) -> Ratios:

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from flexsparse import VideoTiling
-from flexsparse.ulysses import Ulysses
+from flexsparse.nn.ulysses import Ulysses
 from models.video_dit.config import VideoDiTConfig
 from models.video_dit.rope import rotate
 

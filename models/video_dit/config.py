@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, ClassVar
 
 from models.attention import Dense, Slot
-
-if TYPE_CHECKING:
-    from models.video_dit.model import VideoDiT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +33,8 @@ class VideoDiTConfig:
     ffn: int
     context_dim: int = 64
     attention: Slot = Dense()
+
+    model_class: ClassVar[Any]  # VideoDiT, which model.py enters
 
     def __post_init__(self) -> None:
         if any(size % patch or size < patch for size, patch in zip(self.video, self.patch)):
@@ -66,8 +65,6 @@ class VideoDiTConfig:
         """Numbers in one patch, over all channels."""
         return self.channels * math.prod(self.patch)
 
-    def build(self) -> VideoDiT:
+    def build(self) -> Any:  # VideoDiT
         """The model, initialised, on torch's default device."""
-        from models.video_dit.model import VideoDiT
-
-        return VideoDiT(self)
+        return self.model_class(self)

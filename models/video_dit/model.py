@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from flexsparse.ulysses import Ulysses
+from flexsparse.nn.ulysses import Ulysses
 from models.video_dit.blocks import Block, Head
 from models.video_dit.config import VideoDiTConfig
 from models.video_dit.embed import patchify, timestep_embedding, unpatchify
@@ -30,7 +30,7 @@ class VideoDiT(nn.Module):
         top_k: tiles that a query tile selects; None for dense attention.
         q_rows: rows of queries for a tile, where attention prunes them; else None.
         layers: the blocks "0", "1", ...: what activation checkpointing, compile and FSDP wrap.
-        sequence_group: the ranks that share the rows of each clip (`flexsparse.ulysses`), or None.
+        sequence_group: the ranks that share the rows of each clip (`Ulysses`), or None.
             They call the model together, with the same input, and all get the whole output; the
             gradients of a rank's weights are the part that its rows have in them.
 
@@ -143,3 +143,6 @@ class VideoDiT(nn.Module):
                 f"context is {list(context.shape)}; give condition tokens [{x.shape[0]}, N, "
                 f"{config.context_dim}]"
             )
+
+
+VideoDiTConfig.model_class = VideoDiT

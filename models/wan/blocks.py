@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flexsparse import VideoTiling
-from flexsparse.ulysses import Ulysses
+from flexsparse.nn.ulysses import Ulysses
 from models.video_dit.blocks import attend, merge_heads, split_heads
 from models.wan.config import WanConfig
 from models.wan.embed import WideLayerNorm, wide

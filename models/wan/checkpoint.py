@@ -115,7 +115,7 @@ def load(
     format = format_of(weights)
     if isinstance(model, WanConfig):
         with torch.device("meta"):
-            model = model.build()
+            model = WanModel(model)
     names = {to_key(name, format): name for name, _ in model.named_parameters()}
     bare = {name for name, parameter in model.named_parameters() if parameter.is_meta}
     if not bare and (device, dtype) != (None, None):

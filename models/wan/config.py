@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 from models.attention import Dense, Slot
-
-if TYPE_CHECKING:
-    from models.wan.model import WanModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +45,8 @@ class WanConfig:
     eps: float = 1e-6
     video: tuple[int, int, int] = (21, 60, 104)
     attention: Slot = Dense()
+
+    model_class: ClassVar[Any]  # WanModel, which model.py enters
 
     def __post_init__(self) -> None:
         self.grid_of(self.video)
@@ -98,8 +97,6 @@ class WanConfig:
         t, h, w = (size // patch for size, patch in zip(video, self.patch))
         return t, h, w
 
-    def build(self) -> WanModel:
+    def build(self) -> Any:  # WanModel
         """The model, initialised, on torch's default device."""
-        from models.wan.model import WanModel
-
-        return WanModel(self)
+        return self.model_class(self)

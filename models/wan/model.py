@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from flexsparse import VideoTiling
-from flexsparse.ulysses import Ulysses
+from flexsparse.nn.ulysses import Ulysses
 from models.video_dit.embed import patchify, timestep_embedding
 from models.wan.blocks import Block, Head
 from models.wan.config import WanConfig
@@ -195,6 +195,9 @@ class WanModel(nn.Module):
                 f"image is {None if image is None else list(image.shape)}; give picture tokens "
                 f"[{batch}, {tokens or 'M'}, {config.image_dim}]"
             )
+
+
+WanConfig.model_class = WanModel
 
 
 def _fits(x: Tensor, *due: int | None) -> bool:

@@ -1,4 +1,4 @@
-"""What the trainer asks of Wan's checkpoints: `train.initial` finds it beside WanConfig."""
+"""What the trainer asks of Wan's checkpoints: `train.weights.initial` finds it beside WanConfig."""
 
 from pathlib import Path
 

@@ -22,7 +22,7 @@ from benchmarks.record import read
 from flexsparse.reference import tile_of_token
 from models.attention import VSA, Dense
 from train.data import VideoDataLoader
-from train.initial import first_model
+from train.weights.initial import first_model
 
 
 @given(tilings(max_side=6), st.integers(0, 2**31), st.integers(1, 20))

@@ -8,13 +8,13 @@ import pytest
 import torch
 from gpu_settings import CPU
 
-from benchmarks import report, report_coarse
-from benchmarks.gpu import coarse, coarse_tables, query_stages, stages, wholes
+from benchmarks import report
+from benchmarks.gpu import coarse, coarse_tables, query_stages, report_coarse, stages, wholes
 from benchmarks.gpu.cases import Setting
 from benchmarks.gpu.drawn import DRAWN
 from benchmarks.gpu.layers import draw
 from benchmarks.gpu.run import Run, read_rows
-from flexsparse.queries import gather_rows
+from flexsparse.stages.queries import gather_rows
 
 SMALL = Setting("small", (5, 9, 8), (4, 4, 4), 3, 16)  # two of three heads are compared
 TENSORS = draw(SMALL, CPU, torch.bfloat16)

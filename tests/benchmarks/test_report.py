@@ -12,7 +12,7 @@ from benchmarks import report
 from benchmarks.gpu import plots
 from benchmarks.gpu.cases import settings as all_settings
 from flexsparse import vsa_mask
-from flexsparse.kernel_configs import BACKWARD, BACKWARD_FP32, FORWARD, FORWARD_FP32
+from flexsparse.engines.kernel_configs import BACKWARD, BACKWARD_FP32, FORWARD, FORWARD_FP32
 
 PAGE = report.PAGE.read_text()
 

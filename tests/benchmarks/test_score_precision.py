@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from laws import seeds
 
-from benchmarks.rounded_scores import PRECISIONS, bf16, cut, tf32
-from benchmarks.score_precision import change, choice
+from benchmarks.studies.rounded_scores import PRECISIONS, bf16, cut, tf32
+from benchmarks.studies.score_precision import change, choice
 from flexsparse import Threshold, TopK
-from flexsparse.selection import coarse_scores
+from flexsparse.choice.choose import coarse_scores
 
 
 def normal(seed, *shape):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.selections import evenness, imbalance, launch_costs, makespan
+from benchmarks.studies.selections import evenness, imbalance, launch_costs, makespan
 from benchmarks.video_like import video_like
 from flexsparse import Threshold, TopK, VideoTiling
 from flexsparse.vsa import vsa_tile_map

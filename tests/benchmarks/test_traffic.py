@@ -8,18 +8,19 @@ import pytest
 import torch
 from gpu_settings import CPU
 
-from benchmarks import report, traffic
+from benchmarks import report
+from benchmarks.gpu import traffic
 from benchmarks.gpu.cases import Setting
 from benchmarks.gpu.layers import KEEP, draw, window_of
-from benchmarks.list_memory import COLUMNS, ROWS, SETTINGS, list_memory
+from benchmarks.gpu.list_memory import COLUMNS, ROWS, SETTINGS, list_memory
 from flexsparse import TopK
-from flexsparse import queries as of_queries
-from flexsparse.coarse import coarse_attention
-from flexsparse.gates import combine
-from flexsparse.lists import tile_lists_twin
-from flexsparse.pooling import pool_each
-from flexsparse.selection import choose_tiles
-from flexsparse.windows import Windows
+from flexsparse.choice.choose import choose_tiles
+from flexsparse.choice.lists import tile_lists_twin
+from flexsparse.stages import queries as of_queries
+from flexsparse.stages.coarse import coarse_attention
+from flexsparse.stages.gates import combine
+from flexsparse.stages.pooling import pool_each
+from flexsparse.stages.windows import Windows
 
 FULL = Setting("full", (8, 20, 32), (4, 4, 4), 1, 16)
 PADDED = Setting("padded", (6, 10, 8), (3, 5, 4), 2, 32)

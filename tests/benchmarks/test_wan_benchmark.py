@@ -11,11 +11,11 @@ from unittest import mock
 import pytest
 import torch
 
-import flexsparse.nn
-from benchmarks import wan as command
-from benchmarks import wan_run
+import flexsparse.nn.modules as nn_modules
 from benchmarks.record import read
-from benchmarks.wan_run import Run
+from benchmarks.wan import __main__ as command
+from benchmarks.wan import run as wan_run
+from benchmarks.wan.run import Run
 from flexsparse import Threshold, VideoTiling
 
 ROOT = Path(__file__).parent.parent.parent
@@ -134,7 +134,7 @@ def other_choice(attention):
     ],
 )
 def test_what_is_wrong_has_no_row(name, broken, said, tmp_path, capsys):
-    with mock.patch.object(flexsparse.nn, name, broken(getattr(flexsparse.nn, name))):
+    with mock.patch.object(nn_modules, name, broken(getattr(nn_modules, name))):
         assert run(tmp_path / "none.jsonl", "--grids", "8x9x10") == 1
     out = capsys.readouterr().out
     assert "wrong, times the largest error allowed" in out and said in out
@@ -170,6 +170,7 @@ def test_it_needs_torch_and_einops_alone():
         names = [n.module if isinstance(n, ast.ImportFrom) else n.names[0].name for n in imports]
         assert {name.split(".")[0] for name in names} <= due, path
     others = "safetensors diffusers transformers pyarrow av matplotlib tqdm tyro torchtitan"
-    code = f"import sys; sys.modules |= dict.fromkeys({others.split()}); import benchmarks.wan"
+    code = f"import sys; sys.modules |= dict.fromkeys({others.split()})\n"
+    code += "import benchmarks.wan.__main__"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import wan as command
-from benchmarks import wan_checks, wan_models, wan_run, wan_timing
 from benchmarks.record import read
+from benchmarks.wan import __main__ as command
+from benchmarks.wan import checks as wan_checks
+from benchmarks.wan import models as wan_models
+from benchmarks.wan import run as wan_run
+from benchmarks.wan import timing as wan_timing
 from flexsparse.slots import DenseAttention
 from models.attention import VSA, Dense
 from models.wan import debug

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.wan_models import forward_flops
+from benchmarks.wan.models import forward_flops
 from models.attention import BSA, VSA, Dense
 from models.wan import wan_1_3b
 

@@ -17,9 +17,9 @@ def broken(folder, *edits):
 
 
 ARGUMENTS_OF_2_13 = [
-    ("flexsparse/flex.py", " and not configs.TAKES_OPTIONS", ""),
+    ("flexsparse/engines/flex.py", " and not configs.TAKES_OPTIONS", ""),
     (
-        "flexsparse/inductor_choices.py",
+        "flexsparse/engines/inductor_choices.py",
         "_fwd_configs(self, *args: Any, **options: Any) -> list[Any]:\n",
         "_fwd_configs(self, head_dim, dtype, device_type='cuda') -> list[Any]:\n"
         "            args, options = (head_dim, dtype, device_type), {}\n",

@@ -10,7 +10,7 @@ from broken import ARGUMENTS_OF_2_13, broken
 from cuda_build import needed
 
 from benchmarks.compiled.run import ROOT
-from flexsparse.kernel_options import TAKES_OPTIONS
+from flexsparse.engines.kernel_options import TAKES_OPTIONS
 
 pytestmark = needed
 

@@ -6,11 +6,11 @@ from broken import broken
 from cuda_build import needed
 
 from benchmarks import torch_versions
-from benchmarks.compiled import pretend
 from benchmarks.compiled.cases import MODELS
+from benchmarks.compiled.chips import CHIPS
 from benchmarks.compiled.proof import PROOF, Job, compile_job, compile_proof
-from flexsparse.kernel_configs import backward_config, forward_config
-from flexsparse.kernel_options import TAKES_OPTIONS
+from flexsparse.engines.kernel_configs import backward_config, forward_config
+from flexsparse.engines.kernel_options import TAKES_OPTIONS
 
 pytestmark = needed
 CASES = [(f"sm_{job.arch}", name) for job in PROOF for name in job.names]
@@ -93,7 +93,7 @@ def test_flex_attention_has_the_compute_blocks_of_our_tables(graphs, arch, name)
 
 
 def assert_blocks_are_ours(graphs, arch):
-    chip = pretend.CHIPS[int(arch.removeprefix("sm_"))]
+    chip = CHIPS[int(arch.removeprefix("sm_"))]
     for row, choose in zip(graphs, (forward_config, backward_config)):
         for written in [k["constants"] for k in row["kernels"] if "constants" in k]:
             mask_block = written["SPARSE_Q_BLOCK_SIZE"], written["SPARSE_KV_BLOCK_SIZE"]
@@ -110,7 +110,7 @@ def test_tables_that_are_not_handed_over_are_red(tmp_path):
         f'        **_named("{direction}_", _{name}, {name.lower()}_config(*sizes), given),\n'
         for direction, name in (("fwd", "FORWARD"), ("bwd", "BACKWARD"))
     ]
-    root = broken(tmp_path, *(("flexsparse/kernel_options.py", line, "") for line in lines))
+    root = broken(tmp_path, *(("flexsparse/engines/kernel_options.py", line, "") for line in lines))
     job = Job(90, ("vsa_ragged64_d128_gated_pairs",))
     graphs = compile_job(job, root=root)
     assert all("error" not in row for row in graphs)

@@ -7,7 +7,7 @@ from cuda_build import needed
 
 from benchmarks.compiled.problems import PROBLEMS
 from benchmarks.compiled.run import OutOfBounds, ratios
-from flexsparse.kernel_options import release
+from flexsparse.engines.kernel_options import release
 
 pytestmark = needed
 
@@ -28,8 +28,8 @@ def assert_right(errors):
     assert not {what: ratio for what, ratio in errors.items() if not ratio <= 1}
 
 
-LISTS = "flexsparse/lists.py", "return (partial, first, full, last) if"
-QUOTA, MASK = "flexsparse/kernels/prune_queries.py", "flexsparse/block_mask.py"
+LISTS = "flexsparse/choice/lists.py", "return (partial, first, full, last) if"
+QUOTA, MASK = "flexsparse/kernels/prune_queries.py", "flexsparse/choice/block_mask.py"
 SHARE = "share = tokens.to(tl.float64) * tl.full([], KEEP, tl.float64)"
 BROKEN = {
     "full lists of the row before": (

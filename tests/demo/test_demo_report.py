@@ -3,10 +3,10 @@ from dataclasses import replace
 
 import torch
 
-from train.attention_stats import LayerStats
-from train.break_even import BreakEven
 from train.demo.report import Scene, write_report
 from train.demo.results import Outcome, findings, layer_table, table
+from train.sparsity.attention_stats import LayerStats
+from train.sparsity.break_even import BreakEven
 
 DENSE = Outcome(
     first_loss=1.3,

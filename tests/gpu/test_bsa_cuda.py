@@ -16,8 +16,8 @@ from flexsparse import (
     restore_queries,
 )
 from flexsparse.bsa import bsa_tile_map
-from flexsparse.queries import choose_queries, fill_slots, gather_rows
-from flexsparse.windows import Windows
+from flexsparse.stages.queries import choose_queries, fill_slots, gather_rows
+from flexsparse.stages.windows import Windows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

@@ -18,9 +18,10 @@ from flexsparse import (
     vsa_attention,
     vsa_mask,
 )
-from flexsparse.coarse import coarse_attention, coarse_attention_twin
-from flexsparse.lists import block_lists, tile_lists_twin
-from flexsparse.selection import choose_tiles, coarse_scores, pack_bits, unpack_bits
+from flexsparse.choice.choose import choose_tiles, coarse_scores
+from flexsparse.choice.lists import block_lists, tile_lists_twin
+from flexsparse.choice.selection import pack_bits, unpack_bits
+from flexsparse.stages.coarse import coarse_attention, coarse_attention_twin
 from models.attention import BSA, VSA
 from models.video_dit import VideoDiTConfig
 

@@ -17,8 +17,8 @@ from flexsparse.reference import tile_of_token
 from flexsparse.vsa import vsa_tile_map
 from models.attention import BSA, VSA, Dense
 from models.wan import debug
-from train.attention_stats import attention_stats, watched_slots
-from train.metrics import attention_cost
+from train.plan.cost import attention_cost
+from train.sparsity.attention_stats import attention_stats, watched_slots
 
 PRUNING = BSA(kv=Threshold(2.0), window=(1, 2, 2), tile=(2, 4, 4))
 videos = st.tuples(st.integers(2, 5), st.integers(4, 9), st.integers(4, 9))

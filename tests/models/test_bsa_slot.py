@@ -11,9 +11,9 @@ from small_dit import assert_equals_dense, small_model
 
 from flexsparse import Mass, Threshold, TopK, VideoTiling
 from flexsparse.flops import attention_flops
-from flexsparse.windows import fit_window
+from flexsparse.stages.windows import fit_window
 from models.attention import BSA, Dense
-from train.metrics import attention_cost
+from train.plan.cost import attention_cost
 
 videos = st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(1, 9))
 

@@ -8,9 +8,14 @@ import torch
 from small_wan import draw_batch, gradients, small_wan
 
 from models.attention import BSA, VSA, Dense
-from train.activation_checkpoint import apply_activation_checkpointing
+from train.distributed.activation_checkpoint import apply_activation_checkpointing
+from train.distributed.parallelize import (
+    ParallelConfig,
+    init_process_group,
+    parallel_dims,
+    parallelize,
+)
 from train.flow import flow_loss
-from train.parallelize import ParallelConfig, init_process_group, parallel_dims, parallelize
 from train.titan import canonical_fqn
 
 SLOTS = [

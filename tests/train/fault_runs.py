@@ -20,10 +20,10 @@ from trainer_runs import tiny, weights
 
 from train import nonfinite, trainer
 from train.__main__ import main
-from train.checkpoint import Checkpointer
-from train.data.digits import MovingDigits
-from train.parallelize import ParallelConfig
+from train.data.sources.digits import MovingDigits
+from train.distributed.parallelize import ParallelConfig
 from train.trainer import Trainer
+from train.weights.checkpoint import Checkpointer
 
 TIMEOUT = 4  # seconds that a rank of a run with a stuck worker waits
 

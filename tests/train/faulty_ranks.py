@@ -10,8 +10,8 @@ from test_nonfinite import poison
 from trainer_runs import weights
 
 from train import log
-from train.checkpoint import complete_steps
 from train.trainer import Trainer
+from train.weights.checkpoint import complete_steps
 
 
 def undisturbed(folder: Path) -> dict:

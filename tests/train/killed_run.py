@@ -10,7 +10,7 @@ import sys
 from torch.distributed.checkpoint import FileSystemWriter
 from trainer_runs import tiny
 
-from train.checkpoint import Checkpointer
+from train.weights.checkpoint import Checkpointer
 
 if __name__ == "__main__":
     FileSystemWriter.finish = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)

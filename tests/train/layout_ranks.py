@@ -18,15 +18,15 @@ from trainer_runs import SPARSE, tiny, weights
 
 from flexsparse import Threshold
 from models.attention import BSA, Dense
-from train.annealing import SparsityConfig
-from train.attention_stats import choice_of, watched_slots
-from train.checkpoint import Checkpointer
-from train.initial import first_model
-from train.parallelize import ParallelConfig
-from train.schedules import FallingTiles
+from train.distributed.parallelize import ParallelConfig
+from train.sparsity.annealing import SparsityConfig
+from train.sparsity.attention_stats import choice_of, watched_slots
+from train.sparsity.schedules import FallingTiles
 from train.titan import canonical_fqn
 from train.trainer import Trainer
 from train.validation import Validator
+from train.weights.checkpoint import Checkpointer
+from train.weights.initial import first_model
 
 SLOTS = {
     "dense": Dense(),
@@ -146,7 +146,7 @@ def counted(trainer: Trainer) -> Sent:
 
 def measured(config: Trainer.Config, until: int | None = None) -> dict[str, Any]:
     """What a run starts from, and all that comes of it; clips are the sums of their pixels."""
-    with patch("train.initial.first_model", wraps=first_model) as whole:
+    with patch("train.weights.initial.first_model", wraps=first_model) as whole:
         trainer = config.build()
     clips: list[list[float]] = []
 

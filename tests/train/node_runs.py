@@ -12,7 +12,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from train.meeting import meeting_place
+from train.distributed.meeting import meeting_place
 
 TIMEOUT = 30
 

@@ -12,12 +12,12 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from trainer_runs import SPARSE, tiny
 
 from flexsparse import VideoTiling
+from flexsparse.choice.selection import unpack_bits
 from flexsparse.kernels.prune_queries import prune_queries
 from flexsparse.kernels.select_tiles import select_tiles
-from flexsparse.selection import unpack_bits
-from flexsparse.windows import Windows
+from flexsparse.stages.windows import Windows
 from models.attention import BSA
-from train.activation_checkpoint import SELECTION, apply_activation_checkpointing
+from train.distributed.activation_checkpoint import SELECTION, apply_activation_checkpointing
 from train.titan import canonical_fqn
 
 aten = torch.ops.aten

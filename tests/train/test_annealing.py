@@ -11,13 +11,13 @@ from trainer_runs import run, tiny, weights
 
 from flexsparse import Mass, Threshold
 from models.attention import BSA, VSA, Dense
-from train import break_even
-from train.annealing import Annealing, SparsityConfig
-from train.break_even import BreakEven, measure_break_even
-from train.checkpoint import Checkpointer
 from train.configs.video_dit import loader
-from train.metrics import Metrics
-from train.schedules import Constant, DenseWarmup, FallingTiles
+from train.records.metrics import Metrics
+from train.sparsity import break_even
+from train.sparsity.annealing import Annealing, SparsityConfig
+from train.sparsity.break_even import BreakEven, measure_break_even
+from train.sparsity.schedules import Constant, DenseWarmup, FallingTiles
+from train.weights.checkpoint import Checkpointer
 
 FALL = FallingTiles(dense_steps=1, by=2, every=1)  # of 32 tiles: dense, dense, 30, 28, ...
 QUIET = Checkpointer.Config(enable=False)

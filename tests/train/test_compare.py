@@ -16,7 +16,7 @@ from models.attention import Dense
 from train.compare.__main__ import main
 from train.compare.runs import BATCH, read_run
 from train.compare.table import differences, table
-from train.metrics import Metrics
+from train.records.metrics import Metrics
 from train.validation import Validator
 
 LOGGED = Metrics.Config(log_freq=1, enable_tensorboard=True)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from trainer_runs import tiny, weights
 
-from train.ema import EMA
+from train.weights.ema import EMA
 
 
 def averaged(decay, steps, seed, dtype):

@@ -12,7 +12,7 @@ import torch
 from fault_runs import TIMEOUT, faulty
 from trainer_runs import finish, run, start
 
-from train.checkpoint import complete_steps
+from train.weights.checkpoint import complete_steps
 
 HERE = Path(__file__).parent
 RUN = str(HERE / "fault_runs.py")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from trainer_runs import tiny
 
-from train.initial import outline
+from train.weights.initial import outline
 
 
 class Scaled(nn.Module):

@@ -12,10 +12,15 @@ from torch import nn
 from wan_runs import awake_wan, batch_for
 
 from models.attention import BSA, VSA, Dense
+from train.distributed.parallelize import (
+    ParallelConfig,
+    init_process_group,
+    parallel_dims,
+    parallelize,
+)
 from train.flow import flow_loss
-from train.lora import LoRAConfig, LoRALinear, add_lora, merge_lora
-from train.parallelize import ParallelConfig, init_process_group, parallel_dims, parallelize
 from train.titan import canonical_fqn
+from train.weights.lora import LoRAConfig, LoRALinear, add_lora, merge_lora
 
 SLOTS = [
     Dense(),

@@ -14,9 +14,9 @@ from wan_runs import LORA, QUIET, adapting, awake_wan, equal, inputs, lora
 from models.attention import Dense
 from models.wan.checkpoint import load
 from train import export
-from train.checkpoint import Checkpointer
 from train.flow import draw
-from train.lora import LoRAConfig, add_lora
+from train.weights.checkpoint import Checkpointer
+from train.weights.lora import LoRAConfig, add_lora
 
 both = pytest.mark.parametrize("name", ["debug_vsa_adapt", "debug_bsa_adapt"])
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch._C._distributed_c10d import HashStore
 from trainer_runs import finish, start
 
-from train.meeting import meet
-from train.peers import LostPeerError
+from train.distributed.meeting import meet
+from train.distributed.peers import LostPeerError
 
 
 class Killed(Exception):

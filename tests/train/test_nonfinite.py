@@ -8,11 +8,11 @@ import pytest
 import torch
 from trainer_runs import tiny, weights
 
-from train.checkpoint import Checkpointer, complete_steps
 from train.flow import flow_loss
-from train.metrics import Metrics
 from train.nonfinite import NonFiniteError
+from train.records.metrics import Metrics
 from train.trainer import Trainer
+from train.weights.checkpoint import Checkpointer, complete_steps
 
 NAN = float("nan")
 QUIET = Checkpointer.Config(enable=False)

@@ -9,17 +9,14 @@ import torch
 from bucket_runs import SIZES, bucketed
 from trainer_runs import tiny
 
-from benchmarks.wan_models import forward_flops
+from benchmarks.wan.models import forward_flops
 from models.attention import BSA, VSA, Dense
 from models.video_dit.model import TIME_CHANNELS
 from train.__main__ import main
 from train.configs import video_dit, wan
 from train.data import VideoDataLoader
+from train.distributed.parallelize import ParallelConfig
 from train.flow import flow_loss
-from train.initial import InitialConfig, first_model
-from train.lora import LoRAConfig, add_lora
-from train.metrics import peak_memory, reset_peak_memory
-from train.parallelize import ParallelConfig
 from train.plan import plan
 from train.plan.layout import Layout
 from train.plan.live import Live
@@ -28,6 +25,9 @@ from train.plan.plan import parameters_of
 from train.plan.text import lines, size
 from train.plan.trace import trace
 from train.plan.traffic import traffic, ulysses_bytes
+from train.records.metrics import peak_memory, reset_peak_memory
+from train.weights.initial import InitialConfig, first_model
+from train.weights.lora import LoRAConfig, add_lora
 
 CONFIGS = [video_dit.dit_60m_vsa, wan.debug_vsa_adapt, wan.wan_14b_bsa_adapt]
 

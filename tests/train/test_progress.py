@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from train.history import StepRecord
 from train.log import Console, held, logger, time_text, to_file
-from train.progress import Progress
+from train.records.history import StepRecord
+from train.records.progress import Progress
 
 RECORD = StepRecord(step=5, loss=0.5, grad_norm=1.25, lr=1e-3, seconds=2.0)
 

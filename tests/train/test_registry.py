@@ -11,9 +11,9 @@ import torch
 from models.attention import VSA
 from models.video_dit import VideoDiT
 from train.__main__ import main
-from train.annealing import Annealing
+from train.records.run_dir import describe
 from train.registry import find_runs, load_config
-from train.run_dir import describe
+from train.sparsity.annealing import Annealing
 
 RUNS = find_runs("models.video_dit")
 

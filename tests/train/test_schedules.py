@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.schedules import Constant, DenseWarmup, FallingTiles, RisingSparsity
+from train.sparsity.schedules import Constant, DenseWarmup, FallingTiles, RisingSparsity
 
 counts = st.integers(1, 60)
 schedules = st.one_of(

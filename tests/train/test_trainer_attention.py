@@ -10,10 +10,10 @@ from trainer_runs import run, tiny
 
 from flexsparse import Threshold
 from models.attention import BSA, Dense
-from train.attention_stats import attention_stats, kept_pixels
-from train.checkpoint import Checkpointer
-from train.metrics import DARK, Metrics, chosen_tiles, film_strip, kept_queries
+from train.records.metrics import DARK, Metrics, chosen_tiles, film_strip, kept_queries
+from train.sparsity.attention_stats import attention_stats, kept_pixels
 from train.validation import Validator
+from train.weights.checkpoint import Checkpointer
 
 PRUNING = BSA(kv=Threshold(2.0), window=(1, 2, 2), tile=(1, 2, 2))
 

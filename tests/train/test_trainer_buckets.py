@@ -10,9 +10,9 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from trainer_runs import finish, plain_run, run, start, tiny
 
-from train.annealing import SparsityConfig
 from train.registry import load_config
-from train.schedules import DenseWarmup, FallingTiles
+from train.sparsity.annealing import SparsityConfig
+from train.sparsity.schedules import DenseWarmup, FallingTiles
 
 
 def distance(ours, exact):

@@ -9,9 +9,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trainer_runs import run, tiny
 
 from train.__main__ import main
-from train.data.damaged import DamagedClipError
-from train.data.digits import MovingDigits
-from train.metrics import Metrics
+from train.data.order.damaged import DamagedClipError
+from train.data.sources.digits import MovingDigits
+from train.records.metrics import Metrics
 from train.validation import Validator
 
 VALIDATED = Validator.Config(interval=3, clips=8, sample_steps=0)

@@ -14,9 +14,9 @@ from torch.distributed.checkpoint.utils import _DistWrapper
 from trainer_runs import finish, run, start, tiny
 
 from train.__main__ import main
-from train.checkpoint import Checkpointer, CheckpointNotSavedError, complete_steps
-from train.data.digits import MovingDigits
+from train.data.sources.digits import MovingDigits
 from train.trainer import Trainer
+from train.weights.checkpoint import Checkpointer, CheckpointNotSavedError, complete_steps
 
 
 def test_kill_9_while_saving_leaves_the_checkpoint_before(tmp_path, caplog):

@@ -26,10 +26,10 @@ from trainer_runs import finish, start, tiny
 
 from flexsparse import VideoTiling
 from flexsparse.slots import Dense
-from train.break_even import measure_break_even
-from train.checkpoint import complete_steps
-from train.parallelize import ParallelConfig, check_shared_sequences, parallel_dims
+from train.distributed.parallelize import ParallelConfig, check_shared_sequences, parallel_dims
 from train.plan.plan import plan
+from train.sparsity.break_even import measure_break_even
+from train.weights.checkpoint import complete_steps
 
 NAMES = [(world, f"{layout}, {slot}") for world, layout, slot in RUNS]
 runs = pytest.mark.parametrize("world, name", [*NAMES, (2, "compiled, vsa")])
@@ -184,7 +184,7 @@ def test_what_does_not_fit_is_refused_in_a_line(tmp_path):
     words = "degree is 2, but Linear has no sequence_group: set it to 1"
     with pytest.raises(ValueError, match=words):
         check_shared_sequences(Plain(), 2)
-    with pytest.raises(ValueError, match="degree is 2, but Own is no flexsparse.layer"):
+    with pytest.raises(ValueError, match="degree is 2, but Own is no flexsparse.nn.layer"):
         check_shared_sequences(replace(model, attention=OwnSlot()), 2)
     config = tiny(tmp_path / "run", parallel=SHARED)
     with pytest.raises(ValueError, match="degree 2 do not make up the 1 processes"):

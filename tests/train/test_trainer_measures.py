@@ -9,12 +9,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trainer_runs import run, tiny
 
 from models.attention import VSA, Dense
-from train.checkpoint import Checkpointer
-from train.ema import EMA
 from train.feed import open_split
 from train.flow import FlowConfig
-from train.metrics import Metrics, attention_cost, film_strip
+from train.plan.cost import attention_cost
+from train.records.metrics import Metrics, film_strip
 from train.validation import Validator
+from train.weights.checkpoint import Checkpointer
+from train.weights.ema import EMA
 
 QUIET = Checkpointer.Config(enable=False)
 EACH_STEP = Validator.Config(interval=1, clips=7, sample_steps=2)

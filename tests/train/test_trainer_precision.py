@@ -9,7 +9,7 @@ from laws import assert_accurate
 from torch._dynamo.utils import counters
 from trainer_runs import plain_run, run, tiny
 
-from train.checkpoint import Checkpointer
+from train.weights.checkpoint import Checkpointer
 
 
 def config(folder, **changes):

@@ -8,9 +8,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trainer_runs import SPARSE, finish, plain_run, run, start, tiny
 
 from models.attention import Dense
-from train.annealing import SparsityConfig
-from train.checkpoint import complete_steps
-from train.schedules import FallingTiles
+from train.sparsity.annealing import SparsityConfig
+from train.sparsity.schedules import FallingTiles
+from train.weights.checkpoint import complete_steps
 
 SLOTS = {"fsdp": SPARSE, "ddp": Dense()}  # what two_ranks.py trains
 

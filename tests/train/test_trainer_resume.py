@@ -7,9 +7,10 @@ import torch
 from trainer_runs import SPARSE, run, tiny, weights
 
 from models.attention import Dense
-from train import initial, parallelize
-from train.checkpoint import Checkpointer, complete_steps
-from train.ema import EMA
+from train.distributed import parallelize
+from train.weights import initial
+from train.weights.checkpoint import Checkpointer, complete_steps
+from train.weights.ema import EMA
 
 
 def equal(a, b):

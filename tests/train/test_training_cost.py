@@ -11,14 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainer_runs import SPARSE, tiny
 
 from models.attention import VSA, Dense
-from train.attention_stats import slots
 from train.configs import wan
 from train.demo.model import PixelDiTConfig
 from train.demo.settings import CPU
 from train.flow import flow_loss
-from train.lora import LoRAConfig, add_lora
-from train.metrics import Metrics, attention_cost, other_cost
+from train.plan.cost import attention_cost, other_cost
 from train.plan.trace import ON_CPU
+from train.records.metrics import Metrics
+from train.sparsity.attention_stats import slots
+from train.weights.lora import LoRAConfig, add_lora
 
 
 def on_pixels():

@@ -11,13 +11,13 @@ from wan_runs import QUIET, adapting, awake_wan, equal, inputs
 
 from models.wan import WanModel
 from models.wan.checkpoint import save
-from train.annealing import Annealing, SparsityConfig
-from train.checkpoint import Checkpointer
 from train.flow import draw, keyed_generator, shifted
-from train.initial import InitialConfig
-from train.lora import LoRAConfig
 from train.registry import find_runs, load_config
-from train.schedules import DenseWarmup
+from train.sparsity.annealing import Annealing, SparsityConfig
+from train.sparsity.schedules import DenseWarmup
+from train.weights.checkpoint import Checkpointer
+from train.weights.initial import InitialConfig
+from train.weights.lora import LoRAConfig
 
 RUNS = find_runs("models.wan")
 both = pytest.mark.parametrize("name", ["debug_vsa_adapt", "debug_bsa_adapt"])

@@ -15,8 +15,8 @@ from models.wan import debug
 from models.wan.checkpoint import load
 from models.wan.formats import to_key
 from train import export
-from train.lora import LoRAConfig
-from train.run_dir import describe, rebuild
+from train.records.run_dir import describe, rebuild
+from train.weights.lora import LoRAConfig
 
 SLOTS = ["debug_vsa_adapt", "debug_bsa_adapt"]
 

@@ -15,14 +15,14 @@ from torch.distributed.tensor import DTensor
 
 from models.attention import VSA, Slot
 from models.video_dit import VideoDiTConfig
-from train.checkpoint import Checkpointer
 from train.configs.video_dit import loader
 from train.flow import draw
-from train.metrics import Metrics
+from train.records.metrics import Metrics
 from train.settings import TrainingConfig
 from train.titan import LRSchedulersContainer, default_adamw
 from train.trainer import Trainer
 from train.validation import Validator
+from train.weights.checkpoint import Checkpointer
 
 REPOSITORY = Path(__file__).parents[2]
 SPARSE = VSA(tile=(1, 2, 2), top_k=3)

@@ -10,10 +10,10 @@ import torch.distributed as dist
 from trainer_runs import tiny, weights
 
 from models.attention import Dense
-from train.annealing import SparsityConfig
-from train.metrics import Metrics
-from train.parallelize import ParallelConfig
-from train.schedules import FallingTiles
+from train.distributed.parallelize import ParallelConfig
+from train.records.metrics import Metrics
+from train.sparsity.annealing import SparsityConfig
+from train.sparsity.schedules import FallingTiles
 from train.trainer import Trainer
 from train.validation import Validator
 

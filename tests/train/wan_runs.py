@@ -11,15 +11,15 @@ from torch import Tensor
 
 from models.wan import WanModel, debug
 from models.wan.checkpoint import save
-from train.annealing import SparsityConfig
-from train.checkpoint import Checkpointer
 from train.configs import wan
-from train.data.latent_records import SCHEMA, tensor_columns
-from train.initial import InitialConfig
-from train.lora import LoRAConfig
-from train.metrics import Metrics
+from train.data.latents.records import SCHEMA, tensor_columns
+from train.records.metrics import Metrics
+from train.sparsity.annealing import SparsityConfig
 from train.trainer import Trainer
 from train.validation import Validator
+from train.weights.checkpoint import Checkpointer
+from train.weights.initial import InitialConfig
+from train.weights.lora import LoRAConfig
 
 LORA = LoRAConfig(rank=4, alpha=6.0)
 QUIET = Validator.Config(interval=0)

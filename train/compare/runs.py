@@ -9,8 +9,8 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from train.run_dir import CONFIG, leaves
-from train.starts import STARTS
+from train.records.run_dir import CONFIG, leaves
+from train.records.starts import STARTS
 
 Curve = list[tuple[int, float]]
 """(step, value), in order of steps."""

@@ -7,16 +7,16 @@ from typing import Any
 
 from models.attention import BSA, VSA, Dense
 from models.video_dit import VideoDiTConfig, debug, dit_1b4, dit_60m, dit_120m, dit_410m
-from train.annealing import SparsityConfig
-from train.checkpoint import Checkpointer
 from train.data import VideoDataLoader
 from train.flow import FlowConfig
-from train.metrics import Metrics
-from train.schedules import FallingTiles, RisingSparsity
+from train.records.metrics import Metrics
 from train.settings import TrainingConfig
+from train.sparsity.annealing import SparsityConfig
+from train.sparsity.schedules import FallingTiles, RisingSparsity
 from train.titan import LRSchedulersContainer, default_adamw
 from train.trainer import Trainer
 from train.validation import Validator
+from train.weights.checkpoint import Checkpointer
 
 
 def debug_dense() -> Trainer.Config:

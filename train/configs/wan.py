@@ -13,17 +13,17 @@ from typing import Any
 
 from models.attention import BSA, VSA
 from models.wan import WanConfig, debug, wan_1_3b, wan_14b
-from train.annealing import SparsityConfig
-from train.checkpoint import Checkpointer
 from train.data import LatentDataLoader
 from train.flow import FlowConfig
-from train.initial import InitialConfig
-from train.metrics import Metrics
-from train.schedules import FallingTiles, RisingSparsity, Schedule
+from train.records.metrics import Metrics
 from train.settings import TrainingConfig
+from train.sparsity.annealing import SparsityConfig
+from train.sparsity.schedules import FallingTiles, RisingSparsity, Schedule
 from train.titan import LRSchedulersContainer, default_adamw
 from train.trainer import Trainer
 from train.validation import Validator
+from train.weights.checkpoint import Checkpointer
+from train.weights.initial import InitialConfig
 
 CLIP_480P = (16, 56, 104)  # 61 frames at 448 x 832: 16 x 28 x 52 tokens, 364 tiles
 CLIP_720P = (20, 96, 160)  # 77 frames at 768 x 1280: 20 x 48 x 80 tokens, 1200 tiles

@@ -1,7 +1,7 @@
 """python -m train.data.cache_latents --videos DIR --vae DIR --text-encoder DIR --out DIR
 
 Encodes a folder of videos and their captions once, for `LatentDataLoader` or FastVideo to train on:
-parquet files of FastVideo's records (see latent_records.py), one for every few videos. A run that
+parquet files of FastVideo's records (latents/records.py), one for every few videos. A run that
 was stopped goes on with the files that are missing. `--processes 8` shares the work among the GPUs
 of a machine; on several machines start it once on each, or under torchrun: a file is claimed by who
 writes it.
@@ -20,11 +20,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from train import log
-from train.data.buckets import check_sizes
-from train.data.cache_folder import MANIFEST, claim_folder, claimed
-from train.data.cache_options import Options
-from train.data.decode import UnreadableVideo, decode_frames
-from train.data.encode import (
+from train.data.caches.encode import (
     check_clip_size,
     cut_clips,
     encode_clip,
@@ -32,12 +28,16 @@ from train.data.encode import (
     load_vae,
     normalisation,
 )
-from train.data.folder import list_videos
-from train.data.latent_records import SCHEMA, tensor_columns
-from train.data.processes import beside, device_of, shared_cores
+from train.data.caches.folder import MANIFEST, claim_folder, claimed
+from train.data.caches.options import Options
+from train.data.caches.processes import beside, device_of, shared_cores
+from train.data.caches.prompt_embeds import PromptEmbeds
+from train.data.caches.text_encoder import CaptionEmbeds, fingerprint
+from train.data.latents.records import SCHEMA, tensor_columns
+from train.data.order.buckets import check_sizes
 from train.data.progress import WorkProgress
-from train.data.prompt_embeds import PromptEmbeds
-from train.data.text_encoder import CaptionEmbeds, fingerprint
+from train.data.sources.decode import UnreadableVideo, decode_frames
+from train.data.sources.folder import list_videos
 
 
 class LatentCache:

@@ -18,9 +18,9 @@ from torch.nn.utils.rnn import pad_sequence
 from models.wan.generate.files import check_writable, write_tensors
 from models.wan.generate.prompts import TEXT_TOKENS
 from train import log
-from train.data.processes import device_of
+from train.data.caches.processes import device_of
+from train.data.caches.text_encoder import CaptionEmbeds
 from train.data.progress import WorkProgress
-from train.data.text_encoder import CaptionEmbeds
 
 
 @dataclass(kw_only=True, frozen=True)

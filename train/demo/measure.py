@@ -22,8 +22,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from train.attention_stats import watched_slots
 from train.demo.model import PixelDiT
+from train.sparsity.attention_stats import watched_slots
 from train.trainer import Trainer
 
 TRIAL_STEPS = 4

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Template
 
-from train.attention_stats import LayerStats
-from train.break_even import BreakEven
 from train.demo.results import Outcome, findings, layer_table, table
 from train.demo.settings import NAMES
 from train.log import time_text
+from train.sparsity.attention_stats import LayerStats
+from train.sparsity.break_even import BreakEven
 
 
 @dataclass(frozen=True)

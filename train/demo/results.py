@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from train.attention_stats import LayerStats
 from train.demo.settings import NAMES
+from train.sparsity.attention_stats import LayerStats
 
 
 @dataclass(frozen=True)

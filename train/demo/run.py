@@ -11,8 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from train.attention_stats import LayerStats, layer_stats
-from train.break_even import BreakEven, measure_break_even
 from train.data import VideoDataLoader, embed_caption
 from train.data.batch import Clips, Sample
 from train.data.fetch import fetch_clips
@@ -26,6 +24,8 @@ from train.demo.show import draw_losses_of, draw_what_attention_chose, write_cli
 from train.demo.training import build_trainers, train_in_turns
 from train.flow import keyed_generator, sample
 from train.log import Console, time_text
+from train.sparsity.attention_stats import LayerStats, layer_stats
+from train.sparsity.break_even import BreakEven, measure_break_even
 from train.trainer import Trainer
 
 

@@ -7,16 +7,16 @@ import torch
 
 from models.attention import BSA, VSA, Dense
 from models.video_dit import VideoDiTConfig
-from train.checkpoint import Checkpointer
 from train.data import VideoDataLoader
 from train.demo.model import LEAST_TIME, PixelDiTConfig
-from train.ema import EMA
 from train.flow import FlowConfig
-from train.metrics import Metrics
+from train.records.metrics import Metrics
 from train.settings import TrainingConfig
 from train.titan import LRSchedulersContainer, default_adamw
 from train.trainer import Trainer
 from train.validation import Validator
+from train.weights.checkpoint import Checkpointer
+from train.weights.ema import EMA
 
 RUNS = {
     "dense": Dense(),

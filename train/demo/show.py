@@ -6,13 +6,13 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from train.attention_stats import LayerStats
 from train.data.batch import Sample
 from train.demo.attention_pictures import draw_kept_queries, draw_tiles_per_query
 from train.demo.clips import side_by_side, to_pixels, write_gif
 from train.demo.measure import SlotCall
 from train.demo.pictures import Curve, busiest_tile, draw_chosen_tiles, draw_losses, tile_of_pixel
 from train.demo.settings import NAMES, TITLES
+from train.sparsity.attention_stats import LayerStats
 from train.trainer import Trainer
 
 SPARSE = [run for run in NAMES if run != "dense"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flexsparse import VideoTiling
-from flexsparse.lists import has_partial_tiles
-from flexsparse.scaled import as_rule
+from flexsparse.choice.lists import has_partial_tiles
+from flexsparse.choice.scaled import as_rule
 
 
 class PlannedAttention:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from flexsparse.ulysses import check_heads
+from flexsparse.nn.ulysses import check_heads
 from train.settings import TrainingConfig
 
 

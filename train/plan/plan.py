@@ -10,14 +10,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flexsparse.flops import attention_flops
-from train.activation_checkpoint import Mode
-from train.attention_stats import slots
-from train.initial import check_sizes
-from train.lora import add_lora
+from train.distributed.activation_checkpoint import Mode
 from train.plan.layout import Layout
 from train.plan.memory import States, gathered, states
 from train.plan.trace import Trace, trace
 from train.plan.traffic import Traffic, traffic, ulysses_bytes
+from train.sparsity.attention_stats import slots
+from train.weights.initial import check_sizes
+from train.weights.lora import add_lora
 
 
 class Traces(dict[Mode, Trace]):

@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from train.activation_checkpoint import Mode
+from train.distributed.activation_checkpoint import Mode
 from train.plan.plan import Plan
 
 GIB = 2**30

@@ -17,12 +17,12 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from train.activation_checkpoint import Mode, apply_activation_checkpointing
-from train.attention_stats import slots
+from train.distributed.activation_checkpoint import Mode, apply_activation_checkpointing
 from train.flow import flow_loss
-from train.lora import add_lora
 from train.plan.attention import PlannedAttention
 from train.plan.live import Live
+from train.sparsity.attention_stats import slots
+from train.weights.lora import add_lora
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import torch.distributed as dist
 from trainer_runs import tiny
 
 from models.attention import Dense
-from train.checkpoint import Checkpointer
-from train.data.damaged import DamagedClipError
-from train.data.digits import MovingDigits
-from train.data.video_folder import VideoFolder
-from train.parallelize import ParallelConfig
-from train.peers import LostPeerError, Waiting
+from train.data.order.damaged import DamagedClipError
+from train.data.sources.digits import MovingDigits
+from train.data.sources.video_folder import VideoFolder
+from train.distributed.parallelize import ParallelConfig
+from train.distributed.peers import LostPeerError, Waiting
 from train.validation import Validator
+from train.weights.checkpoint import Checkpointer
 
 SHARED = ParallelConfig(context_parallel_degree=2)
 VALIDATED = Validator.Config(interval=2, clips=5, sample_steps=0)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from train.data import ClipStream, VideoDataLoader, VideoFolder
-from train.data.buckets import best_length, best_shape
+from train.data.order.buckets import best_length, best_shape
 
 SIZES = ((2, 32, 48), (2, 48, 32), (5, 32, 48))
 sides = st.integers(8, 200)
@@ -128,7 +128,7 @@ def by_workers(stream, workers, batches):
     for worker in range(workers):
         info = SimpleNamespace(id=worker, num_workers=workers)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("train.data.stream.get_worker_info", lambda info=info: info)
+            patch.setattr("train.data.order.stream.get_worker_info", lambda info=info: info)
             shares.append(take(stream, batches * size))
     turns = [shares[k % workers][k // workers * size :][:size] for k in range(batches)]
     return [clip for batch in turns for clip in batch]

@@ -5,14 +5,14 @@ import sys
 
 import torch
 
-from train.data.captions import embed_caption
+from train.data.sources.captions import embed_caption
 
 CAPTION = "A red Kite, über den Dächern."
 
 
 def test_another_process_embeds_the_same_bytes():
     code = (
-        "import hashlib; from train.data.captions import embed_caption as embed;"
+        "import hashlib; from train.data.sources.captions import embed_caption as embed;"
         f"print(hashlib.sha256(embed({CAPTION!r}, 16, 64).numpy().tobytes()).hexdigest())"
     )
     mine = hashlib.sha256(embed_caption(CAPTION, 16, 64).numpy().tobytes()).hexdigest()

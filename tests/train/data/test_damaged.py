@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train.data import ClipStream, VideoDataLoader
-from train.data.damaged import Damage, DamagedClipError, DamagedDataError, reading
+from train.data.order.damaged import Damage, DamagedClipError, DamagedDataError, reading
 
 
 class Holed:

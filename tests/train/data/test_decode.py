@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from train.data.decode import UnreadableVideo, decode_frames
+from train.data.sources.decode import UnreadableVideo, decode_frames
 
 CORNERS = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]  # clockwise from the top left
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.data import MovingDigits
-from train.data.digits import COLOURS, NAMES, glyph
+from train.data.sources.digits import COLOURS, NAMES, glyph
 
 indices = st.integers(0, 10**6)
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from train.data import VideoDataLoader
-from train.data.decode import decode_frames
 from train.data.doom import __main__ as command
 from train.data.doom.film import Reel, film
 from train.data.doom.walks import ACTIONS, FPS, HELD_OUT, MAPS, STILL, Walk
+from train.data.sources.decode import decode_frames
 
 FRAMES = 5
 

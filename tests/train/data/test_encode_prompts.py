@@ -12,8 +12,8 @@ from tiny_encoder import save_encoder, states_of
 from transformers import UMT5Model
 
 from models.wan.generate.prompts import read_prompts
+from train.data.caches.text_encoder import CaptionEmbeds
 from train.data.encode_prompts import Options, main
-from train.data.text_encoder import CaptionEmbeds
 
 
 @pytest.fixture

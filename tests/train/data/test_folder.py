@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from train.data.folder import (
+from train.data.sources.folder import (
     PATHS,
     PROMPTS,
     SUFFIXES,

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from train.data.shots import find_shots, frame_change, windows_of_shot
+from train.data.order.shots import find_shots, frame_change, windows_of_shot
 
 lengths = st.lists(st.integers(3, 40), min_size=1, max_size=5)
 

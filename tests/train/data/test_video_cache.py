@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from train.data import cache
-from train.data.cache import cached_video
-from train.data.decode import decode_frames
+from train.data.sources import cache
+from train.data.sources.cache import cached_video
+from train.data.sources.decode import decode_frames
 
 OPTIONS: Any = {"height": 32, "width": 32, "fps": 0}
 
@@ -77,7 +77,7 @@ def test_an_interrupted_decode_leaves_nothing(tmp_path, video, error):
 
 def test_a_killed_decode_leaves_no_entry_that_is_believed(tmp_path, video):
     code = (
-        "import time; from pathlib import Path; from train.data.cache import cached_video\n"
+        "import time; from pathlib import Path; from train.data.sources.cache import cached_video\n"
         "def wait(n):\n"
         "    if n == 40: print('at 40', flush=True); time.sleep(60)\n"
         f"cached_video(Path({str(video)!r}), Path({str(tmp_path / 'cache')!r}), "
@@ -120,7 +120,8 @@ def test_a_full_disk_is_one_clear_line_and_no_entry(tmp_path, video, monkeypatch
 
 def test_processes_that_ask_together_decode_once(tmp_path, video):
     code = (
-        "import sys, time; from pathlib import Path; from train.data.cache import cached_video\n"
+        "import sys, time; from pathlib import Path\n"
+        "from train.data.sources.cache import cached_video\n"
         "seen = []\n"
         "def on_frame(n): seen.append(n); time.sleep(0.02)\n"
         "print('ready', flush=True); sys.stdin.readline()\n"

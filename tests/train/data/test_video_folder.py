@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from train.data import VideoFolder, video_folder
+from train.data import VideoFolder
+from train.data.sources import video_folder
 
 
 def open_folder(folder, **options: Any) -> VideoFolder:

@@ -4,7 +4,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from train.data.workers import DataWorkerError, watched
+from train.data.order.workers import DataWorkerError, watched
 
 
 class Failing:

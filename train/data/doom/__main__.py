@@ -18,7 +18,7 @@ from typing import Literal
 import tyro
 
 from train import log
-from train.data.cache_folder import claim_folder
+from train.data.caches.folder import claim_folder
 from train.data.doom.film import Reel, film
 from train.data.doom.walks import FPS, HELD_OUT, MAPS
 from train.data.progress import WorkProgress

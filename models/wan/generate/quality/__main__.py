@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from flexsparse.windows import fit_window
+from flexsparse.stages.windows import fit_window
 from models.wan.checkpoint import compute_dtypes, load, read_config
 from models.wan.generate.attention import config_for
 from models.wan.generate.clip import decode, load_vae

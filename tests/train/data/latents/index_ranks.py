@@ -7,7 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 from fastvideo_records import record, write
 
-from train.data import latent_index
+from train.data.latents import index as latent_index
 
 
 def parquets(folder):

@@ -10,8 +10,8 @@ from cached_run import FRAMES, HEIGHT, LATENT, WIDTH, said, scene
 from safetensors.torch import load_file
 
 from train.data import WAN_LATENTS_MEAN, WAN_LATENTS_STD, LatentDataLoader, VideoFolder
-from train.data.encode import load_vae
-from train.data.latent_records import SCHEMA
+from train.data.caches.encode import load_vae
+from train.data.latents.records import SCHEMA
 
 
 def test_what_is_written_is_read_and_equals_encoding_to_the_bit(

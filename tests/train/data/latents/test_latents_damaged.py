@@ -7,7 +7,7 @@ import pytest
 import torch
 from fastvideo_records import OTHER, config, record, take, write, write_clips
 
-from train.data.damaged import DamagedDataError
+from train.data.order.damaged import DamagedDataError
 
 
 def spoil(file, group, column="vae_latent_bytes"):

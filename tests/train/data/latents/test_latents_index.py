@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainer_runs import finish, start
 
-from train.data import latent_index
-from train.data.latent_index import read_index
+from train.data.latents import index as latent_index
+from train.data.latents.index import read_index
 
 RECORD = st.tuples(st.sampled_from([SHAPE, OTHER]), st.sampled_from([(3, 6), (1, 6), (0,)]))
 

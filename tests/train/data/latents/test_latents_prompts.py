@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from train.data.prompt_embeds import PromptEmbeds
+from train.data.caches.prompt_embeds import PromptEmbeds
 
 VIDEOS = [("b", "a wall"), ("deep/a", "a door"), ("c", "a wall")]
 

@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.data import LatentFolder
-from train.data.latent_records import SCHEMA, read_tensor, tensor_columns
+from train.data.latents.records import SCHEMA, read_tensor, tensor_columns
 
 size = st.integers(1, 4)
 

@@ -5,8 +5,8 @@ import fcntl
 import pytest
 from cached_run import files, said
 
-from train.data.cache_folder import claimed
-from train.data.encode import load_vae
+from train.data.caches.encode import load_vae
+from train.data.caches.folder import claimed
 
 
 def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_files(
@@ -97,6 +97,6 @@ def test_an_out_that_takes_no_files_is_found_first(tmp_path, run, encoded, caplo
     def full(**_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("train.data.cache_folder.tempfile.TemporaryFile", full)
+    monkeypatch.setattr("train.data.caches.folder.tempfile.TemporaryFile", full)
     assert run("other") == 1 and not encoded and "No space left" in said(caplog)[-1]
     assert not files(tmp_path / "other")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from train.data.encode import check_clip_size, cut_clips
+from train.data.caches.encode import check_clip_size, cut_clips
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from tiny_encoder import save_encoder, states_of
 
 from train.data import LatentDataLoader
 from train.data.cache_latents import LatentCache
-from train.data.processes import beside, shared_cores
-from train.data.text_encoder import fingerprint
+from train.data.caches.processes import beside, shared_cores
+from train.data.caches.text_encoder import fingerprint
 
 KINDS = ["T5EncoderModel", "UMT5Model", "BertModel"]
 

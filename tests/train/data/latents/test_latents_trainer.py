@@ -8,14 +8,14 @@ import torch
 
 from models.attention import VSA
 from models.video_dit import VideoDiTConfig
-from train.checkpoint import Checkpointer
 from train.data import LatentDataLoader
-from train.data.latent_records import SCHEMA, tensor_columns
-from train.metrics import Metrics
+from train.data.latents.records import SCHEMA, tensor_columns
+from train.records.metrics import Metrics
 from train.settings import TrainingConfig
 from train.titan import LRSchedulersContainer, default_adamw
 from train.trainer import Trainer
 from train.validation import Validator
+from train.weights.checkpoint import Checkpointer
 
 
 def test_a_run_on_latents_validates_and_resumes_exactly(tmp_path):

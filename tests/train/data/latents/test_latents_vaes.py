@@ -4,7 +4,13 @@ import diffusers
 import pytest
 import torch
 
-from train.data.encode import check_clip_size, compression, encode_clip, load_vae, normalisation
+from train.data.caches.encode import (
+    check_clip_size,
+    compression,
+    encode_clip,
+    load_vae,
+    normalisation,
+)
 
 HUNYUAN = dict(
     latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4

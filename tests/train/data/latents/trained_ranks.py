@@ -13,9 +13,9 @@ from fastvideo_records import TEXT, config, record, write
 from layout_ranks import SHARED, VALIDATED, divided, measured
 from trainer_runs import tiny
 
-from train.checkpoint import Checkpointer
-from train.metrics import Metrics
+from train.records.metrics import Metrics
 from train.trainer import Trainer
+from train.weights.checkpoint import Checkpointer
 
 SHAPE = (3, 2, 6, 5)
 STATS = {"mean": (0.5, -0.25, 0.0), "std": (2.0, 0.3, 1.0)}

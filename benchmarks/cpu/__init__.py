@@ -1,0 +1,1 @@
+"""VSA and BSA on a CPU against dense attention: ``python -m benchmarks.cpu``."""

@@ -1,0 +1,159 @@
+"""A choice of tiles as a BlockMask: its mask_mod, and its lists in both directions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, noop_mask
+
+from flexsparse.choice.lists import block_lists, has_partial_tiles
+from flexsparse.choice.selection import pack_bits, tile_map
+from flexsparse.tiling import VideoTiling
+
+_FIXED = "a mask of tiles cannot be {}: build it from the q and k that it is for"
+
+
+class TileBlockMask(BlockMask):
+    """A BlockMask whose key blocks are the tiles of ``tiling``, and whose query blocks are the
+    rows that stand for one tile or for a few adjacent ones: within a listed block only padding of
+    the key tile is masked. It cannot be sliced, cropped or moved: its lists are narrow, and its
+    mask_mod holds tensors."""
+
+    tiling: VideoTiling | None = None
+    text_lengths: Tensor | None = None
+    all_queries: bool = True
+    """Whether queries are laid out as keys are, padding included."""
+
+    def __getitem__(self, index: Any) -> Any:
+        raise NotImplementedError(_FIXED.format("sliced"))
+
+    def _adjust(self, new_q_len: int, new_kv_len: int) -> Any:
+        raise NotImplementedError(_FIXED.format("cropped"))
+
+    def to(self, device: torch.device | str) -> Any:
+        raise NotImplementedError(_FIXED.format("moved to another device"))
+
+    def within_tiles(self) -> BlockMask:
+        """The same lists with a ``mask_mod`` that knows padding only.
+
+        Only for kernels that walk the lists, which settle the choice of tiles: it saves them a load
+        for every pair of tokens in a partial block. Where all tiles have equally many tokens there
+        is one list instead of two, and with it one loop in the kernel, without a load for padding.
+        """
+        tiling = self.tiling
+        assert tiling is not None, "only a mask made by tile_block_mask has tiles"
+        rows, volume = tiling.rows, math.prod(tiling.tile)
+        counts = None
+        if tiling.is_ragged or tiling.text:
+            counts = tiling.counts(self.kv_num_blocks.device, self.text_lengths)
+        of_each = self.text_lengths is not None
+
+        def in_tile(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+            if counts is None:
+                return kv % rows < volume
+            return kv % rows < (counts[b, kv // rows] if of_each else counts[kv // rows])
+
+        names = "kv_num_blocks", "kv_indices", "q_num_blocks", "q_indices"
+        lists: Any = {name: getattr(self, name) for name in names}
+        full: Any = {f"full_{name}": getattr(self, f"full_{name}") for name in names}
+        some_partial = has_partial_tiles(tiling)
+        if not some_partial:
+            lists = {name: full[f"full_{name}"] for name in names}
+            full = dict.fromkeys(full)
+        mask_mod = in_tile if some_partial else noop_mask
+        given: Any = dict(BLOCK_SIZE=self.BLOCK_SIZE, mask_mod=mask_mod)
+        return BlockMask(self.seq_lengths, **lists, **full, **given)
+
+    def to_dense(self) -> Tensor:
+        """Which key blocks every query block visits: int32 ``[B, H, nq, nk]`` of 0 and 1.
+
+        torch's version takes the width of the lists for the number of key blocks."""
+        width = -(-self.seq_lengths[1] // self.BLOCK_SIZE[1])
+        dense = _to_map(self.kv_num_blocks, self.kv_indices, width)
+        if self.full_kv_num_blocks is not None and self.full_kv_indices is not None:
+            dense = dense | _to_map(self.full_kv_num_blocks, self.full_kv_indices, width)
+        return dense.int()
+
+
+def tile_block_mask(
+    tile_map: Tensor,
+    tiling: VideoTiling,
+    *,
+    most: int | None = None,
+    q_rows: int | None = None,
+    query_tiles: int = 1,
+) -> TileBlockMask:
+    """The BlockMask in which each query block attends to the key tiles of its row.
+
+    Its ``mask_mod`` alone is the whole mask, tile choice and padding of keys; the lists are an
+    index into it, in both directions (for inference, under ``no_grad``, in the forward direction
+    alone). Key tiles with padding are partial blocks, the others full ones. Nothing is read back
+    from the device.
+
+    Args:
+        tile_map: who attends to whom, bool ``[B, H, ceil(n / query_tiles), n]``.
+        tiling: the shape, without text; ``n = tiling.num_tiles``.
+        most: the width of the forward lists, at least as many tiles as a row has; default n.
+        q_rows: rows of queries for a tile, where queries are not laid out as keys are.
+        query_tiles: adjacent tiles whose queries make a block; the last block may have fewer.
+
+    Returns:
+        A BlockMask of ``BLOCK_SIZE == (query_tiles * q_rows, rows)`` over ``n * q_rows`` queries
+        and ``padded_tokens`` keys.
+    """
+    return mask_of_bits(
+        pack_bits(tile_map), tiling, most=most, q_rows=q_rows, query_tiles=query_tiles
+    )
+
+
+def mask_of_bits(
+    bits: Tensor,
+    tiling: VideoTiling,
+    *,
+    most: int | None = None,
+    q_rows: int | None = None,
+    query_tiles: int = 1,
+    text_lengths: Tensor | None = None,
+    queries: Literal["all", "video", "text"] = "all",
+) -> TileBlockMask:
+    """:func:`tile_block_mask` of a tile map that has a bit for each entry, as
+    :func:`flexsparse.choice.choose.choose_tiles` returns it; with text, as
+    :mod:`flexsparse.choice.text` adds it.
+
+    Args:
+        queries: whose rows of queries there are, of a tiling with text.
+    """
+    n, rows = tiling.key_tiles, tiling.rows
+    per_tile = rows if q_rows is None else q_rows
+    q_block = query_tiles * per_tile
+    valid = tiling.counts(bits.device, text_lengths)
+    of_each = text_lengths is not None
+
+    # Where a mask_mod captures memory that a kernel has written, Inductor (seen: 2.11, 2.14) hands
+    # FlexAttention what that memory was allocated with: what is computed from it, it reads.
+    left_out = ~bits
+
+    def mask_mod(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        tile = kv // rows
+        hidden = (left_out[b, h, q // q_block, tile // 32] >> (tile % 32)) & 1
+        return (hidden == 0) & (kv % rows < (valid[b, tile] if of_each else valid[tile]))
+
+    by_query, by_key = block_lists(bits, tiling, most=most or n, by_key=torch.is_grad_enabled())
+    lists: Any = (*by_query, *(by_key or (None,) * 4))
+    of_video, of_text = tiling.num_tiles * per_tile, tiling.text_tiles * rows
+    q_len = {"all": of_video + of_text, "video": of_video, "text": of_text}[queries]
+    mask = TileBlockMask(
+        (q_len, tiling.padded_tokens), *lists, BLOCK_SIZE=(q_block, rows), mask_mod=mask_mod
+    )
+    mask.tiling, mask.text_lengths = tiling, text_lengths
+    mask.all_queries = q_rows is None and q_len == tiling.padded_tokens
+    return mask
+
+
+def _to_map(num: Tensor, indices: Tensor, width: int) -> Tensor:
+    """Lists to a bool map: entries past a row's count land past the end."""
+    listed = torch.arange(indices.shape[-1], device=num.device) < num[..., None]
+    return tile_map(torch.where(listed, indices, width), width + 1)[..., :width]

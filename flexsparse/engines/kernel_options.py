@@ -1,0 +1,122 @@
+"""With which options FlexAttention's kernels run for masks of tiles on NVIDIA GPUs.
+
+All of them are torch's public ``kernel_options``: compute blocks by ``kernel_configs.py``, and what
+is known of a mask of tiles and torch cannot know. What a caller says, such as ``fwd_BLOCK_M`` or
+``num_warps``, goes before. From torch 2.14 on that is all; for 2.11 to 2.13 see
+``inductor_choices.py``.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from flexsparse.engines.kernel_configs import backward_config, forward_config
+
+PROVEN = "2.11", "2.15"
+"""The first and the last torch that ``python -m benchmarks.torch_versions`` has passed with."""
+
+
+def release(version: str) -> tuple[int, ...]:
+    """(2, 14) of "2.14.1+cu130" and of "2.14.0a0+nv26.9", which a Version would put before it."""
+    return tuple(map(int, version.split(".")[:2]))
+
+
+TAKES_OPTIONS = release(torch.__version__) >= (2, 14)
+"""Whether torch reads the caller's compute blocks in both directions."""
+
+
+def options_for(
+    q: Tensor, mask: BlockMask, given: dict[str, Any], has_score_mod: bool
+) -> dict[str, Any]:
+    """Kernel options of attention of ``q`` under a mask of tiles; what is ``given`` goes first."""
+    lengths, blocks = mask.seq_lengths, mask.BLOCK_SIZE
+    sizes = int(q.shape[-1]), q.dtype, *blocks, *gpu()
+    known = {
+        # torch asks for multiples of 128; compute blocks divide mask blocks, so these suffice
+        "IS_DIVISIBLE": not any(size % block for size, block in zip(lengths, blocks)),
+        **_named("fwd_", _FORWARD, forward_config(*sizes), given),
+        **_named("bwd_", _BACKWARD, backward_config(*sizes), given),
+    }
+    if not has_score_mod:  # which may hide what the mask shows
+        known["ROWS_GUARANTEED_SAFE"] = True  # every block sees a tile, every tile has a token
+    if "FORCE_USE_FLEX_ATTENTION" not in given:  # torch takes one or the other
+        known["BACKEND"] = "TRITON"  # the kernel for few queries has configs of its own
+    return {**known, **given}
+
+
+_FORWARD = "BLOCK_M", "BLOCK_N", "num_stages", "num_warps"
+_BACKWARD = "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2", "num_stages", "num_warps"
+
+
+def _named(
+    direction: str, names: tuple[str, ...], config: tuple[int, ...], given: dict[str, Any]
+) -> dict[str, int]:
+    """A config as options of one direction, which torch prefers to those of both: without what is
+    given for both."""
+    return {f"{direction}{name}": x for name, x in zip(names, config) if name not in given}
+
+
+def unproven(version: str = torch.__version__) -> str | None:
+    """One line where a torch is newer than those that are proven; it is used by its public API."""
+    first, last = PROVEN
+    if release(version) <= release(last):
+        return None
+    return f"torch {version} is newer than those that flexsparse is proven with, {first} to {last}"
+
+
+@torch.compiler.assume_constant_result
+def gpu() -> tuple[int, int | None]:
+    """Compute capability's major number, and the shared memory that a block may have."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return _major(), getattr(properties, "shared_memory_per_block_optin", None)
+
+
+def check_flash(q: Tensor, mask: BlockMask | None, trains: bool = True) -> None:
+    """Raise ValueError unless ``BACKEND="FLASH"`` can compute attention of ``q`` under ``mask``.
+
+    Block rules of FlashAttention 4, and what torch asks of the lists: full blocks, and since 2.14
+    only where the call ``trains``. The mask must keep its whole ``mask_mod``: with a trivial one
+    torch drops the lists, up to 2.13 in both directions, since then in the backward alone, which
+    gives dense gradients of a sparse forward, without an error.
+    """
+    if not _has_flash():
+        raise ValueError(
+            'BACKEND="FLASH" needs the package flash-attn-4, which is not installed: install it, '
+            "or leave BACKEND out"
+        )
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(f'BACKEND="FLASH" computes in float16 and bfloat16, not {q.dtype}')
+    if mask is None:
+        return
+    if mask.full_kv_indices is None and (trains or not TAKES_OPTIONS):
+        raise ValueError(
+            'BACKEND="FLASH" needs tiles without padding; every tile of this mask has some: choose '
+            "a tile that fills its rows, such as (4, 4, 8)"
+        )
+    rows, keys = mask.BLOCK_SIZE
+    major = _major()
+    least = 256 if major >= 10 else 128
+    if rows % least or (major < 10 and rows != least) or keys != 128:
+        due = "a multiple of 256" if major >= 10 else "128"
+        raise ValueError(
+            f'BACKEND="FLASH" takes blocks of {due} query rows by 128 key rows on sm_{major}0; '
+            f"these are {rows} by {keys}: use tiles of 128 rows, such as (4, 4, 8), and query_tiles"
+        )
+
+
+@torch.compiler.assume_constant_result
+def _has_flash() -> bool:
+    try:
+        return find_spec("flash_attn.cute") is not None
+    except ImportError:
+        return False
+
+
+@torch.compiler.assume_constant_result
+def _major() -> int:
+    return torch.cuda.get_device_capability()[0]

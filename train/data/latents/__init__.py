@@ -1,0 +1,4 @@
+"""Latents on disk as training batches, from FastVideo's parquet records.
+
+Begin with loader.py.
+"""

@@ -1,0 +1,4 @@
+"""Which clip comes when, of which shot, at which size, and what happens where one is damaged.
+
+Begin with stream.py.
+"""
