@@ -207,19 +207,6 @@ def test_a_block_in_no_list_may_hold_nan():
         assert x[:, :, 16:].isnan().all()
 
 
-def test_where_a_pair_is_hidden_score_mod_needs_no_slope():
-    def strictly_causal(b, h, q, kv):
-        return q > kv
-
-    def by_distance(score, b, h, q, kv):
-        return score / (q - kv)
-
-    mask = create_block_mask(strictly_causal, None, None, 40, 40, "cpu", BLOCK_SIZE=(16, 16))
-    *inputs, _, _ = problem(lengths=(40, 40))
-    found = differentiate(ours(lambda: by_distance, mask), inputs)
-    assert all(x.isfinite().all() for x in found)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_score_mod_is_given_what_torch_gives_it(dtype):
     given = []

@@ -125,7 +125,7 @@ def _attention(
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if score_mod is None and not (aux is not None and aux.max_scores):
         return _cpu_attention(query, key, value, block_mask, scale)
-    given = score_mod or (lambda score, *_: score), block_mask, scale, aux is not None and aux.lse
+    given = score_mod or (lambda score, *_: score), block_mask, scale, aux or AuxRequest()
     return score_mod_attention(query, key, value, *given)
 
 
