@@ -6,9 +6,14 @@ come first, so that none of them is left for one process when the others are don
 A process has one thread: with more, sums of one model are not the same bits in every call.
 """
 
+import getpass
 import os
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch, here and in processes of tests
+if capability := os.environ.get("ATEN_CPU_CAPABILITY"):  # which Inductor's keys leave out
+    name = f"torchinductor_{getpass.getuser()}_{capability}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), name))
 
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402

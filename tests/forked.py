@@ -59,6 +59,9 @@ class Forked:
     def _read(self) -> bytes:
         return Path(self._said).read_bytes()
 
+    def __del__(self) -> None:
+        Path(self._said).unlink(missing_ok=True)
+
 
 def _run(script: str, arguments: tuple[str, ...], env: dict[str, str], said: str) -> None:
     """In the new process."""

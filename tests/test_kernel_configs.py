@@ -1,5 +1,6 @@
 """Compute blocks fit the masks, and are for our masks alone."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from unittest import mock
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.attention.flex_attention import create_mask
+from torch.nn.attention.flex_attention import BlockMask, create_mask
 
+from benchmarks import torch_versions
 from flexsparse import VideoTiling, flex_attention, vsa_mask
 from flexsparse.engines import flex, inductor_choices, kernel_options
 from flexsparse.engines.kernel_configs import (
@@ -97,7 +99,6 @@ def as_lowered(q_rows, kv_rows, entries=10):
     return (*(None,) * entries, q_rows, kv_rows, subgraph)
 
 
-@pytest.mark.skipif(kernel_options.TAKES_OPTIONS, reason="torch 2.14 needs no choices class")
 @pytest.mark.parametrize("entries", [10, 14])
 @pytest.mark.parametrize("direction", ["fwd", "bwd"])
 def test_up_to_torch_2_13_masks_that_torch_cannot_take_get_our_configs(direction, entries):
@@ -122,6 +123,9 @@ def test_from_torch_2_14_on_nothing_is_installed():
 
 
 def test_a_torch_that_is_newer_than_those_proven_is_named():
+    passed = [version for version, row in torch_versions.latest().items() if not row["failed"]]
+    ends = [".".join(version.split(".")[:2]) for version in (passed[0], passed[-1])]
+    assert ends == [*kernel_options.PROVEN]
     assert kernel_options.unproven() is None
     assert kernel_options.unproven("2.15.3+cu130") is None
     words = "torch 2.16.0 is newer than those that flexsparse is proven with, 2.11 to 2.15"
@@ -213,6 +217,18 @@ def test_flash_is_refused_with_the_reason():
             kernel_options.check_flash(q, partial, trains=False)
     with pytest.raises(ValueError, match="an engine for CUDA; the tensors are on a CPU"):
         flex_attention(q, q, q, block_mask=mask, kernel_options={"BACKEND": "FLASH"})
+
+
+def test_flash_is_refused_where_it_would_drop_the_lists(monkeypatch):
+    monkeypatch.setattr(kernel_options, "_has_flash", lambda: True)
+    monkeypatch.setattr(kernel_options, "_major", lambda: 9)
+    q = torch.randn(1, 1, 256, 16).bfloat16()
+    num, indices = torch.ones(1, 1, 2, dtype=torch.int32), torch.zeros(1, 1, 2, 1).int()
+    bare = BlockMask.from_kv_blocks(num, indices, num, indices, BLOCK_SIZE=128)
+    for of_2_14, trains, refused in ((0, 0, True), (0, 1, True), (1, 1, True), (1, 0, False)):
+        monkeypatch.setattr(kernel_options, "TAKES_OPTIONS", bool(of_2_14))
+        with pytest.raises(ValueError, match="attends to all") if refused else nullcontext():
+            kernel_options.check_flash(q, bare, bool(trains))
 
 
 def test_flash_is_given_the_whole_mask_mod(monkeypatch):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
 from flexsparse.engines.kernel_configs import backward_config, forward_config
 
@@ -80,7 +80,7 @@ def check_flash(q: Tensor, mask: BlockMask | None, trains: bool = True) -> None:
     """Raise ValueError unless ``BACKEND="FLASH"`` can compute attention of ``q`` under ``mask``.
 
     Block rules of FlashAttention 4, and what torch asks of the lists: full blocks, and since 2.14
-    only where the call ``trains``. The mask must keep its whole ``mask_mod``: with a trivial one
+    only where the call ``trains``. The mask must have its whole ``mask_mod``: with a trivial one
     torch drops the lists, up to 2.13 in both directions, since then in the backward alone, which
     gives dense gradients of a sparse forward, without an error.
     """
@@ -97,6 +97,11 @@ def check_flash(q: Tensor, mask: BlockMask | None, trains: bool = True) -> None:
         raise ValueError(
             'BACKEND="FLASH" needs tiles without padding; every tile of this mask has some: choose '
             "a tile that fills its rows, such as (4, 4, 8)"
+        )
+    if mask.mask_mod is noop_mask and (trains or not TAKES_OPTIONS):
+        raise ValueError(
+            'BACKEND="FLASH" drops the lists of a mask without a mask_mod, and attends to all: '
+            "give BlockMask a mask_mod that says what its lists say, as vsa_mask has one"
         )
     rows, keys = mask.BLOCK_SIZE
     major = _major()

@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from broken import ARGUMENTS_OF_2_13, broken
 from cuda_build import needed
 
 from benchmarks.compiled.run import ROOT
+from benchmarks.compiled.sabotage import ARGUMENTS_OF_2_13, broken
 from flexsparse.engines.kernel_options import TAKES_OPTIONS
 
 pytestmark = needed
