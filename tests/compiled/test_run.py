@@ -1,11 +1,14 @@
 """The graphs that Inductor writes for a GPU, run on a CPU: right, and red when they are not."""
 
+import math
+
 import pytest
 import torch
 from cuda_build import needed
 
+from benchmarks.compiled import sabotage
 from benchmarks.compiled.problems import PROBLEMS
-from benchmarks.compiled.run import ratios
+from benchmarks.compiled.run import OutOfBounds, ratios
 from benchmarks.compiled.sabotage import SABOTAGES, Sabotage, is_red
 
 pytestmark = needed
@@ -29,11 +32,31 @@ def assert_right(errors):
 
 @pytest.mark.parametrize("error", SABOTAGES)
 def test_errors_that_only_a_gpu_would_show_are_red(error):
-    sabotage = SABOTAGES[error]
-    if not sabotage.applies(torch.__version__):
-        pytest.skip(f"an error with torch {sabotage.since} to before {sabotage.before} alone")
-    assert is_red(sabotage)
+    put_back = SABOTAGES[error]
+    if not put_back.applies(torch.__version__):
+        pytest.skip(f"an error from torch {put_back.since} to before {put_back.before} alone")
+    assert is_red(put_back)
 
 
-def test_what_is_right_is_not_red():
-    assert not is_red(Sabotage("fine_ragged", ()))
+@pytest.mark.parametrize(
+    "found, says, red",
+    [
+        ({"out": 0.5, "dq": 1.0}, None, False),
+        ({"out": 0.5, "dq": 1.1}, None, True),
+        ({"out": math.nan, "dq": 0.5}, None, True),
+        (OutOfBounds(), None, True),
+        (RuntimeError("another"), None, False),
+        (RuntimeError("this one"), "this", True),
+        (RuntimeError("another"), "this", False),
+        ({"out": 2.0}, "this", False),
+    ],
+)
+def test_what_is_red(monkeypatch, found, says, red):
+    def ratios(*_):
+        if isinstance(found, Exception):
+            raise found
+        return {"name": found}
+
+    monkeypatch.setattr(sabotage, "ratios", ratios)
+    monkeypatch.setattr(sabotage, "broken", lambda *_: None)
+    assert is_red(Sabotage("name", (), says=says)) == red
