@@ -1,11 +1,14 @@
 """The harness that compiles for a GPU that is not there: what it must see, it sees."""
 
 import os
+import runpy
 import subprocess
 import sys
 from types import SimpleNamespace
 
+import cuda_build
 import pytest
+import torch
 from cuda_build import needed
 
 from benchmarks import torch_versions
@@ -99,3 +102,13 @@ def test_a_row_of_a_version_has_what_failed_and_what_spilled(tmp_path):
     sizes = f"3.6.0 | 1 of {cases} | 5 | 1 | 2 | `_lists` 8 | 1"
     assert last == f"| 2.11.0 | {sizes} | 1 of {problems}, 1.50 |"
     assert first == f"| 2.9.0 | {sizes} | 0 of {problems}, inf |"  # nothing ran
+
+
+@pytest.mark.parametrize(
+    "ci, cuda, skips", [("true", None, False), ("", None, True), ("", "13.0", False)]
+)
+def test_in_ci_a_torch_without_a_cuda_build_is_a_failure(monkeypatch, ci, cuda, skips):
+    """These tests then run, and what they need is missing."""
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert runpy.run_path(cuda_build.__file__)["needed"].args == (skips,)
