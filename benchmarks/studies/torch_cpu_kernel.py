@@ -44,12 +44,16 @@ def main() -> None:
     for has_score_mod in (False, True):
         for dim in DIMS:
             for length in LENGTHS:
-                call = dict(score_mod=has_score_mod, head_dim=dim, length=length)
-                call |= dict(capability=torch.backends.cpu.get_cpu_capability())
                 row = write_row(
-                    "torch_cpu_kernel", "cpu", **call, error=error(length, dim, has_score_mod)
+                    "torch_cpu_kernel",
+                    "cpu",
+                    score_mod=has_score_mod,
+                    head_dim=dim,
+                    length=length,
+                    capability=torch.backends.cpu.get_cpu_capability(),
+                    error=error(length, dim, has_score_mod),
                 )
-                print({name: row[name] for name in (*call, "error")}, flush=True)
+                print(row, flush=True)
 
 
 if __name__ == "__main__":
