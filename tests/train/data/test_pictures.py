@@ -77,7 +77,7 @@ def test_all_turns_and_flips(tmp_path, write_film, a, b, sign, scale):
         assert corners_of(frame)[at[0]][at[1]] == CORNERS[int(y > 0), int(x > 0)].tolist()
 
 
-@pytest.mark.parametrize("degrees", [45, 1])
+@pytest.mark.parametrize("degrees", [45, 20, 1])
 def test_turns_that_are_no_quarters(tmp_path, write_film, degrees):
     video = write_film(
         *(tmp_path / "v.mov", [picture()], "png", "rgb24"),
@@ -192,11 +192,13 @@ def test_the_default_stream_is_the_film_else_the_largest(tmp_path, default, seen
     assert len(frames) == 3 and (frames[0][..., 1] == seen).all()
 
 
-def with_cover(path, film: bool):
+def with_cover(path, film: bool, marked: bool = True):
+    """A picture, white and marked as a cover or not, and a black film or sound."""
     with av.open(str(path), "w") as container:
         cover: Any = container.add_stream("mjpeg", rate=10)
         cover.height, cover.width, cover.pix_fmt = 80, 80, "yuvj420p"
-        cover.disposition = Disposition.attached_pic
+        if marked:
+            cover.disposition = Disposition.attached_pic
         stream: Any = container.add_stream("libx264" if film else "aac", rate=10 if film else 8000)
         if film:
             stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
@@ -214,9 +216,14 @@ def with_cover(path, film: bool):
     return path
 
 
-def test_a_cover_is_not_the_film(tmp_path):
-    frames = list(decode_frames(with_cover(tmp_path / "v.mp4", film=True), 32, 32, 0))
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_cover_is_not_the_film(tmp_path, suffix, marked):
+    frames = list(decode_frames(with_cover(tmp_path / f"v.{suffix}", True, marked), 32, 32, 0))
     assert len(frames) == 4 and frames[0].max() < 10
+
+
+def test_a_cover_alone_is_not_the_film(tmp_path):
     with pytest.raises(UnreadableVideo, match="only pictures are covers"):
         next(decode_frames(with_cover(tmp_path / "song.mp4", film=False), 32, 32, 0))
 

@@ -61,6 +61,12 @@ def test_a_jump_of_times_is_not_filled_and_is_a_break(film, suffix, jump, at):
     assert numbers(video, 0) == list(range(20)) and breaks(video, 0) == [at]
 
 
+def test_a_break_is_kept_where_the_frame_after_it_is_too_short_to_be_shown(film):
+    video = film([0, 150, 3_600_000, 3_600_010, 3_600_200])
+    found = numbers(video, 10)
+    assert 2 not in found and breaks(video, 10) == [found.index(3)]
+
+
 @pytest.mark.parametrize(("still", "due"), [(LONGEST, [0] * 100 + [1]), (LONGEST + 0.1, [0, 1])])
 def test_a_still_may_be_so_long(film, still, due):
     assert numbers(film([0, round(1000 * still)]), 10) == due

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,8 +40,8 @@ def decode_frames(path: Path, height: int, width: int, fps: float) -> Iterator[n
     deinterlaced, turned upright, its pixels square, on black where it is transparent. It is scaled
     to cover the size, and cropped at its centre.
 
-    Of several video streams the one marked as default is taken, of those the largest, and never
-    a cover. Raises UnreadableVideo.
+    Of several video streams the one marked as default is taken, of those the largest; never a
+    cover, and one picture only where there is no film. Raises UnreadableVideo.
     """
     for image, _ in decode_changes(path, height, width, fps):
         yield image
@@ -111,12 +112,22 @@ def _film(container: InputContainer) -> VideoStream:
 
     def rank(stream: VideoStream) -> tuple[bool, bool, int]:
         pixels = stream.width * stream.height if stream.codec_context else 0
-        return bool(stream.disposition & Disposition.default), stream.frames != 1, pixels
+        default = bool(stream.disposition & Disposition.default)
+        return not _one_picture(stream), default, pixels
 
     film = max(films, key=rank)
     if film.codec_context is None:
         raise UnreadableVideo(f"PyAV has no decoder for its stream {film.index}, the film")
     return film
+
+
+def _one_picture(stream: VideoStream) -> bool:
+    """As the container counts them, or in Matroska, which does not, by how long they last."""
+    lasts = re.fullmatch(r"(\d+):(\d+):(\d+\.\d+)", stream.metadata.get("DURATION", ""))
+    if stream.frames or not lasts:
+        return stream.frames == 1
+    hours, minutes, seconds = map(float, lasts.groups())
+    return (3600 * hours + 60 * minutes + seconds) * float(stream.average_rate or 25) < 1.5
 
 
 def _ratio(stream: VideoStream) -> float:
