@@ -263,3 +263,18 @@ def test_what_lies_in_the_place_of_a_video_is_named(tmp_path, content, says):
     (tmp_path / "v.mp4").write_bytes(content)
     with pytest.raises(UnreadableVideo, match=says):
         next(decode_frames(tmp_path / "v.mp4", 32, 32, 0))
+
+
+@pytest.mark.parametrize("left", [0.01, 0.5, 0.95])
+def test_a_film_that_was_cut_off_before_its_index_says_so(tmp_path, write_video, left):
+    noise = np.random.default_rng(0).integers(0, 255, (9, 40, 60, 3), np.uint8)
+    video = write_video(tmp_path / "v.mov", list(noise))
+    whole = video.read_bytes()
+    index = whole.index(b"moov") - 4
+    for kept in (round(left * index), index):
+        video.write_bytes(whole[:kept])
+        with pytest.raises(UnreadableVideo, match="cut off before the index"):
+            next(decode_frames(video, 40, 60, 0))
+    video.write_bytes(whole[: index + 30])  # a part of it is there
+    with pytest.raises(UnreadableVideo, match=r"^(?!.*cut off).*\w"):
+        next(decode_frames(video, 40, 60, 0))

@@ -64,4 +64,4 @@ def test_change_is_the_mean_difference():
 def test_breaks_are_cuts_and_hide_none():
     assert find_shots([BREAK] * 3) == [(0, 1), (1, 2), (2, 3), (3, 4)]
     assert find_shots([1.0, BREAK, 40.0, BREAK, 1.0]) == [(0, 2), (2, 3), (3, 4), (4, 6)]
-    assert breaks_in([1.0, BREAK, 40.0, BREAK]).count("at 2 places") and not breaks_in([40.0])
+    assert breaks_in([1.0, BREAK, 40.0, BREAK]).count("(2 times)") and not breaks_in([40.0])

@@ -109,7 +109,7 @@ def test_no_clip_is_across_a_jump_of_times_and_the_log_says_so(folder, write_jum
     jumped = [c for c in clips.clips if c.video.num_frames == 30 and c.caption == ""]
     found = {c.start for c in jumped if c.video.path == jumped[-1].video.path}
     assert found == {*range(5), *range(12, 23)}
-    assert f"{file}: its times jump, or frames are damaged, at 1 places, which end shots" in (
+    assert f"{file}: its times jump, or frames are damaged (1 times): each ends a shot" in (
         log.messages
     )
     (short,) = open_folder(folder, fps=10, num_frames=20, stride=1).skipped[-1:]

@@ -43,7 +43,7 @@ def find_shots(changes: Sequence[float]) -> list[tuple[int, int]]:
 def breaks_in(changes: Sequence[float]) -> str:
     """What a log says of the breaks among a film's changes; "" for none."""
     n = list(changes).count(BREAK)
-    return f"its times jump, or frames are damaged, at {n} places, which end shots" if n else ""
+    return f"its times jump, or frames are damaged ({n} times): each ends a shot" if n else ""
 
 
 def windows_of_shot(

@@ -3,9 +3,11 @@
 import contextlib
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import av.error
@@ -139,8 +141,23 @@ def _ratio(stream: VideoStream) -> float:
 
 
 def _no_video(path: Path) -> str | None:
-    """What a file is that is no video, where its beginning tells."""
+    """What is in the place of a video, where the file's own bytes tell."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        head = file.read(32)
-        found = [what for start, what in NO_VIDEOS.items() if head.startswith(start)]
-        return found[0] if found else None if head else "it is empty"
+        start = file.read(32)
+        found = [what for begin, what in NO_VIDEOS.items() if start.startswith(begin)]
+        if start[4:8] in (b"ftyp", b"wide", b"mdat", b"free") and b"moov" not in _boxes(file):
+            found.append("it was cut off before the index of its frames (moov)")
+        return found[0] if found else None if start else "it is empty"
+
+
+def _boxes(file: BinaryIO) -> Iterator[bytes]:
+    """The kinds of the parts that an MP4 or MOV is made of."""
+    at, end = 0, file.seek(0, os.SEEK_END)
+    while at < end:
+        file.seek(at)
+        head = file.read(16)
+        yield head[4:8]
+        size = int.from_bytes(head[:4], "big")
+        if size == 1:  # it is in 64 bits behind the kind
+            size = int.from_bytes(head[8:], "big")
+        at += size if size >= 8 else end

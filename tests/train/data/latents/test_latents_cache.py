@@ -117,6 +117,6 @@ def test_no_clip_is_across_a_break_and_the_log_names_it(tmp_path, write_film, ca
         _, clips = find_clips(video, [(9, 32, 32)], 0, 10)
         logging.getLogger("train.data.caches").removeHandler(caplog.handler)
     assert clips == [(0, 9), (12, 9), (21, 9)]
-    assert f"{video}: its times jump, or frames are damaged, at 1 places, which end shots" in (
+    assert f"{video}: its times jump, or frames are damaged (1 times): each ends a shot" in (
         caplog.messages
     )
