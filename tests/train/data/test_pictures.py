@@ -275,6 +275,7 @@ def test_a_film_that_was_cut_off_before_its_index_says_so(tmp_path, write_video,
         video.write_bytes(whole[:kept])
         with pytest.raises(UnreadableVideo, match="cut off before the index"):
             next(decode_frames(video, 40, 60, 0))
-    video.write_bytes(whole[: index + 30])  # a part of it is there
-    with pytest.raises(UnreadableVideo, match=r"^(?!.*cut off).*\w"):
+    frames = whole.index(b"mdat") + 4
+    video.write_bytes(whole[:frames] + bytes(index - frames) + whole[index:])
+    with pytest.raises(UnreadableVideo, match="Invalid data"):
         next(decode_frames(video, 40, 60, 0))
