@@ -36,7 +36,7 @@ from train.data.caches.text_encoder import CaptionEmbeds, fingerprint
 from train.data.latents.records import SCHEMA, tensor_columns
 from train.data.order.buckets import check_sizes
 from train.data.progress import WorkProgress
-from train.data.sources.decode import UnreadableVideo, decode_frames
+from train.data.sources.decode import DECODING, UnreadableVideo, decode_frames
 from train.data.sources.folder import list_videos
 
 
@@ -88,6 +88,7 @@ class LatentCache:
         return {
             **{name: getattr(o, name) for name in (*each, "videos_per_file")},
             **more,
+            "decoding": DECODING,
             "videos": _digest(repr([self.names, captions, sizes]).encode()),
             "prompt_embeds": o.prompt_embeds is not None,
             "vae": _digest(*(f.read_bytes() for f in sorted(o.vae.iterdir()) if f.is_file())),

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from train.data.order.shots import find_shots, frame_change, windows_of_shot
+from train.data.order.shots import BREAK, breaks_in, find_shots, frame_change, windows_of_shot
 
 lengths = st.lists(st.integers(3, 40), min_size=1, max_size=5)
 
@@ -59,3 +59,9 @@ def test_change_is_the_mean_difference():
     black = np.zeros((8, 8, 3), dtype=np.uint8)
     assert frame_change(black, black + 255) == 255
     assert frame_change(black + 200, black + 190) == 10
+
+
+def test_breaks_are_cuts_and_hide_none():
+    assert find_shots([BREAK] * 3) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert find_shots([1.0, BREAK, 40.0, BREAK, 1.0]) == [(0, 2), (2, 3), (3, 4), (4, 6)]
+    assert breaks_in([1.0, BREAK, 40.0, BREAK]).count("(2 times)") and not breaks_in([40.0])

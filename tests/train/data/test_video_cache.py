@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from train.data.order.shots import BREAK
 from train.data.sources import cache
 from train.data.sources.cache import cached_video
 from train.data.sources.decode import decode_frames
@@ -29,7 +30,7 @@ def forbid_decoding(monkeypatch):
     def fail(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(cache, "decode_frames", fail)
+    monkeypatch.setattr(cache, "decode_changes", fail)
 
 
 def test_a_hit_equals_a_miss_and_the_video_bitwise(tmp_path, video, monkeypatch):
@@ -61,6 +62,21 @@ def test_a_file_written_again_is_decoded_again(tmp_path, video, monkeypatch):
     forbid_decoding(monkeypatch)
     with pytest.raises(AssertionError, match="decoded again"):
         read_all(video, tmp_path / "cache")
+
+
+def test_frames_of_another_decoding_are_not_read(tmp_path, video, monkeypatch):
+    read_all(video, tmp_path / "cache")
+    monkeypatch.setattr(cache, "DECODING", cache.DECODING - 1)
+    forbid_decoding(monkeypatch)
+    with pytest.raises(AssertionError, match="decoded again"):
+        read_all(video, tmp_path / "cache")
+
+
+def test_a_break_is_kept(tmp_path, write_film):
+    frames = [np.full((32, 32, 3), 9, np.uint8)] * 4
+    video = write_film(tmp_path / "v.mkv", frames, times=[0, 100, 90_000, 90_100])
+    for _ in range(2):
+        assert read_all(video, tmp_path / "cache")[1] == (0.0, BREAK, 0.0)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])

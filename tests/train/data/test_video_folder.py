@@ -91,6 +91,40 @@ def test_bad_files_are_skipped_named_and_counted(folder, write_scenes, log):
     assert len(clips) == len(open_folder(folder, cache_dir=folder.parent / "new"))
 
 
+@pytest.fixture
+def write_jump(folder, write_film):
+    """write_jump("v.mkv", 12): 30 frames of one scene, an hour between the 12th and the next."""
+
+    def write(name, at):
+        times = [100 * i + (3_600_000 if i >= at else 0) for i in range(30)]
+        frames = [np.full((32, 32, 3), i, np.uint8) for i in range(30)]
+        return write_film(folder / name, frames, times=times)
+
+    return write
+
+
+def test_no_clip_is_across_a_jump_of_times_and_the_log_says_so(folder, write_jump, log):
+    file = write_jump("v.mkv", 12)
+    clips = open_folder(folder, fps=10, stride=1, holdout=0.0)
+    jumped = [c for c in clips.clips if c.video.num_frames == 30 and c.caption == ""]
+    found = {c.start for c in jumped if c.video.path == jumped[-1].video.path}
+    assert found == {*range(5), *range(12, 23)}
+    assert f"{file}: its times jump, or frames are damaged (1 times): each ends a shot" in (
+        log.messages
+    )
+    (short,) = open_folder(folder, fps=10, num_frames=20, stride=1).skipped[-1:]
+    assert short[0] == file and "18 frames" in short[1] and "its times jump" in short[1]
+
+
+def test_what_macos_leaves_beside_a_video_is_no_video_and_no_caption(folder):
+    (folder / "._a.mov").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(4000))
+    (folder / "._a.txt").write_bytes(b"\0\5\x16\7\xff")
+    clips = open_folder(folder)
+    ((file, reason),) = clips.skipped
+    assert file == folder / "._a.mov" and "macOS" in reason
+    assert {clip["caption"] for clip in clips} == {"caption of a", ""}
+
+
 def test_a_file_that_metadata_names_may_be_missing(folder):
     (folder / "metadata.csv").write_text("file_name,text\na.mov,one\ngone.mov,two\n")
     clips = open_folder(folder)

@@ -1,7 +1,7 @@
 """Videos -> clips -> latents, with a VAE that diffusers loads."""
 
-import itertools
 import json
+import logging
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from train.data.order.buckets import Size, best_length, best_shape
-from train.data.order.shots import find_shots, frame_change, windows_of_shot
+from train.data.order.shots import breaks_in, find_shots, windows_of_shot
 from train.data.sources.cache import file_identity
-from train.data.sources.decode import decode_frames, video_size
+from train.data.sources.decode import decode_changes, video_size
+
+logger = logging.getLogger(__name__)
 
 PATCH = 2  # latents along each side of a token, in Wan and all who share its latents
 
@@ -118,16 +120,17 @@ def find_clips(
 ) -> tuple[tuple[int, int], list[tuple[int, int]]]:
     """Height and width of a video's clips, and the first frame and length of each.
 
-    Of several sizes those that fit best (`order/buckets.py`); no clip is across a cut. Clips begin
-    `stride` frames apart, 0: their length. Decodes the video whole and keeps no frame. Raises
-    UnreadableVideo.
+    Of several sizes those that fit best (`order/buckets.py`); no clip is across a cut, or a break,
+    which the log names. Clips begin `stride` frames apart, 0: their length. Decodes the video whole
+    and keeps no frame. Raises UnreadableVideo.
     """
     height, width = sizes[0][1:]
     if len({(h, w) for _, h, w in sizes}) > 1:
         file_identity(video)
         height, width = best_shape(sizes, *video_size(video))
-    frames = decode_frames(video, height, width, fps)
-    changes = [frame_change(a, b) for a, b in itertools.pairwise(frames)]
+    changes = [change for _, change in decode_changes(video, height, width, fps)][1:]
+    if breaks := breaks_in(changes):
+        logger.warning("%s: %s", video, breaks)
     clips = []
     for shot in find_shots(changes):
         length = best_length(sizes, (height, width), shot[1] - shot[0])

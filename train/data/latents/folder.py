@@ -19,6 +19,7 @@ from train.data.latents.records import TENSOR_COLUMNS, read_tensor
 from train.data.order.buckets import Size, check_sizes
 from train.data.order.damaged import DamagedClipError, reading
 from train.data.order.shots import Split
+from train.data.sources.walk import files_below
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,8 @@ class Latent(TypedDict):
 
 
 class LatentFolder:
-    """The clips of one split of a folder of FastVideo's parquet records, at any depth.
+    """The clips of one split of a folder of FastVideo's parquet records, at any depth,
+    behind links too (`files_below`).
 
     A clip is `Latent`: (the latent - mean) / std for each channel (as stored where both are empty),
     and the text embedding, padded with zeros to text_tokens; a record without text is all zeros.
@@ -76,7 +78,7 @@ class LatentFolder:
         self.channels = latent[0]
         self.text_tokens, self.text_dim = text_tokens, text_dim
         self.mean, self.std = (torch.tensor(x).view(-1, 1, 1, 1) for x in (mean, std))
-        self.files = sorted(Path(path).rglob("*.parquet"))
+        self.files = files_below(Path(path), (".parquet",))
         index = read_index(path, self.files)
         self.groups = index.groups
         shapes: list[tuple[int, ...]] = [(latent[0], *size) for size in self.sizes]

@@ -20,10 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from train.data.order.shots import frame_change
-from train.data.sources.decode import UnreadableVideo, decode_frames
-
-FORMAT = 1  # part of every key: another number, and old entries are no longer found
+from train.data.sources.decode import DECODING, UnreadableVideo, decode_changes
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def cached_video(
     frames decoded so far. Raises UnreadableVideo for whatever is wrong with the video, and OSError
     for what is wrong with the cache: in one line when the disk is full.
     """
-    identity = (FORMAT, *file_identity(video), height, width, fps)
+    identity = (DECODING, *file_identity(video), height, width, fps)
     entry = cache_dir / hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
     frames_file, index_file = entry.with_suffix(".frames"), entry.with_suffix(".json")
     try:
@@ -76,7 +73,7 @@ def cached_video(
             index = _read_index(index_file, frames_file)
             if index is None:
                 with _replacing(frames_file) as out:
-                    frames = decode_frames(video, height, width, fps)
+                    frames = decode_changes(video, height, width, fps)
                     index = {"video": str(video), **_write_frames(frames, out, on_frame)}
                 with _replacing(index_file) as out:
                     out.write(json.dumps(index).encode())
@@ -104,15 +101,16 @@ def file_identity(video: Path) -> tuple[str, int, int]:
         raise UnreadableVideo(getattr(e, "strerror", None) or str(e)) from e
 
 
-def _write_frames(frames: Iterator[np.ndarray], out: BinaryIO, on_frame: Callable) -> dict:
-    changes, num_frames, size, previous = [], 0, 0, None
-    for image in frames:
+def _write_frames(
+    frames: Iterator[tuple[np.ndarray, float]], out: BinaryIO, on_frame: Callable
+) -> dict:
+    changes, size = [], 0
+    for image, change in frames:
         out.write(image.data)
-        if previous is not None:
-            changes.append(round(frame_change(previous, image), 3))
-        num_frames, size, previous = num_frames + 1, size + image.nbytes, image
-        on_frame(num_frames)
-    return {"num_frames": num_frames, "size": size, "changes": changes}
+        changes.append(round(change, 3))
+        size += image.nbytes
+        on_frame(len(changes))
+    return {"num_frames": len(changes), "size": size, "changes": changes[1:]}
 
 
 def _read_index(index_file: Path, frames_file: Path) -> dict | None:

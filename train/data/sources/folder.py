@@ -7,7 +7,12 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".mpg")
+from train.data.sources.walk import files_below
+
+SUFFIXES = (
+    *(".mp4", ".mkv", ".mov", ".avi", ".webm", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".3gp"),
+    *(".ogv", ".ts", ".mts", ".m2ts"),
+)
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 PATHS = ("videos.txt", "video.txt")
 PROMPTS = ("prompt.txt", "prompts.txt", "caption.txt", "captions.txt")
@@ -25,8 +30,9 @@ def list_videos(folder: Path) -> list[tuple[Path, str]]:
       `caption.txt` or `captions.txt`): a path, relative to the folder, and a caption in each line.
     - `videos2caption.json` (FastVideo): a list of objects with `path`, relative to the folder's
       `videos`, and `cap`, a caption or a list of them, of which the first is taken.
-    - otherwise every video at any depth; its caption is the `.txt` file of the same stem beside it,
-      else the name of the subfolder that it is in (its class), else "".
+    - otherwise every video at any depth, behind links too (`files_below`); its caption is the
+      `.txt` file of the same stem beside it, else the name of the subfolder that it is in (its
+      class), else "".
 
     A caption file is read as UTF-8, with U+FFFD for what is not. A video that is a broken link is
     listed too: who reads it can say what is wrong.
@@ -46,9 +52,7 @@ def list_videos(folder: Path) -> list[tuple[Path, str]]:
     if present:
         read = _from_fastvideo if present[0].name == FASTVIDEO else _from_metadata
         return read(folder, present[0])
-    # not rglob, which in some Pythons ends at a link that leads nowhere
-    below = (Path(at, name) for at, _, names in os.walk(folder) for name in names)
-    found = sorted(p for p in below if p.suffix.lower() in SUFFIXES)
+    found = files_below(folder, SUFFIXES)
     if not found:
         raise FileNotFoundError(f"{folder} holds no video: none of {', '.join(SUFFIXES)}")
     return [(p, _caption_beside(p, folder)) for p in found]

@@ -16,7 +16,7 @@ from train.data.batch import Sample
 from train.data.order.alike import check_alike
 from train.data.order.buckets import Size, best_length, best_shape, check_sizes
 from train.data.order.damaged import reading
-from train.data.order.shots import Split, find_shots, windows_of_shot
+from train.data.order.shots import Split, breaks_in, find_shots, windows_of_shot
 from train.data.progress import WorkProgress
 from train.data.sources.cache import CachedVideo, cached_video, default_cache_dir, file_identity
 from train.data.sources.decode import UnreadableVideo, video_size
@@ -43,11 +43,12 @@ class VideoFolder:
     """The clips of one split of a folder of videos (layouts: see `list_videos`).
 
     A clip is `dict(video=uint8 [3, num_frames, height, width], caption=str)` at `fps` frames for
-    each second (0: as filmed). No clip crosses a cut. Clips of a shot begin `stride` frames apart
-    (0: half a clip). The split "validation" is the tail of each shot, about `holdout` of it,
-    "train" the rest, and they share no frame (see `windows_of_shot`). The tails are other moments
-    of the same scenes: a validation loss here says nothing about scenes never seen. A folder with a
-    subfolder for each split, `train` and `validation`, is split so, and `holdout` is not used.
+    each second (0: as filmed). No clip crosses a cut, or a break (`with_ends`), which the log
+    names. Clips of a shot begin `stride` frames apart (0: half a clip). The split "validation" is
+    the tail of each shot, about `holdout` of it, "train" the rest, and they share no frame (see
+    `windows_of_shot`). The tails are other moments of the same scenes: a validation loss here says
+    nothing about scenes never seen. A folder with a subfolder for each split, `train` and
+    `validation`, is split so, and `holdout` is not used.
 
     With `buckets`, sizes in place of that one, a video has the height and width of the one that
     crops it least, and each shot the most frames that one of these sizes has and the shot can give;
@@ -91,9 +92,12 @@ class VideoFolder:
             shots = find_shots(video.changes)
             most = max(stop - start for start, stop in shots)
             least = best_length(self.sizes, (video.height, video.width), 0)
+            breaks = breaks_in(video.changes)
             if most < least:
                 reason = f"its longest shot has {most} frames at fps={fps}, a clip takes {least}"
-                self.skipped.append((file, reason))
+                self.skipped.append((file, f"{reason}; {breaks}" if breaks else reason))
+            elif breaks and split == "train":
+                logger.warning("%s: %s", file, breaks)
             longest = max(longest, most)
             for shot in shots:
                 t = best_length(self.sizes, (video.height, video.width), shot[1] - shot[0])

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ from cached_run import FRAMES, HEIGHT, LATENT, WIDTH, said, scene
 from safetensors.torch import load_file
 
 from train.data import WAN_LATENTS_MEAN, WAN_LATENTS_STD, LatentDataLoader, VideoFolder
-from train.data.caches.encode import load_vae
+from train.data.caches.encode import find_clips, load_vae
 from train.data.latents.records import SCHEMA
 
 
@@ -105,3 +106,17 @@ def test_wans_mean_and_std_are_those_of_diffusers():
     defaults = inspect.signature(AutoencoderKLWan.__init__).parameters
     assert list(WAN_LATENTS_MEAN) == defaults["latents_mean"].default
     assert list(WAN_LATENTS_STD) == defaults["latents_std"].default
+
+
+def test_no_clip_is_across_a_break_and_the_log_names_it(tmp_path, write_film, caplog):
+    times = [100 * i + (3_600_000 if i >= 12 else 0) for i in range(30)]
+    frames = [np.full((32, 32, 3), 100, np.uint8)] * 30
+    video = write_film(tmp_path / "v.mkv", frames, times=times)
+    with caplog.at_level(logging.WARNING, "train.data.caches"):
+        logging.getLogger("train.data.caches").addHandler(caplog.handler)
+        _, clips = find_clips(video, [(9, 32, 32)], 0, 10)
+        logging.getLogger("train.data.caches").removeHandler(caplog.handler)
+    assert clips == [(0, 9), (12, 9), (21, 9)]
+    assert f"{video}: its times jump, or frames are damaged (1 times): each ends a shot" in (
+        caplog.messages
+    )

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from fastvideo_records import SHAPE, TEXT, config, numbers, take, write_clips
+from fastvideo_records import SHAPE, TEXT, config, numbers, record, take, write, write_clips
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -103,3 +103,15 @@ def test_validation_is_the_last_clips_in_order(tmp_path):
     write_clips(tmp_path, 20)
     loader = config(tmp_path, holdout=0.15).build(local_batch_size=3, split="validation")
     assert [numbers(loader) for _ in range(2)] == [[17, 18, 19]] * 2 and len(loader) == 1
+
+
+def test_latents_behind_links_are_read_once(tmp_path):
+    data, disk = tmp_path / "data", tmp_path / "disk"
+    write(data / "here" / "a.parquet", [record(0), record(1)])
+    write(disk / "b.parquet", [record(2)])
+    (data / "there").symlink_to(disk)
+    (data / "here" / "up").symlink_to(data)
+    (data / "here" / "b.parquet").symlink_to(disk / "b.parquet")
+    clips = LatentFolder(data, latent=SHAPE, holdout=0, **TEXT)
+    names = [file.relative_to(data).as_posix() for file in clips.files]
+    assert names == ["here/a.parquet", "there/b.parquet"] and len(clips) == 3

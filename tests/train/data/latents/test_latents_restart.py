@@ -5,6 +5,7 @@ import fcntl
 import pytest
 from cached_run import files, said
 
+from train.data import cache_latents
 from train.data.caches.encode import load_vae
 from train.data.caches.folder import claimed
 
@@ -80,6 +81,15 @@ def test_other_videos_captions_embeddings_or_weights_are_another_run(
     model.quant_conv.bias += 1
     model.save_pretrained(tmp_path / "vae")
     assert run(vae=tmp_path / "vae") == 1 and "(vae is " in said(caplog)[-1]
+
+
+def test_latents_of_frames_that_were_decoded_otherwise_are_another_run(
+    run, encoded, caplog, monkeypatch
+):
+    encoded.stop_at = 0
+    run()
+    monkeypatch.setattr(cache_latents, "DECODING", cache_latents.DECODING + 1)
+    assert run() == 1 and "(decoding is " in said(caplog)[-1]
 
 
 def test_parquet_files_of_others_are_let_alone(tmp_path, run, encoded, caplog):
