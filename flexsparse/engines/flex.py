@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import flex_attention as torch_flex_atten
 from flexsparse.checks import check_alike
 from flexsparse.choice.block_mask import TileBlockMask
 from flexsparse.choice.lists import has_partial_tiles
+from flexsparse.derivatives import has_tangent, refuse_tangents
 from flexsparse.engines import kernel_options as configs
 from flexsparse.engines.cpu import block_sparse_attention
 from flexsparse.engines.cpu_scores import score_mod_attention
@@ -117,6 +118,8 @@ def _attention(
 ) -> tuple[Tensor, Any]:
     """Output and AuxOutput; the device decides."""
     if query.device.type != "cpu":
+        if has_tangent(query, key, value):  # which a compiled graph would drop
+            refuse_tangents("flex_attention on CUDA")
         given = score_mod, block_mask, scale, enable_gqa, kernel_options, aux
         return _torch_attention(query, key, value, *given)
     engine = (kernel_options or {}).get("BACKEND", "AUTO")
