@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from torch._library.autograd import make_autograd_impl
-from torch._library.custom_ops import CustomOpDef
 from torch.autograd import forward_ad
 
 Rule = Callable[[Any, list[Any], list[Any]], list[Tensor | None]]
@@ -25,8 +24,8 @@ _LEVEL = 0  # the only one that torch has; a compiled graph does not set the cur
 _LIBRARY = torch.library.Library("flexsparse", "FRAGMENT")  # what it registers lives as long
 
 
-def set_forward_mode(operator: CustomOpDef, rule: Rule | None = None) -> None:
-    """Give a custom operator, of several results, its forward-mode rule; without one it refuses.
+def set_forward_mode(operator: Any, rule: Rule | None = None) -> None:
+    """Give a ``custom_op`` or ``triton_op``, of several results, its rule; without one it refuses.
 
     It then raises NotImplementedError, as it does under ``torch.func.grad`` and its kind, for which
     ``torch.library`` has no rule.
@@ -56,7 +55,7 @@ def set_forward_mode(operator: CustomOpDef, rule: Rule | None = None) -> None:
     _LIBRARY.impl(overload, differentiate, "Autograd", with_keyset=True, allow_override=True)
 
 
-def set_once(operator: CustomOpDef) -> None:
+def set_once(operator: Any) -> None:
     """Let a custom operator that is itself a derivative refuse a second one, in any mode."""
 
     def refuse(*_: Any) -> NoReturn:

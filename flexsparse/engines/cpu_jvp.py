@@ -38,22 +38,26 @@ def block_sparse_attention_jvp(
     dq = torch.zeros_like(q) if dq is None else dq
     qs, dqs = (to_blocks(x, q_block, walk.order) for x in (q, dq))
     shift, weight = (to_blocks(x[..., None], q_block, walk.order) for x in (shift, weight))
-    ks, vs, dks, dvs = (
-        None if x is None else to_blocks(x, kv_block).flatten(1) for x in (k, v, dk, dv)
-    )
+    ks, vs = (to_blocks(x, kv_block).flatten(1) for x in (k, v))
+    dks, dvs = (None if x is None else to_blocks(x, kv_block).flatten(1) for x in (dk, dv))
     dout = torch.zeros(*qs.shape[:2], v.shape[3], dtype=walk.dtype)
     dlse = torch.zeros(shift.shape, dtype=walk.dtype)
-    blind = weight == 0  # a row that sees nothing, or that is none
-    rows = (x.split(walk.size) for x in (dout, dlse.mT, qs, dqs, weight.mT, shift.mT, blind))
-    for (ids, hidden, buffers), dout_, dlse_, *queries, weight_, shift_, blind_ in zip(walk, *rows):
+    blind, shifts = weight == 0, bool(shift.any())  # rows that see nothing, or that are none
+    rows = (x.split(walk.size) for x in (dout, dlse.mT, qs, dqs, shift.mT, blind))
+    for (ids, hidden, buffers), dout_, dlse_, *queries, shift_, blind_ in zip(walk, *rows):
         if not ids.shape[0]:
             continue
         keys, values, p, ds = buffers  # keys and values share memory
         q_, dq_ = (x.to(walk.dtype).masked_fill(blind_, 0).mT for x in queries)
         gather(ks, ids, hidden, keys)
-        p.baddbmm_(keys, q_, beta=0, alpha=scale).sub_(shift_).mul_(LOG2_E).exp2_().mul_(weight_)
+        p.baddbmm_(keys, q_, beta=0, alpha=scale if shifts else scale * LOG2_E)
+        if shifts:
+            p.sub_(shift_).mul_(LOG2_E)
+        p.exp2_()
         if hidden is not None:
             hidden.fill(p, 0)
+        # by its own sum, with which its rounding cancels, not by the forward's
+        p.div_(p.sum(1, keepdim=True).masked_fill_(blind_.mT, 1))
         ds.baddbmm_(keys, dq_, beta=0, alpha=scale)
         if dks is not None:
             ds.baddbmm_(gather(dks, ids, hidden, keys), q_, alpha=scale)
