@@ -211,7 +211,7 @@ def test_bad_input_is_one_clear_line():
     for gate in (good.double(), good[0], good[:, :1], good.repeat(2, 1, 1, 1)):
         with pytest.raises(ValueError, match=r"^gate_fine is \(.*make them alike$"):
             vsa_attention(good, good, good, tiling, top_k=2, gate_fine=gate)
-    with pytest.raises(ValueError, match=r"heads \(1, 2\), k and v \(1, 1\): repeat the key"):
+    with pytest.raises(ValueError, match=r"q has 2 heads, k 1: make them equal"):
         vsa_attention(good, good[:, :1], good[:, :1], tiling, top_k=2)
     with pytest.raises(ValueError, match=r"must be \[batch, heads, tokens, dim\]"):
         vsa_mask(good[0], good[0], tiling, top_k=2)

@@ -187,7 +187,7 @@ def _differentiate(ctx, g, g_lse, *_):
 
 def _push_forward(results, inputs, tangents) -> list[Tensor | None]:
     (_, _, shift, weight), (q, k, v, *lists), blocks = results, inputs[:-3], inputs[-3:]
-    given = *tangents[:3], q, k, v, shift, weight, lists, *blocks
+    given = *tangents[:3], q, k, v, shift, weight, *lists, *blocks
     return [*block_sparse_attention_jvp(*given), None, None]
 
 

@@ -5,8 +5,6 @@
 Scores, keys by queries, are made again as in the backward, so that memory is that of a chunk.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -28,12 +26,17 @@ def block_sparse_attention_jvp(
     v: Tensor,
     shift: Tensor,
     weight: Tensor,
-    lists: Sequence[Tensor | None],
+    full_num: Tensor | None,
+    full_idx: Tensor | None,
+    partial_num: Tensor | None,
+    partial_idx: Tensor | None,
+    partial_mask: Tensor | None,
     q_block: int,
     kv_block: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Tangents of out and lse, of those of q, k and v; None stands for one of zeros."""
+    lists = full_num, full_idx, partial_num, partial_idx, partial_mask
     walk = Walk(q, k, v, lists, q_block, kv_block, scores=2, chunk_bytes=CHUNK)
     dq = torch.zeros_like(q) if dq is None else dq
     qs, dqs = (to_blocks(x, q_block, walk.order) for x in (q, dq))
