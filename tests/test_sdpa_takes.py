@@ -84,6 +84,26 @@ def test_layers_cast_with_their_gates(name):
     assert found.dtype == torch.bfloat16 and torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_cast_before_tensors_travel_between_ranks(name):
+    class Shards:
+        def to_heads(self, *sequences):
+            self.dtypes = {x.dtype for x in sequences}
+            return sequences
+
+        def to_sequence(self, out):
+            return out
+
+        def shard(self, x, dim):
+            return x
+
+    (q, k, v), shards = drawn(), Shards()
+    x = torch.randn(2, TILING.padded_tokens, WIDTH)
+    with torch.autocast("cpu", torch.bfloat16):
+        LAYERS[name](x, q, k, v.bfloat16(), TILING, shards=shards)
+    assert shards.dtypes == {torch.bfloat16}
+
+
 def test_gates_are_cast_with_the_rest_under_autocast():
     q, k, v, gate = drawn(4)
     attend = partial(vsa_attention, tiling=TILING, top_k=2)
