@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flexsparse.checks import check_alike, check_query_tiles, check_text_lengths
+from flexsparse.checks import as_autocast, check_alike, check_query_tiles, check_text_lengths
 from flexsparse.choice.block_mask import TileBlockMask
 from flexsparse.choice.choose import choose_tiles, coarse_scores, of_tiles, pool_scores
 from flexsparse.choice.rules import Rule
@@ -109,7 +109,8 @@ def bsa_attention(
     With ``keep=1`` and a rule that admits all tiles, such as ``Mass(1)``, this is dense attention.
 
     Args:
-        q: tile-major ``[B, H, padded_tokens, D]``; what stands in padding has no effect.
+        q: tile-major ``[B, H, padded_tokens, D]``; what stands in padding has no effect. Mixed
+            dtypes under autocast are cast to its own.
         k, v: tile-major ``[B, Hkv, padded_tokens, D]``, with fewer heads only if ``enable_gqa``.
         tiling: the shape.
         kv: which key tiles a query tile attends to; an int means TopK.
@@ -132,6 +133,7 @@ def bsa_attention(
     >>> bsa_attention(q, k, v, tiling, keep=0.5, window=(2, 2, 2), kv=Threshold(2)).shape
     torch.Size([1, 2, 512, 16])
     """
+    q, k, v = as_autocast(q, k, v)
     for name, x in (("q", q), ("k", k), ("v", v)):
         tiling.check_tiled(x, name)
     check_alike(q=q, k=k, v=v)

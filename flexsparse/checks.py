@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch._C._functorch import (
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+)
 
 from flexsparse.tiling import VideoTiling
 
@@ -32,14 +39,45 @@ def check_alike(**tensors: Tensor) -> None:
         raise ValueError(f"{names} must not be empty: {_shapes(tensors)}")
 
 
+def as_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Where autocast is on and dtypes are mixed, all in autocast's dtype, as
+    ``scaled_dot_product_attention`` casts them (fp64 stays); else what was given.
+
+    Norms leave q and k in fp32 beside a v in bf16. Tensors that are alike keep their dtype.
+    """
+    some = [x for x in tensors if x is not None]
+    device = some[0].device.type
+    if len({x.dtype for x in some}) == 1 or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    wide = torch.float64
+    return tuple(x if x is None or x.dtype == wide else x.to(dtype) for x in tensors)
+
+
+def check_heads(q: Tensor, k: Tensor, enable_gqa: bool, names: tuple[str, str]) -> None:
+    """Raise ValueError unless each head of q has a head of k to read."""
+    heads, kv_heads = q.shape[1], k.shape[1]
+    if heads % kv_heads or (heads != kv_heads and not enable_gqa):
+        raise ValueError(
+            f"{names[0]} has {heads} heads, {names[1]} {kv_heads}: make them equal, or pass "
+            "enable_gqa=True with a divisor"
+        )
+
+
 def _shapes(tensors: dict[str, Tensor]) -> str:
     return ", ".join(str(tuple(x.shape)) for x in tensors.values())
 
 
 def can_be_read(x: Tensor) -> bool:
     """Whether a check may ask for values of x: that needs no waiting for a GPU, and there are some,
-    other than under torch.compile or for fake tensors."""
-    return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
+    other than under torch.compile, for fake tensors and, each in its own way, under vmap."""
+    if x.device.type != "cpu" or type(x) is not Tensor or torch.compiler.is_compiling():
+        return False
+    while is_functorch_wrapped_tensor(x):
+        if is_batchedtensor(x):
+            return False
+        x = get_unwrapped(x)
+    return True
 
 
 def check_sparsity(sparsity: float) -> None:

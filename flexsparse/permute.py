@@ -18,11 +18,35 @@ class Permute(torch.autograd.Function):
     not the scatter-add that index_select would run."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
+    def forward(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
         return gather_rows(x, index)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return gather_rows(grads[0], inverse), None, None
+
+
+class _PermuteEager(Permute):
+    """The same under every transform of ``torch.func``; a compiler takes no Function with a jvp."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return gather_rows(tangents[0], ctx.saved_tensors[0])
+
+
+def permute(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+    """:class:`Permute`, with derivatives of all kinds."""
+    kind = Permute if torch.compiler.is_compiling() else _PermuteEager
+    return kind.apply(x, index, inverse)

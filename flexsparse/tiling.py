@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexsparse.permute import Permute
+from flexsparse.permute import permute
 
 # Under 64 rows a tile takes the next power of two (the smallest tensor-core block is 16 rows);
 # above, the next multiple of 64, so that compute blocks of 64 rows always divide a tile.
@@ -236,7 +236,7 @@ class VideoTiling:
         """
         self.check_raster(x)
         layout = self.layout(x.device).flatten()
-        return Permute.apply(x, layout, self._inverse(layout))
+        return permute(x, layout, self._inverse(layout))
 
     def from_tiles(self, x: Tensor) -> Tensor:
         """Tile-major ``[..., padded_tokens, C]`` to raster ``[..., tokens, C]``: undoes to_tiles.
@@ -246,7 +246,7 @@ class VideoTiling:
         """
         self.check_tiled(x)
         layout = self.layout(x.device).flatten()
-        return Permute.apply(x, self._inverse(layout), layout)
+        return permute(x, self._inverse(layout), layout)
 
     def zero_padding(self, x: Tensor, text_lengths: Tensor | None = None) -> Tensor:
         """Tile-major ``x`` with zeros in padding, whatever stood there (NaN, too).

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexsparse.checks import check_alike, check_query_tiles, check_text_lengths
+from flexsparse.checks import (
+    as_autocast,
+    check_alike,
+    check_heads,
+    check_query_tiles,
+    check_text_lengths,
+)
 from flexsparse.choice.block_mask import TileBlockMask
 from flexsparse.choice.choose import choose_tiles, coarse_scores, of_tiles, pool_scores
 from flexsparse.choice.rules import Rule
@@ -46,8 +52,10 @@ def vsa_mask(
     inference and it leaves out the lists that only the backward reads.
 
     Args:
-        q, k: tile-major ``[B, H, padded_tokens, D]``; padding is never read. No gradient flows
+        q: tile-major ``[B, H, padded_tokens, D]``; padding is never read. No gradient flows
             through the mask.
+        k: tile-major ``[B, Hkv, padded_tokens, D]``; query head h reads key head
+            ``h // (H // Hkv)``.
         tiling: the shape.
         top_k: key tiles per query tile, 1 to ``tiling.num_tiles``, or a rule that admits them.
         query_tiles: so many query tiles, adjacent in memory, choose together, by the mean of their
@@ -96,6 +104,7 @@ def vsa_attention(
     top_k: int | Rule | Scaled | None,
     gate_coarse: Tensor | None = None,
     gate_fine: Tensor | None = None,
+    enable_gqa: bool = False,
     query_tiles: int = 1,
     text_lengths: Tensor | None = None,
     kernel_options: dict[str, Any] | None = None,
@@ -108,12 +117,16 @@ def vsa_attention(
     coarse stage: its rows are ``fine * gate_fine``.
 
     Args:
-        q, k, v: tile-major ``[B, H, padded_tokens, D]``; what stands in padding has no effect.
+        q: tile-major ``[B, H, padded_tokens, D]``; what stands in padding has no effect. Mixed
+            dtypes under autocast are cast to its own.
+        k, v: tile-major ``[B, Hkv, padded_tokens, D]``, with fewer heads only if ``enable_gqa``.
         tiling: the shape.
         top_k: key tiles per query tile, 1 to ``tiling.num_tiles``, or a rule that admits them; None
             is all tiles, with the fine stage a dense kernel rather than lists that hold everything.
         gate_coarse: ``[B, H, padded_tokens, D]``; None leaves the coarse branch out.
         gate_fine: ``[B, H, padded_tokens, D]``; None means 1.
+        enable_gqa: whether k and v may have a divisor of q's heads; query head h reads key head
+            ``h // (H // Hkv)``, in both stages.
         query_tiles: adjacent query tiles that choose together, see :func:`vsa_mask`.
         text_lengths: where texts of the batch differ in length, int ``[B]``.
         kernel_options: of the fine stage on CUDA, see :func:`flexsparse.flex_attention`.
@@ -126,17 +139,16 @@ def vsa_attention(
         ValueError: raster tensors, mixed devices or dtypes, ``top_k`` or ``query_tiles`` out of
             range.
     """
+    q, k, v, gate_coarse, gate_fine = as_autocast(q, k, v, gate_coarse, gate_fine)
     for name, x in (("q", q), ("k", k), ("v", v)):
         tiling.check_tiled(x, name)
     check_alike(q=q, k=k, v=v)
-    if k.shape[:2] != q.shape[:2]:
-        raise ValueError(
-            f"q has batch and heads {tuple(q.shape[:2])}, k and v {tuple(k.shape[:2])}: repeat the "
-            "key and value heads"
-        )
+    check_heads(q, k, enable_gqa, ("q", "k"))
+    if k.shape[0] != q.shape[0]:
+        raise ValueError(f"q has batch {q.shape[0]}, k and v {k.shape[0]}: expand k and v")
     for name, gate in (("gate_coarse", gate_coarse), ("gate_fine", gate_fine)):
         if gate is not None:
-            _check_gate(name, gate, v, tiling)
+            _check_gate(name, gate, q, v, tiling)
     check_query_tiles(query_tiles, tiling)
     check_text_lengths(text_lengths, tiling, q)
     rule = None if top_k is None else as_rule(top_k, tiling.num_tiles)
@@ -146,7 +158,7 @@ def vsa_attention(
     pooled = None if gate_coarse is None else pool_each(of_video, tiling.of_video)
     words = None
     if rule is None:
-        fine = dense_attention(q, k, v, tiling, text_lengths=text_lengths)
+        fine = dense_attention(q, k, v, tiling, enable_gqa=enable_gqa, text_lengths=text_lengths)
         if tiling.text:
             fine, words = split(fine, tiling)
     else:
@@ -154,7 +166,7 @@ def vsa_attention(
         most = rule.bounds(tiling.num_tiles)[1]
         options: Any = dict(query_tiles=query_tiles, text_lengths=text_lengths, of_video=True)
         mask = mask_of_choice(bits, tiling, most, **options)
-        options = dict(kernel_options=kernel_options)
+        options = dict(enable_gqa=enable_gqa, kernel_options=kernel_options)
         fine = attend_zeroed(of_video[0], k, v, mask, **options)
         if tiling.text:
             mask = mask_of_text(tiling, text_lengths, q.device)
@@ -177,7 +189,10 @@ def _gated(
     tiling: VideoTiling,
 ) -> Tensor:
     if pooled is not None and gate_coarse is not None:
-        return combine(fine, coarse_attention(*pooled), gate_coarse, gate_fine, tiling)
+        q, k, v = pooled
+        if k.shape[1] < q.shape[1]:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        return combine(fine, coarse_attention(q, k, v), gate_coarse, gate_fine, tiling)
     if gate_fine is not None:
         fine = fine * tiling.zero_padding(gate_fine)  # or its NaN would reach fine's gradient
     return tiling.zero_padding(fine)
@@ -202,6 +217,7 @@ def _choose(
     """The bits of the chosen tiles, from pooled q and k where they are at hand."""
     check_query_tiles(query_tiles, tiling)
     if pooled is None:
+        q, k = as_autocast(q, k)
         for name, x in (("q", q), ("k", k)):
             tiling.check_tiled(x, name)
         check_alike(q=q, k=k, v=k)
@@ -215,10 +231,11 @@ def _counts(tiling: VideoTiling, query_tiles: int, device: torch.device) -> Tens
     return tiling.counts(device) if tiling.is_ragged and query_tiles > 1 else None
 
 
-def _check_gate(name: str, gate: Tensor, v: Tensor, tiling: VideoTiling) -> None:
+def _check_gate(name: str, gate: Tensor, q: Tensor, v: Tensor, tiling: VideoTiling) -> None:
     tiling.check_tiled(gate, name)
-    if (gate.shape, gate.device, gate.dtype) != (v.shape, v.device, v.dtype):
+    due = *q.shape[:3], v.shape[3]
+    if (gate.shape, gate.device, gate.dtype) != (due, v.device, v.dtype):
         raise ValueError(
-            f"{name} is {tuple(gate.shape)} {gate.device}/{gate.dtype}, v is {tuple(v.shape)} "
+            f"{name} is {tuple(gate.shape)} {gate.device}/{gate.dtype}, the output {due} "
             f"{v.device}/{v.dtype}: make them alike"
         )

@@ -120,3 +120,16 @@ def test_the_kernel_is_a_well_formed_operator():
         checks += ["test_faketensor"]
     arguments = bits, MIXED.video, MIXED.tile, MIXED.rows, 0, 2, True
     torch.library.opcheck(tile_lists, arguments, test_utils=checks)
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_the_longest_row_decides_whether_lists_are_too_long(row):
+    """Rows are of unequal length, and any of them may be the longest."""
+    tiling = VideoTiling((4, 4, 8), (2, 4, 4))
+    lengths = torch.tensor([1, 2, 0, 2])
+    lengths[row] = 3
+    chosen = (torch.arange(4) < lengths[:, None])[None, None]
+    with pytest.raises(ValueError, match="a row has 3 tiles, more than most=2"):
+        tile_lists_twin(pack_bits(chosen), tiling, 2, False)
+    num, _ = tile_lists_twin(pack_bits(chosen), tiling, 3, False)
+    assert torch.equal(num.sum(0)[0, 0], lengths.int())

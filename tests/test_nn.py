@@ -68,6 +68,22 @@ def test_adapting_starts_as_dense_attention():
     assert layer.gate_coarse.weight.grad.abs().sum() > 0  # it can leave zero
 
 
+@pytest.mark.parametrize("layer", [VSA(48, 3, None, gates=False), BSA(None, keep=0.5)])
+def test_without_a_rule_gradients_are_those_of_dense_attention(layer):
+    def differentiate(attend, dtype):
+        qkv = [t.requires_grad_() for t in inputs(dtype)[1:]]
+        out = attend(*qkv)
+        return [out, *torch.autograd.grad(out.square().sum(), qkv)]
+
+    def ours(*qkv):
+        x, *tiled = (tiling.to_tiles(t) for t in (inputs()[0], *qkv))
+        return tiling.from_tiles(layer(x, *tiled, tiling))
+
+    dense = torch.nn.functional.scaled_dot_product_attention
+    plain, exact = (differentiate(dense, dtype) for dtype in (torch.float32, torch.float64))
+    assert_accurate(differentiate(ours, torch.float32), [plain], exact, inputs())
+
+
 def test_bsa_is_the_function_with_its_arguments():
     x, *qkv = (tiling.to_tiles(t) for t in inputs())
     results = {}

@@ -166,6 +166,52 @@ def test_query_tiles_of_a_block_choose_together_by_their_mean_query(problem):
         torch.testing.assert_close(theirs[..., tile, :], mean)
 
 
+def test_a_nearly_empty_tile_has_little_say_in_a_choice_made_together():
+    """A full tile of 16 tokens wants key tile 0 by 1, a tile of 4 wants key tile 1 by 2: the mean
+    over tokens, (16 - 8) / 20, is for tile 0, the mean over tiles, (1 - 2) / 2, for tile 1."""
+    tiling = VideoTiling((2, 2, 5), (2, 2, 4), rows=16)
+    assert tiling.counts().tolist() == [16, 4]
+    q, k = torch.zeros(2, 1, 1, tiling.tokens, 16)
+    first = reference.tile_of_token(tiling.video, tiling.tile) == 0
+    k[..., first, 0] = 1
+    k[..., ~first, 0] = -1
+    q[..., first, 0] = 1
+    q[..., ~first, 0] = -2
+    tiled = tiling.to_tiles(q), tiling.to_tiles(k)
+    alone, together = (vsa_tile_map(*tiled, tiling, top_k=1, query_tiles=n) for n in (1, 2))
+    assert alone[0, 0].tolist() == [[True, False], [False, True]]
+    assert together[0, 0].tolist() == [[True, False], [True, False]]
+
+
+@pytest.mark.parametrize("top_k", [2, None])
+@pytest.mark.parametrize("text", [0, 5])
+def test_grouped_heads_are_repeated_ones(top_k, text):
+    tiling = VideoTiling((3, 5, 4), tile=(2, 2, 2), text=text)
+    generator = torch.Generator().manual_seed(0)
+    rows = tiling.padded_tokens
+    shapes = [(2, heads, rows, 16) for heads in (4, 2, 2, 4, 4)]  # q, k, v and gates
+    drawn = [torch.randn(shape, generator=generator) for shape in shapes]
+    options = dict(top_k=top_k, text_lengths=torch.tensor([5, 3]) if text else None)
+
+    def grouped(q, k, v, coarse, fine):
+        gates = dict(gate_coarse=coarse, gate_fine=fine)
+        return vsa_attention(q, k, v, tiling, enable_gqa=True, **gates, **options)
+
+    def repeated(q, k, v, *gates):
+        return grouped(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), *gates)
+
+    found = results(grouped, [x.requires_grad_() for x in drawn], 0)
+    plain = results(repeated, drawn, 0)
+    exact = results(repeated, [x.detach().double().requires_grad_() for x in drawn], 0)
+    assert_accurate(found, [plain], exact, drawn)
+    if not text:
+        q, k = drawn[:2]
+        maps = [vsa_tile_map(q, x, tiling, top_k=2) for x in (k, k.repeat_interleave(2, 1))]
+        assert torch.equal(*maps) and not torch.equal(maps[0][:, 0], maps[0][:, 2])
+        masks = [vsa_mask(q, x, tiling, top_k=2) for x in (k, k.repeat_interleave(2, 1))]
+        assert torch.equal(*(mask.to_dense() for mask in masks))
+
+
 def test_one_block_of_all_query_tiles_is_one_choice_for_all():
     tiling = VideoTiling((4, 8, 12), (4, 4, 4))
     problem = dict(tiling=tiling, batch=2, heads=2, dim=16, seed=0, top_k=2, query_tiles=6)
@@ -211,8 +257,12 @@ def test_bad_input_is_one_clear_line():
     for gate in (good.double(), good[0], good[:, :1], good.repeat(2, 1, 1, 1)):
         with pytest.raises(ValueError, match=r"^gate_fine is \(.*make them alike$"):
             vsa_attention(good, good, good, tiling, top_k=2, gate_fine=gate)
-    with pytest.raises(ValueError, match=r"heads \(1, 2\), k and v \(1, 1\): repeat the key"):
+    with pytest.raises(ValueError, match=r"q has 2 heads, k 1: make them equal"):
         vsa_attention(good, good[:, :1], good[:, :1], tiling, top_k=2)
+    with pytest.raises(ValueError, match=r"q has 1 heads, k 2: make them equal"):
+        vsa_attention(good[:, :1], good, good, tiling, top_k=2, enable_gqa=True)
+    with pytest.raises(ValueError, match="q has batch 2, k and v 1: expand"):
+        vsa_attention(good.repeat(2, 1, 1, 1), good, good, tiling, top_k=2)
     with pytest.raises(ValueError, match=r"must be \[batch, heads, tokens, dim\]"):
         vsa_mask(good[0], good[0], tiling, top_k=2)
 

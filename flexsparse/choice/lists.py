@@ -84,7 +84,8 @@ def _counted(chosen: Tensor, width: int) -> tuple[Tensor, Tensor]:
     rank = chosen.cumsum(-1, dtype=torch.int32)
     slot = torch.where(chosen, rank - 1, width).long()  # those not chosen write past the end
     index = torch.arange(m, dtype=torch.int32, device=chosen.device).expand_as(slot)
-    indices = index.new_zeros((*slot.shape[:-1], width + 1)).scatter_(-1, slot, index)
+    indices = slot.new_zeros((*slot.shape[:-1], width + 1), dtype=torch.int32)
+    indices = indices.scatter_(-1, slot, index)
     return rank[..., -1].contiguous(), indices[..., :width].contiguous()
 
 

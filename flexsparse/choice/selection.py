@@ -90,7 +90,5 @@ def sort_keys(scores: Tensor) -> Tensor:
 
 def tile_map(selected: Tensor, num_tiles: int) -> Tensor:
     """Who attends to whom: int ``[..., n, k]`` of chosen tiles to bool ``[..., n, num_tiles]``."""
-    chosen = torch.zeros(
-        (*selected.shape[:-1], num_tiles), dtype=torch.bool, device=selected.device
-    )
+    chosen = selected.new_zeros((*selected.shape[:-1], num_tiles), dtype=torch.bool)
     return chosen.scatter_(-1, selected.long(), True)

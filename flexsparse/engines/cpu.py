@@ -13,35 +13,19 @@ the largest score. exp is exp2 of a multiple, which is faster by far where MKL's
 Scores stand keys by queries: most of the products then read their operands in memory order.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from flexsparse.engines.cpu_chunks import Walk, gather
+from flexsparse.derivatives import set_forward_mode, set_once
+from flexsparse.engines.cpu_chunks import LOG2_E, Walk, gather, to_blocks, to_tokens
+from flexsparse.engines.cpu_jvp import block_sparse_attention_jvp
 
-LOG2_E = math.log2(math.e)
 # What a thread gathers and scores at a time: more keeps it busier and leaves its cache, and the
 # backward's chunks, which lie beside the gradients, set a step's peak memory.
 FORWARD_CHUNK, BACKWARD_CHUNK = 4 << 20, 2 << 20  # bytes
 SAFE = 40.0  # a row whose |lse| is below needs no shift: exp and its sums stay in fp32's range
-
-
-def _blocks(x: Tensor, size: int, order: Tensor | None = None) -> Tensor:
-    """[B, H, L, D] -> [B * H * ceil(L / size), size, D], zero-padded, in the order wanted."""
-    pad = -x.shape[2] % size
-    x = F.pad(x, (0, 0, 0, pad)) if pad else x.contiguous()
-    x = x.view(-1, size, x.shape[3])
-    return x if order is None else x.index_select(0, order)
-
-
-def _tokens(x: Tensor, like: Tensor, dtype: torch.dtype, order: Tensor | None = None) -> Tensor:
-    """The inverse of `_blocks`, for batch, heads and length of `like`, and in `dtype`."""
-    x = x if order is None else torch.empty_like(x).index_copy_(0, order, x)
-    batch, heads, length = like.shape[:3]
-    return x.view(batch, heads, -1, *x.shape[2:])[:, :, :length].to(dtype).contiguous()
 
 
 @torch.library.custom_op("flexsparse::block_sparse_attention", mutates_args=(), device_types="cpu")
@@ -64,7 +48,7 @@ def block_sparse_attention(
     lse [B, Hq, Lq], the natural log-sum-exp, fp32, or fp64 for fp64; then, for the backward alone,
     the shift and the inverse total of each row. Query head h reads key head h // (Hq // Hkv).
     Lengths need not fill the last block. Half precision is computed in fp32. There are first
-    derivatives only.
+    derivatives only, backward and forward.
 
     full_num int [B or 1, Hq or 1, nq] and full_idx int [.., nq, W]: query block i sees all of the
     key blocks full_idx[.., i, :full_num[.., i]], each listed once; the rest may hold anything.
@@ -75,8 +59,8 @@ def block_sparse_attention(
     """
     lists = full_num, full_idx, partial_num, partial_idx, partial_mask
     walk = Walk(q, k, v, lists, q_block, kv_block, scores=1, chunk_bytes=FORWARD_CHUNK)
-    qs = _blocks(q, q_block, walk.order)
-    ks, vs = (_blocks(x, kv_block).flatten(1) for x in (k, v))
+    qs = to_blocks(q, q_block, walk.order)
+    ks, vs = (to_blocks(x, kv_block).flatten(1) for x in (k, v))
     out = torch.empty(*qs.shape[:2], v.shape[3], dtype=walk.dtype)
     lse, total = (torch.empty(qs.shape[:2], dtype=walk.dtype) for _ in range(2))
     top = torch.zeros_like(total)
@@ -109,8 +93,8 @@ def block_sparse_attention(
         if hidden is not None:
             total_.masked_fill_(total_ == 0, torch.inf)  # of rows that see nothing
         torch.bmm(p.mT, gather(vs, ids, hidden, values), out=out_).div_(total_[..., None])
-    lse, top, weight = (_tokens(x, q, x.dtype, walk.order) for x in (lse, top, 1 / total))
-    return _tokens(out, q, q.dtype, walk.order), lse, top, weight
+    lse, top, weight = (to_tokens(x, q, x.dtype, walk.order) for x in (lse, top, 1 / total))
+    return to_tokens(out, q, q.dtype, walk.order), lse, top, weight
 
 
 @block_sparse_attention.register_fake
@@ -138,10 +122,10 @@ def _backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     walk = Walk(q, k, v, lists, q_block, kv_block, scores=2, chunk_bytes=BACKWARD_CHUNK)
-    qs, gs, outs = (_blocks(x, q_block, walk.order) for x in (q, g, out))
+    qs, gs, outs = (to_blocks(x, q_block, walk.order) for x in (q, g, out))
     rows = (x[..., None] for x in (shift, weight, g_lse))
-    shift, weight, g_lse = (_blocks(x, q_block, walk.order) for x in rows)
-    ks, vs = (_blocks(x, kv_block).flatten(1) for x in (k, v))
+    shift, weight, g_lse = (to_blocks(x, q_block, walk.order) for x in rows)
+    ks, vs = (to_blocks(x, kv_block).flatten(1) for x in (k, v))
     blind = weight == 0  # a row that sees nothing, or that is none
     any_blind, shifts = bool(blind.any()), bool(shift.any())
     delta = (gs.to(walk.dtype) * outs).sum(-1, keepdim=True).sub_(g_lse).mul_(weight)
@@ -176,7 +160,11 @@ def _backward(
         torch.bmm(p, g_, out=values)
         dv.index_add_(0, ids, values.view(ids.shape[0], -1))
     dk, dv = (x.view(-1, kv_block, x.shape[1] // kv_block) for x in (dk, dv))
-    return _tokens(dq, q, q.dtype, walk.order), _tokens(dk, k, k.dtype), _tokens(dv, v, v.dtype)
+    return (
+        to_tokens(dq, q, q.dtype, walk.order),
+        to_tokens(dk, k, k.dtype),
+        to_tokens(dv, v, v.dtype),
+    )
 
 
 @_backward.register_fake
@@ -197,4 +185,12 @@ def _differentiate(ctx, g, g_lse, *_):
     return *grads, *[None] * 8
 
 
+def _push_forward(results, inputs, tangents) -> list[Tensor | None]:
+    (_, _, shift, weight), (q, k, v, *lists), blocks = results, inputs[:-3], inputs[-3:]
+    given = *tangents[:3], q, k, v, shift, weight, *lists, *blocks
+    return [*block_sparse_attention_jvp(*given), None, None]
+
+
 block_sparse_attention.register_autograd(_differentiate, setup_context=_setup_context)
+set_forward_mode(block_sparse_attention, _push_forward)
+set_once(_backward)

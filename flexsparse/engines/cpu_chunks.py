@@ -5,6 +5,7 @@ gathered key blocks and their scores stay in cache. Scores stand keys by queries
 key from a query block is filling one row.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -12,6 +13,23 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+LOG2_E = math.log2(math.e)
+
+
+def to_blocks(x: Tensor, size: int, order: Tensor | None = None) -> Tensor:
+    """[B, H, L, D] -> [B * H * ceil(L / size), size, D], zero-padded, in the order wanted."""
+    pad = -x.shape[2] % size
+    x = F.pad(x, (0, 0, 0, pad)) if pad else x.contiguous()
+    x = x.view(-1, size, x.shape[3])
+    return x if order is None else x.index_select(0, order)
+
+
+def to_tokens(x: Tensor, like: Tensor, dtype: torch.dtype, order: Tensor | None = None) -> Tensor:
+    """The inverse of :func:`to_blocks`, for batch, heads and length of `like`, and in `dtype`."""
+    x = x if order is None else torch.empty_like(x).index_copy_(0, order, x)
+    batch, heads, length = like.shape[:3]
+    return x.view(batch, heads, -1, *x.shape[2:])[:, :, :length].to(dtype).contiguous()
 
 
 class Hidden(NamedTuple):

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask, create_mask
 from torch.nn.attention.flex_attention import flex_attention as torch_flex_attention
 
-from flexsparse.checks import check_alike
+from flexsparse.checks import as_autocast, check_alike, check_heads
 from flexsparse.choice.block_mask import TileBlockMask
 from flexsparse.choice.lists import has_partial_tiles
+from flexsparse.derivatives import has_tangent, refuse_tangents
 from flexsparse.engines import kernel_options as configs
 from flexsparse.engines.cpu import block_sparse_attention
 from flexsparse.engines.cpu_scores import score_mod_attention
@@ -49,7 +51,7 @@ def flex_attention(
 
     Args:
         query, key, value: ``[B, Hq, Lq, D]``, ``[B, Hkv, Lk, D]``, ``[B, Hkv, Lk, Dv]``, one device
-            and dtype.
+            and dtype; mixed dtypes under autocast are cast to its own.
         score_mod, block_mask, scale, enable_gqa, return_lse, return_aux: as in
             ``torch.nn.attention.flex_attention.flex_attention``.
         kernel_options: of torch's, which go before our own (compute blocks by
@@ -72,6 +74,7 @@ def flex_attention(
     if isinstance(block_mask, TileBlockMask):
         tiling, lengths = block_mask.tiling, block_mask.text_lengths
         q_tiling = tiling if block_mask.all_queries else None
+    query, key, value = as_autocast(query, key, value)
     _check(query, key, value, block_mask, enable_gqa)
     if tiling is not None:
         key, value = (tiling.zero_padding(x, lengths) for x in (key, value))
@@ -117,6 +120,8 @@ def _attention(
 ) -> tuple[Tensor, Any]:
     """Output and AuxOutput; the device decides."""
     if query.device.type != "cpu":
+        if has_tangent(query, key, value):  # which a compiled graph would drop
+            refuse_tangents("flex_attention on CUDA")
         given = score_mod, block_mask, scale, enable_gqa, kernel_options, aux
         return _torch_attention(query, key, value, *given)
     engine = (kernel_options or {}).get("BACKEND", "AUTO")
@@ -125,6 +130,12 @@ def _attention(
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if score_mod is None and not (aux is not None and aux.max_scores):
         return _cpu_attention(query, key, value, block_mask, scale)
+    vmapped = [] if torch.compiler.is_compiling() else filter(is_batchedtensor, (query, key, value))
+    if _trains(*map(get_unwrapped, vmapped)):  # a chunk would be made again when vmap has ended
+        raise NotImplementedError(
+            "score_mod on a CPU has no backward under torch.func.vmap: make the dimension part of "
+            "the batch"
+        )
     given = score_mod or (lambda score, *_: score), block_mask, scale, aux or AuxRequest()
     return score_mod_attention(query, key, value, *given)
 
@@ -135,12 +146,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, gqa: bool) -
         for name, x in {**tiled, "key": k, "value": v}.items():
             mask.tiling.check_tiled(x, name)
     check_alike(query=q, key=k, value=v)
-    heads, kv_heads = q.shape[1], k.shape[1]
-    if heads % kv_heads or (heads != kv_heads and not gqa):
-        raise ValueError(
-            f"query has {heads} heads, key {kv_heads}: make them equal, or pass enable_gqa=True "
-            "with a divisor"
-        )
+    check_heads(q, k, gqa, ("query", "key"))
     if q.is_cuda and (q.shape[-1] % 16 or v.shape[-1] % 16):
         raise ValueError(
             f"head dims {q.shape[-1]} and {v.shape[-1]} must be multiples of 16 on CUDA: pad them"

@@ -18,6 +18,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from flexsparse.derivatives import set_forward_mode, set_once
+
 
 @triton.jit
 def _load(x, o_n, o_d, n, D: tl.constexpr):
@@ -197,3 +199,5 @@ def _backward(ctx: Any, dout: Tensor, _: Any) -> tuple:
 
 
 coarse_attention.register_autograd(_backward, setup_context=_save)
+set_forward_mode(coarse_attention)
+set_once(coarse_attention_backward)

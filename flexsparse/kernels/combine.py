@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from flexsparse.derivatives import set_forward_mode, set_once
 from flexsparse.kernels.geometry import grid_of, tile_tokens
 
 _BLOCK_R = 32
@@ -172,3 +173,5 @@ def _backward(ctx: Any, dout: Tensor) -> tuple:
 
 
 combine.register_autograd(_backward, setup_context=_save)
+set_forward_mode(combine)
+set_once(combine_backward)

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from flexsparse.derivatives import set_forward_mode
 from flexsparse.kernels.geometry import grid_of, tile_tokens
 from flexsparse.tiling import VideoTiling
 
@@ -86,3 +87,4 @@ def _backward(ctx: Any, dout: Tensor) -> tuple:
 
 
 pool_tiles.register_autograd(_backward, setup_context=_save)
+set_forward_mode(pool_tiles)

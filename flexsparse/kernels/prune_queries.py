@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from flexsparse.derivatives import set_forward_mode, set_once
 from flexsparse.kernels.geometry import center_rows, grid_of, window_boxes, window_rows
 from flexsparse.kernels.launch import blocks_of, warps_of
 
@@ -196,3 +197,5 @@ def _backward(ctx: Any, dout: Tensor, *_: Any) -> tuple:
 
 
 prune_queries.register_autograd(_backward, setup_context=_save)
+set_forward_mode(prune_queries)
+set_once(prune_queries_backward)

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from flexsparse.derivatives import set_forward_mode, set_once
 from flexsparse.kernels.geometry import center_rows, grid_of, window_boxes, window_rows
 from flexsparse.kernels.launch import blocks_of, warps_of
 
@@ -171,3 +172,5 @@ def _backward(ctx: Any, dout: Tensor, _: Any) -> tuple:
 
 
 restore_rows.register_autograd(_backward, setup_context=_save)
+set_forward_mode(restore_rows)
+set_once(restore_rows_backward)

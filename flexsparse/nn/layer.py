@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from flexsparse.checks import as_autocast
 from flexsparse.tiling import VideoTiling
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class AttentionLayer(nn.Module):
             ``[B, H, L, D]``, with ``shards`` this rank's rows of it.
         """
         gates = self.gates(x, tiling, text_lengths, shards)
+        q, k, v = as_autocast(q, k, v)
         given = q, k, v, *(gate.to(v.dtype) for gate in gates)
         if shards is None:
             return self.attend(*given, tiling=tiling, text_lengths=text_lengths)

@@ -131,6 +131,7 @@ class VSA(AttentionLayer):
         tiling: VideoTiling,
         text_lengths: Tensor | None = None,
     ) -> Tensor:
+        """Attend; k and v may have a divisor of q's heads."""
         return vsa_attention(
             q,
             k,
@@ -139,6 +140,7 @@ class VSA(AttentionLayer):
             top_k=self.kv_rule,
             gate_coarse=gate_coarse,
             gate_fine=gate_fine,
+            enable_gqa=q.shape[1] != k.shape[1],
             query_tiles=min(self.query_tiles, tiling.num_tiles),
             text_lengths=text_lengths,
             kernel_options=self.kernel_options,

@@ -108,6 +108,8 @@ def prune_queries(
     tiling.check_tiled(q, "q")
     if q.dim() != 4:
         raise ValueError(f"q must be [batch, heads, tokens, dim], not {tuple(q.shape)}")
+    if not q.numel():
+        raise ValueError(f"q must not be empty: {tuple(q.shape)}")
     windows = Windows(tiling, keep, window)
     check_text_lengths(text_lengths, tiling, q)
     if tiling.text:

@@ -9,12 +9,13 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from trainer_runs import run, tiny, weights
 
-from flexsparse import Mass, Threshold
+from flexsparse import Mass, Threshold, TopK, VideoTiling
 from models.attention import BSA, VSA, Dense
 from train.configs.video_dit import loader
 from train.records.metrics import Metrics
 from train.sparsity import break_even
 from train.sparsity.annealing import Annealing, SparsityConfig
+from train.sparsity.annealing import annealed as annealed_rule
 from train.sparsity.break_even import BreakEven, measure_break_even
 from train.sparsity.schedules import Constant, DenseWarmup, FallingTiles
 from train.weights.checkpoint import Checkpointer
@@ -185,3 +186,36 @@ def test_curves_show_the_sparsity_of_the_step(tmp_path):
     tiles = [trainer.annealing.tiles_at(step) for step in range(1, 10)]
     assert shown == pytest.approx([0 if k is None else 1 - k / 32 for k in tiles])
     assert shown[0] == 0 < shown[-1]
+
+
+class Layered(nn.Module):
+    """As many layers as rules, of a model of 32 tiles."""
+
+    top_k, tiling = 2, VideoTiling((8, 4, 4), (1, 2, 2))
+
+    def __init__(self, *rules):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.layers = nn.ModuleList(nn.Module() for _ in rules)
+        for layer, rule in zip(self.layers, rules, strict=True):
+            layer.kv_rule = rule
+
+
+def test_each_layer_keeps_to_its_own_cap_while_tiles_fall():
+    caps = [6, 4, None]
+    model = Layered(*(TopK(2, max_tiles=cap) for cap in caps))
+    annealing = Annealing(model, FALL, steps=20)
+    annealing.break_even = -1.0
+    seen = set()
+    for step in range(2, 17):
+        tiles = annealing.apply(step)
+        admitted = [layer.kv_rule(torch.arange(32.0)).sum() for layer in model.layers]
+        assert admitted == [min(tiles, cap or tiles) for cap in caps]
+        seen.add(tiles)
+    assert {30, 8, 6, 4, 2} <= seen
+
+
+def test_a_cap_stays_with_a_rule_that_takes_its_tiles_from_a_schedule():
+    rule = annealed_rule(TopK(8, max_tiles=6), torch.tensor(8), 16)
+    assert rule.bounds(32)[1] == 6 and rule(torch.arange(32.0)).sum() == 6
+    assert annealed_rule(TopK(8, max_tiles=6), torch.tensor(8), 5).bounds(32)[1] == 5

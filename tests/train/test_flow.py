@@ -89,3 +89,14 @@ def test_the_sampler_starts_from_noise_keyed_by_seed_and_clip():
     assert torch.equal(four[:2], sampled(2, 0))
     assert not torch.equal(four, sampled(4, 1))
     assert len(four.flatten(1).unique(dim=0)) == 4
+
+
+def test_times_are_even_unless_a_shift_is_asked_for():
+    seen = []
+
+    def still(x, t, context):
+        seen.append(t[0].item())
+        return torch.zeros_like(x)
+
+    sample(still, torch.zeros(1, 1, 1), (3, 1, 2, 2), steps=4)
+    assert seen == [1.0, 0.75, 0.5, 0.25]
