@@ -11,8 +11,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from flexsparse.diffusers import cogvideox, hunyuan_video, ltx, wan  # noqa: F401  # register
-from flexsparse.diffusers.call import Call
-from flexsparse.diffusers.families import family_of
+from flexsparse.diffusers.call import Call, check_processor
+from flexsparse.diffusers.families import Family, family_of
 from flexsparse.diffusers.gates import fill_from_origin, mark
 from flexsparse.slots import BSA, VSA
 from flexsparse.stages.windows import Windows
@@ -65,6 +65,8 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
     if isinstance(method, VSA):
         method = replace(method, adapt=True)
     dtype = cast(torch.dtype, model.dtype)  # that it computes in, however weights are stored
+    own = _own_processors(model, family)
+    kinds = {name: family.processor_for(name, processor) for name, processor in own.items()}
     kept = _kept_gates(model, dtype)
     slots = {
         name: _slot(name, attn, method, dtype, kept.get(name, {}))
@@ -79,11 +81,9 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
     if getattr(model, _STATE, None) is not None:
         restore(model)
     call = Call(method, family.grid, dict(family.layers(model)))
-    processors: dict[str, Any] = {}
     for name, attn in family.layers(model):
-        processors[name] = attn.processor
         attn.slot = slots[name]
-        attn.set_processor(family.processor(call))
+        attn.set_processor(kinds[name](call))
     hooks = (
         model.register_forward_pre_hook(call.enter, with_kwargs=True),
         model.register_forward_hook(call.leave, always_call=True),
@@ -92,8 +92,18 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
         name: {gate: module for gate, module in gates.items() if not _has(slots[name], gate)}
         for name, gates in kept.items()
     }
-    setattr(model, _STATE, _State(processors, hooks, aside, dtype))
+    setattr(model, _STATE, _State(own, hooks, aside, dtype))
     mark(model)
+
+
+def _own_processors(model: nn.Module, family: Family) -> dict[str, Any]:
+    """The processors that a model has, or had before it was sparse, by layer."""
+    state: _State | None = getattr(model, _STATE, None)
+    if state is None:
+        return {name: attn.processor for name, attn in family.layers(model)}
+    for name, attn in family.layers(model):
+        check_processor(name, attn)
+    return state.processors
 
 
 def _check_shards(
