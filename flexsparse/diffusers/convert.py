@@ -13,7 +13,8 @@ from torch.distributed.tensor import DTensor
 from flexsparse.diffusers import cogvideox, hunyuan_video, ltx, wan  # noqa: F401  # register
 from flexsparse.diffusers.call import Call, check_processor
 from flexsparse.diffusers.families import Family, family_of
-from flexsparse.diffusers.gates import fill_from_origin, mark
+from flexsparse.diffusers.gates import mark
+from flexsparse.diffusers.origin import fill_from_origin
 from flexsparse.slots import BSA, VSA
 from flexsparse.stages.windows import Windows
 from flexsparse.tiling import VideoTiling
