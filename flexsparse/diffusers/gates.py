@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from flexsparse.diffusers.files import Stored, stored_in
+from flexsparse.diffusers.offload import check_in_memory
 
 MARK = "_flexsparse_gates"  # with an underscore diffusers carries it through config.json
 FILE = "gates.safetensors"  # of save_gates
@@ -41,6 +42,7 @@ def load_gates(model: nn.Module, folder: str | Path, variant: str | None = None)
         FileNotFoundError: no such weights in the folder.
     """
     gates, folder = _some_gates_of(model), Path(folder)
+    check_in_memory(model, gates)
     if folder.is_file():
         fill(gates, gates_in(Stored(folder)), folder)
         return
@@ -74,6 +76,7 @@ def save_gates(model: nn.Module, folder: str | Path) -> None:
     gates = _some_gates_of(model)
     if any(isinstance(parameter, DTensor) for parameter in gates.values()):
         raise ValueError("the gates are sharded: save them from the model that is gathered")
+    check_in_memory(model, gates)
     folder = Path(folder)
     if (folder / FILE).exists() or any(map(gates_in, stored_in(folder))):
         raise FileExistsError(f"{folder} has gates already: give another folder")
