@@ -176,7 +176,7 @@ def test_device_maps(tmp_path):
     sparsify(whole, SPARSE)
     assert torch.equal(run(whole, BATCH), wanted)
     parts = {name: "cpu" for name, _ in model.named_children()}
-    parts = parts | {"blocks.0": "cpu", "blocks.1": "disk"}
+    parts |= {"blocks.0": "cpu", "blocks.1": "disk", "scale_shift_table": "cpu"}
     del parts["blocks"]
     moved = load(tmp_path / "model", device_map=parts, offload_folder=str(tmp_path / "disk"))
     with pytest.raises(ValueError, match="weights of blocks.1.attn1 are offloaded"):
