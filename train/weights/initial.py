@@ -22,7 +22,7 @@ from train.log import logger
 from train.records.run_dir import check_config, write_config
 from train.records.starts import record_start
 from train.sparsity.schedules import Constant, DenseWarmup
-from train.weights.checkpoint import check_load_step, complete_steps
+from train.weights.checkpoint import check_initial_load_path, check_load_step, complete_steps
 from train.weights.lora import add_lora
 
 
@@ -86,6 +86,8 @@ def _check_start(config: Any, fresh: bool) -> None:
             f"initial.weights is {initial.weights} and checkpoint.initial_load_path is {step}: "
             f"give one of them"
         )
+    if fresh and step and not config.checkpoint.initial_load_in_hf:
+        check_initial_load_path(step)
     if fresh and initial.weights:
         package = pretrained(config.model)
         package.check(config.model, initial.weights)
