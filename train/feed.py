@@ -73,6 +73,7 @@ class Feed:
                 positions=range(first, first + len(x0)),
                 shift=self.flow.shift,
                 least=self.flow.least,
+                most=self.flow.most,
             )
             yield x0, context, noise, t
 

@@ -25,16 +25,23 @@ class FlowConfig:
     least: float = 0.0
     """Train and validate on times from here on: what no sampler visits need not be learnt."""
 
+    most: float = 1.0
+    """Train and validate on times up to here, as for a model of low noise beside one of high."""
+
     def __post_init__(self) -> None:
-        if not 0 <= self.least < 1:
-            raise ValueError(f"flow.least is {self.least}; give a time, 0 <= least < 1")
+        if not 0 <= self.least < self.most <= 1:
+            raise ValueError(
+                f"flow.least is {self.least} and flow.most {self.most}; give times, "
+                f"0 <= least < most <= 1"
+            )
         if self.shift <= 0:
             raise ValueError(f"flow.shift is {self.shift}; give a number above 0, 1 for no shift")
 
 
-def shifted(t: Tensor, shift: float, least: float = 0.0) -> Tensor:
-    """Times in [0, 1] bent towards 1 (noise); 0 and 1 stay where they are, but for `least`."""
-    return least + (1 - least) * shift * t / (1 + (shift - 1) * t)
+def shifted(t: Tensor, shift: float, least: float = 0.0, most: float = 1.0) -> Tensor:
+    """Times in [0, 1] bent towards 1 (noise), with 0 and 1 where they are, and then taken, evenly,
+    from there to `least` and `most`."""
+    return least + (most - least) * shift * t / (1 + (shift - 1) * t)
 
 
 def keyed_generator(device: torch.device, *key: int | str) -> torch.Generator:
@@ -51,20 +58,21 @@ def draw(
     positions: Sequence[int],
     shift: float = 1.0,
     least: float = 0.0,
+    most: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Noise and times for the clips at these positions of a step's global batch.
 
     Each clip has a generator of its own, keyed by (seed, step, position), so that the same global
     batch meets the same noise however it is split over ranks and accumulation steps.
 
-    Returns noise like `clips` [B, C, T, H, W], and t [B] in [least, 1), fp32.
+    Returns noise like `clips` [B, C, T, H, W], and t [B] in [least, most), fp32.
     """
     noise, times = torch.empty_like(clips), []
     for i, position in enumerate(positions):
         generator = keyed_generator(clips.device, "train", seed, step, position)
         times.append(torch.rand((), device=clips.device, generator=generator))
         noise[i].normal_(generator=generator)
-    return noise, shifted(torch.stack(times), shift, least)
+    return noise, shifted(torch.stack(times), shift, least, most)
 
 
 def flow_loss(model: Velocity, x0: Tensor, context: Tensor, noise: Tensor, t: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ from torchtitan.config import Configurable
 from torchtitan.distributed import ParallelDims
 from torchtitan.distributed.activation_checkpoint import ActivationCheckpointing, SelectiveAC
 from torchtitan.distributed.utils import clip_grad_norm_
+from torchtitan.tools.filesystem import is_remote
 from torchtitan.tools.profiler import Profiler
 
 device_type: str = _utils.device_type
@@ -75,4 +76,5 @@ __all__ = [
     "clip_grad_norm_",
     "default_adamw",
     "device_type",
+    "is_remote",
 ]

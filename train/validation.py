@@ -48,6 +48,11 @@ class Validator(Configurable):
         self.config, self.device, self.flow, self.ranks = config, device, flow, ranks
         if config.clips < 1:
             raise ValueError(f"validation.clips is {config.clips}: at least one is wanted")
+        if config.sample_steps and flow.most < 1:
+            raise ValueError(
+                f"flow.most is {flow.most}, and samples start from noise, at 1, which this model "
+                f"does not learn: give --validation.sample-steps 0"
+            )
         self.clips = dataloader.keep(config.clips)
         self.batches = [
             batch if ranks.sharing is None else _as_the_first_has_it(batch, ranks, device)
@@ -68,7 +73,7 @@ class Validator(Configurable):
             x0, context = (batch[name].to(self.device) for name in ("video", "context"))
             given = [number or 0 for number in numbers]
             even = (torch.tensor(given, device=self.device) + 0.5) / self.clips
-            t = shifted(even, self.flow.shift, self.flow.least)
+            t = shifted(even, self.flow.shift, self.flow.least, self.flow.most)
             losses = flow_loss(model, x0, context, self._noise(x0, given), t)
             counts = torch.tensor([n is not None for n in numbers], device=self.device)
             total += losses.where(counts, 0.0).sum()
@@ -76,6 +81,7 @@ class Validator(Configurable):
 
     def noisy(self, time: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
         """This rank's first clip as a model meets it: x_t [1, C, T, H, W], t, context."""
+        time = min(max(time, self.flow.least), self.flow.most)
         x0, context = (self.batches[0][name][:1].to(self.device) for name in ("video", "context"))
         noise = self._noise(x0, [self.numbers[0][0] or 0])
         return (1 - time) * x0 + time * noise, torch.full((1,), time, device=self.device), context

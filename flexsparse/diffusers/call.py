@@ -53,11 +53,7 @@ class Call:
         t, h, w = (len(range(size)) for size in self._grid_of(model, *args, **kwargs))
         self.grid = t, h, w
         for name, attn in self._attentions.items():  # of which a compiled program has guards
-            if not isinstance(attn.processor, Processor):
-                raise ValueError(
-                    f"{name} has lost its sparse attention to a {type(attn.processor).__name__}: "
-                    "restore(model) and sparsify it again, after what sets processors"
-                )
+            check_processor(name, attn)
 
     def leave(self, model: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         """A forward hook of the model, for calls that raise, too."""
@@ -133,11 +129,20 @@ class Processor:
     """What the processors of all models share: attention through the layer's slot.
 
     It is an attention processor in diffusers' sense; a subclass knows how its model projects and
-    rotates, and is called as that model's own processor is.
+    rotates, and is called as that model's own processor is, with all of that one's arguments.
     """
 
     def __init__(self, call: Call) -> None:
         self.call = call
+
+    def refuse(self, **given: Tensor | None) -> None:
+        """ValueError for arguments of the dense processor that sparse attention has no use for."""
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(
+                    f"{name} {list(value.shape)} was given to a layer whose attention is sparse, "
+                    f"which cannot obey it: call without it, or restore(model) first"
+                )
 
     def attend(
         self,
@@ -156,6 +161,15 @@ class Processor:
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         out = attn.slot(x, q, k, v, tiling, text_lengths)
         return tiling.from_tiles(out.transpose(1, 2).flatten(2, 3)).to(q.dtype)
+
+
+def check_processor(name: str, attn: Any) -> None:
+    """Raise ValueError if a layer of a sparse model has got another processor since."""
+    if not isinstance(attn.processor, Processor):
+        raise ValueError(
+            f"{name} has lost its sparse attention to a {type(attn.processor).__name__}: "
+            "restore(model) and sparsify it again, after what sets processors"
+        )
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

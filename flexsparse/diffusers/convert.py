@@ -11,9 +11,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from flexsparse.diffusers import cogvideox, hunyuan_video, ltx, wan  # noqa: F401  # register
-from flexsparse.diffusers.call import Call
-from flexsparse.diffusers.families import family_of
-from flexsparse.diffusers.gates import fill_from_origin, mark
+from flexsparse.diffusers.call import Call, check_processor
+from flexsparse.diffusers.families import Family, family_of
+from flexsparse.diffusers.gates import mark
+from flexsparse.diffusers.offload import check_in_memory, regroup
+from flexsparse.diffusers.origin import fill_from_origin
 from flexsparse.slots import BSA, VSA
 from flexsparse.stages.windows import Windows
 from flexsparse.tiling import VideoTiling
@@ -53,7 +55,8 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
     Raises:
         ValueError: a model that is not known, with how to add it, one whose layers run on other
             tokens than those of one video, or whose folder has gates that are none of these; a
-            window that does not divide the tile; weights that are sharded or offloaded already.
+            window that does not divide the tile; weights beside which there can be no new gates,
+            since they are sharded, or offloaded to where nothing can be added.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if not isinstance(method, VSA | BSA):
@@ -65,25 +68,25 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
     if isinstance(method, VSA):
         method = replace(method, adapt=True)
     dtype = cast(torch.dtype, model.dtype)  # that it computes in, however weights are stored
+    own = _own_processors(model, family)
+    kinds = {name: family.processor_for(name, processor) for name, processor in own.items()}
     kept = _kept_gates(model, dtype)
     slots = {
-        name: _slot(name, attn, method, dtype, kept.get(name, {}))
-        for name, attn in family.layers(model)
+        name: _slot(attn, method, dtype, kept.get(name, {})) for name, attn in family.layers(model)
     }
     _check_shards(model, slots, kept)
+    gates, there = _parameters(slots), _parameters(_slots_of(model))
+    fresh = [name for name, p in gates.items() if p is not there.get(name)]
+    if changed := bool(fresh) or gates.keys() != there.keys():
+        new = {name.partition(".slot.")[0] for name in fresh}
+        check_in_memory(model, {n: a.to_q.weight for n, a in family.layers(model) if n in new})
     if not any(kept.values()):
-        named = [
-            (f"{name}.slot.{n}", p) for name, s in slots.items() for n, p in s.named_parameters()
-        ]
-        fill_from_origin(model, dict(named))
-    if getattr(model, _STATE, None) is not None:
-        restore(model)
+        fill_from_origin(model, gates)
+    gone = _undo(model)
     call = Call(method, family.grid, dict(family.layers(model)))
-    processors: dict[str, Any] = {}
     for name, attn in family.layers(model):
-        processors[name] = attn.processor
         attn.slot = slots[name]
-        attn.set_processor(family.processor(call))
+        attn.set_processor(kinds[name](call))
     hooks = (
         model.register_forward_pre_hook(call.enter, with_kwargs=True),
         model.register_forward_hook(call.leave, always_call=True),
@@ -92,8 +95,20 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
         name: {gate: module for gate, module in gates.items() if not _has(slots[name], gate)}
         for name, gates in kept.items()
     }
-    setattr(model, _STATE, _State(processors, hooks, aside, dtype))
+    setattr(model, _STATE, _State(own, hooks, aside, dtype))
+    if changed:
+        regroup(model, gone)
     mark(model)
+
+
+def _own_processors(model: nn.Module, family: Family) -> dict[str, Any]:
+    """The processors that a model has, or had before it was sparse, by layer."""
+    state: _State | None = getattr(model, _STATE, None)
+    if state is None:
+        return {name: attn.processor for name, attn in family.layers(model)}
+    for name, attn in family.layers(model):
+        check_processor(name, attn)
+    return state.processors
 
 
 def _check_shards(
@@ -125,7 +140,8 @@ def _kept_gates(model: nn.Module, dtype: torch.dtype) -> dict[str, dict[str, nn.
         attn: Any = model.get_submodule(name)
         aside = state.gates.get(name, {})
         for gate in aside.values():  # which model.to(...) has not moved
-            gate.to(attn.to_q.weight.device)
+            if not attn.to_q.weight.is_meta:
+                gate.to(attn.to_q.weight.device)
             if state.dtype != dtype:
                 gate.to(dtype)
         kept[name] = aside | dict(attn.slot.named_children())
@@ -137,12 +153,10 @@ def _has(slot: nn.Module, gate: str) -> bool:
 
 
 def _slot(
-    name: str, attn: Any, method: VSA | BSA, dtype: torch.dtype, kept: dict[str, nn.Module]
+    attn: Any, method: VSA | BSA, dtype: torch.dtype, kept: dict[str, nn.Module]
 ) -> nn.Module:
     """A layer's slot, where its weights are, with the gates that are kept for it."""
     weight = attn.to_q.weight
-    if weight.is_meta:
-        raise ValueError(f"the weights of {name} are offloaded: sparsify the model before that")
     with torch.device(weight.device):
         slot = method.build(attn.to_q.in_features, attn.heads, None)
     if any(p.dtype != dtype for p in slot.parameters()):
@@ -158,12 +172,26 @@ def restore(model: nn.Module) -> None:
     """Undo :func:`sparsify`: the model is as it was before, bit for bit. Gates are dropped.
 
     Raises:
-        ValueError: a model that is not sparse.
+        ValueError: a model that is not sparse, or whose gates are offloaded to files.
     """
     model = getattr(model, "_orig_mod", model)
+    if getattr(model, _STATE, None) is None:
+        raise ValueError(f"this {type(model).__name__} is not sparse: nothing to restore")
+    gates = _parameters(_slots_of(model))
+    if gates:
+        check_in_memory(model, {})
+    gone = _undo(model)
+    mark(model)
+    if gates:
+        regroup(model, gone)
+
+
+def _undo(model: nn.Module) -> list[nn.Module]:
+    """Take the slots out of a model, if it has any; returns all modules in them."""
     state: _State | None = getattr(model, _STATE, None)
     if state is None:
-        raise ValueError(f"this {type(model).__name__} is not sparse: nothing to restore")
+        return []
+    gone = [module for slot in _slots_of(model).values() for module in slot.modules()]
     for name, processor in state.processors.items():
         attn: Any = model.get_submodule(name)
         attn.set_processor(processor)
@@ -171,4 +199,16 @@ def restore(model: nn.Module) -> None:
     for hook in state.hooks:
         hook.remove()
     delattr(model, _STATE)
-    mark(model)
+    return gone
+
+
+def _slots_of(model: nn.Module) -> dict[str, Any]:
+    """The slots that a model has, by layer."""
+    state: _State | None = getattr(model, _STATE, None)
+    return {} if state is None else {n: model.get_submodule(n).slot for n in state.processors}
+
+
+def _parameters(slots: dict[str, Any]) -> dict[str, nn.Parameter]:
+    """The gates of slots, by their name in the model."""
+    named = ((name, slot.named_parameters()) for name, slot in slots.items())
+    return {f"{name}.slot.{gate}": p for name, gates in named for gate, p in gates}

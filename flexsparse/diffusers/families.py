@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,27 @@ class Family:
         grid: the tokens along (T, H, W) of a call: called as the model is, with the model first.
         layers: its self-attention modules over the video, by name. Each has ``heads``, ``to_q``,
             ``processor`` and ``set_processor``, as diffusers' own attention modules do.
-        processor: made from the shared Call; takes the place of each layer's processor.
+        processor: made from the shared Call; takes the place of each layer's processor. Where it
+            depends on that one, of which parameters it reads, give one for each class that is
+            known: a layer with any other, which may compute something else, is refused.
     """
 
     name: str
     grid: Callable[..., Grid]
     layers: Callable[[nn.Module], Iterator[tuple[str, Any]]]
-    processor: type[Processor]
+    processor: type[Processor] | Mapping[type, type[Processor]]
+
+    def processor_for(self, layer: str, replaced: Any) -> type[Processor]:
+        """What takes the place of a layer's processor; ValueError for one that is not known."""
+        if not isinstance(self.processor, Mapping):
+            return self.processor
+        if (found := self.processor.get(type(replaced))) is None:
+            known = " or ".join(kind.__name__ for kind in self.processor)
+            raise ValueError(
+                f"{layer} has a {type(replaced).__name__}, and what that computes is not known: "
+                f"set a {known} before sparsify"
+            )
+        return found
 
 
 _FAMILIES: dict[str, Family] = {}

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, FrozenDict
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-_MARK = "_flexsparse_gates"  # with an underscore diffusers carries it through config.json
-_PICKLES = "diffusion_pytorch_model*.bin"  # of save_pretrained(safe_serialization=False)
+from flexsparse.diffusers.files import Stored, stored_in
+from flexsparse.diffusers.offload import check_in_memory
+
+MARK = "_flexsparse_gates"  # with an underscore diffusers carries it through config.json
+FILE = "gates.safetensors"  # of save_gates
 _GATE = re.compile(r"(.+\.slot\.gate_(?:coarse|fine))\.(?:base_layer\.)?(weight|bias)")
 _FASTVIDEO = re.compile(r"(blocks\.\d+)\.to_gate_(compress|fine)\.(weight|bias)")
 
 
-def load_gates(model: nn.Module, folder: str | Path) -> None:
-    """Read a model's gates from a folder.
+def load_gates(model: nn.Module, folder: str | Path, variant: str | None = None) -> None:
+    """Read a model's gates from a folder, or from one file.
 
     :func:`flexsparse.diffusers.sparsify` does so by itself where the model came from a local folder
     that has them; this is for gates that lie elsewhere, or came from the Hub.
@@ -31,16 +32,33 @@ def load_gates(model: nn.Module, folder: str | Path) -> None:
         model: sparsified with VSA.
         folder: where ``save_pretrained`` wrote the sparse transformer, or :func:`save_gates` its
             gates; or a Wan checkpoint that ``python -m train.export`` or FastVideo wrote in
-            diffusers' format.
+            diffusers' format. The files are those that ``from_pretrained`` reads, and
+            ``gates.safetensors``. Or a file of any name, .safetensors or .bin.
+        variant: of the weights, as ``from_pretrained`` has it.
 
     Raises:
-        ValueError: a model without gates, or a folder that has not exactly those of the model.
-        FileNotFoundError: no weights in the folder.
+        ValueError: a model without gates, a folder that has not exactly those of the model, or two
+            that differ; a file that cannot be read.
+        FileNotFoundError: no such weights in the folder.
     """
-    gates = _some_gates_of(model)
-    if not any([*Path(folder).glob(kind)] for kind in ("*.safetensors", _PICKLES)):
-        raise FileNotFoundError(f"{folder} has no *.safetensors, and no {_PICKLES}")
-    _fill(gates, _read(Path(folder)), folder)
+    gates, folder = _some_gates_of(model), Path(folder)
+    check_in_memory(model, gates)
+    if folder.is_file():
+        fill(gates, gates_in(Stored(folder)), folder)
+        return
+    there = stored_in(folder)
+    named = [stored for stored in there if stored.variant == variant][:1]
+    if variant is None and (folder / FILE).is_file():
+        named.append(Stored(folder / FILE))
+    if not named:
+        variants = ", ".join(sorted({stored.variant for stored in there if stored.variant}))
+        asked = "no " if variant is None else f"no variant {variant} of "
+        also = f"; it has variants: {variants}" if variants else ""
+        raise FileNotFoundError(
+            f"{folder} has {asked}diffusion_pytorch_model.safetensors, .bin or index of shards, "
+            f"and no {FILE}{also}"
+        )
+    fill(gates, the_same({stored.path: gates_in(stored) for stored in named}), folder)
 
 
 def save_gates(model: nn.Module, folder: str | Path) -> None:
@@ -51,18 +69,20 @@ def save_gates(model: nn.Module, folder: str | Path) -> None:
         folder: gets a ``gates.safetensors``; it need not exist.
 
     Raises:
-        ValueError: a model without gates, or with sharded ones.
+        ValueError: a model without gates, or with sharded ones; weights in the folder that cannot
+            be read.
         FileExistsError: a folder that has gates already.
     """
     gates = _some_gates_of(model)
     if any(isinstance(parameter, DTensor) for parameter in gates.values()):
         raise ValueError("the gates are sharded: save them from the model that is gathered")
+    check_in_memory(model, gates)
     folder = Path(folder)
-    if _read(folder):
+    if (folder / FILE).exists() or any(map(gates_in, stored_in(folder))):
         raise FileExistsError(f"{folder} has gates already: give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().contiguous() for name, p in gates.items()}
-    save_file(tensors, folder / "gates.safetensors", {"format": "pt"})
+    save_file(tensors, folder / FILE, {"format": "pt"})
 
 
 def gates_of(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -80,41 +100,17 @@ def _some_gates_of(model: nn.Module) -> dict[str, nn.Parameter]:
     return gates
 
 
-def fill_from_origin(model: nn.Module, gates: Mapping[str, nn.Parameter]) -> None:
-    """Fill new gates from the folder that the model was loaded from, if that has any; warn if they
-    are known to be somewhere and were not found.
-
-    Raises:
-        ValueError: a folder that has others than these, or a pipeline's with two transformers.
-    """
-    if not isinstance(model, ConfigMixin) or not gates:
-        return
-    origin = model.config.get("_name_or_path") or ""
-    folder, found = _of_origin(Path(origin)) if origin else (Path(), {})
-    if found:
-        _fill(gates, found, folder)
-    elif model.config.get(_MARK):
-        warnings.warn(
-            f"this {type(model).__name__} was saved with trained gates, which diffusers dropped as "
-            f"it loaded {origin}: they are zero until load_gates(model, FOLDER) reads them",
-            stacklevel=3,
-        )
-
-
-def _of_origin(origin: Path) -> tuple[Path, dict[str, Tensor]]:
-    """The folder of a model, and its gates. Of ``from_pretrained(DIR, subfolder=...)`` a model
-    remembers no more than DIR, the pipeline's."""
-    if found := _read(origin):
-        return origin, found
-    parts = [origin / name for name in ("transformer", "transformer_2")]
-    parts = [part for part in parts if part.is_dir()]
-    read = [(part, _read(part)) for part in parts]
-    if len(read) > 1 and any(found for _, found in read):
-        raise ValueError(
-            f"{origin} has two transformers, at least one with gates, and this model is one: "
-            f"load it by its folder, from_pretrained({str(parts[0])!r}) or _2, not subfolder="
-        )
-    return read[0] if read else (origin, {})
+def the_same(given: Mapping[Path, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What all of these files say; ValueError where they differ."""
+    first, *others = given or {Path(): {}}
+    for other in others:
+        a, b = given[first], given[other]
+        if a.keys() != b.keys() or not all(torch.equal(a[name], b[name]) for name in a):
+            raise ValueError(
+                f"{first} and {other} have different gates, and either may be meant: load the "
+                f"model from its own folder, without subfolder=, or move one of them away"
+            )
+    return given.get(first, {})
 
 
 def mark(model: nn.Module) -> None:
@@ -122,9 +118,9 @@ def mark(model: nn.Module) -> None:
     if not isinstance(model, ConfigMixin):
         return
     if gates_of(model):
-        model.register_to_config(**{_MARK: True})
-    elif _MARK in model.config:
-        kept: dict[str, Any] = {k: v for k, v in model.config.items() if k != _MARK}
+        model.register_to_config(**{MARK: True})
+    elif MARK in model.config:
+        kept: dict[str, Any] = {k: v for k, v in model.config.items() if k != MARK}
         model._internal_dict = FrozenDict(kept)
 
 
@@ -138,22 +134,13 @@ def _name(key: str) -> str:
     return ""
 
 
-def _read(folder: Path) -> dict[str, Tensor]:
-    """The gates that a folder's files have, by name."""
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118  # it is no dict
-                if name := _name(key):
-                    found[name] = tensors.get_tensor(key)
-    if not found and not [*folder.glob("diffusion_pytorch_model*.safetensors")]:
-        for file in sorted(folder.glob(_PICKLES)):
-            weights = torch.load(file, "cpu", weights_only=True, mmap=True)
-            found |= {name: x for key, x in weights.items() if (name := _name(key))}
-    return found
+def gates_in(stored: Stored) -> dict[str, Tensor]:
+    """The gates that a set of weights has, by name."""
+    found = stored.tensors(lambda key: bool(_name(key)))
+    return {_name(key): tensor for key, tensor in found}
 
 
-def _fill(
+def fill(
     gates: Mapping[str, nn.Parameter], found: Mapping[str, Tensor], folder: str | Path
 ) -> None:
     missing, surplus = sorted(gates.keys() - found.keys()), sorted(found.keys() - gates.keys())

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 from torch import Tensor
 
 from flexsparse.choice.text import split
@@ -44,7 +45,10 @@ class HunyuanVideoProcessor(Processor):
             q, k = (rotate(y, rotary, sequence_dim=1) for y in (q, k))
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         lengths = None
-        if attention_mask is not None:  # [B, 1, 1, tokens]: the text's, from its start
+        if attention_mask is not None:  # of the text, from its start: the model makes no other
+            bare = attention_mask.dtype == torch.bool
+            if not bare or attention_mask.shape[1:] != (1, 1, video + text):
+                self.refuse(attention_mask=attention_mask)
             lengths = attention_mask[:, 0, 0, video:].sum(-1)
         out = self.attend(attn, x, q, k, v, tiling, lengths)
         out, words = out[:, :video], out[:, video:]
@@ -74,6 +78,5 @@ def hunyuan_video_grid(model: Any, hidden_states: Tensor, *args: Any, **kwargs: 
 
 
 _layers = layers_of("transformer_blocks", "single_transformer_blocks", attention="attn")
-register(
-    Family("HunyuanVideoTransformer3DModel", hunyuan_video_grid, _layers, HunyuanVideoProcessor)
-)
+_processors = {HunyuanVideoAttnProcessor2_0: HunyuanVideoProcessor}
+register(Family("HunyuanVideoTransformer3DModel", hunyuan_video_grid, _layers, _processors))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusers.models.transformers.transformer_ltx import apply_rotary_emb
+from diffusers.models.transformers.transformer_ltx import LTXVideoAttnProcessor, apply_rotary_emb
 from torch import Tensor
 
 from flexsparse.diffusers.call import Grid, Processor, split_heads
@@ -22,6 +22,8 @@ class LTXProcessor(Processor):
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
+        given = dict(encoder_hidden_states=encoder_hidden_states, attention_mask=attention_mask)
+        self.refuse(**given)
         tiling = self.call.tiling(hidden_states.shape[1], rotary=image_rotary_emb)
         x = tiling.to_tiles(hidden_states)
         q, k, v = attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x)
@@ -55,5 +57,6 @@ def ltx_grid(
     return num_frames, height, width
 
 
+_processors = {LTXVideoAttnProcessor: LTXProcessor}
 _layers = layers_of("transformer_blocks", attention="attn1")
-register(Family("LTXVideoTransformer3DModel", ltx_grid, _layers, LTXProcessor))
+register(Family("LTXVideoTransformer3DModel", ltx_grid, _layers, _processors))

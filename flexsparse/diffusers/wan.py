@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
 from flexsparse.diffusers.call import Grid, Processor, split_heads
@@ -22,6 +23,8 @@ class WanProcessor(Processor):
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
+        given = dict(encoder_hidden_states=encoder_hidden_states, attention_mask=attention_mask)
+        self.refuse(**given)
         tiling = self.call.tiling(hidden_states.shape[1], rotary=rotary_emb)
         x = tiling.to_tiles(hidden_states)
         if attn.fused_projections:
@@ -50,7 +53,8 @@ def wan_grid(model: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Gr
     return t, h, w
 
 
+_processors = {WanAttnProcessor: WanProcessor}
 _layers = layers_of("blocks", attention="attn1")
-register(Family("WanTransformer3DModel", wan_grid, _layers, WanProcessor))
+register(Family("WanTransformer3DModel", wan_grid, _layers, _processors))
 _layers = layers_of("vace_blocks", "blocks", attention="attn1")
-register(Family("WanVACETransformer3DModel", wan_grid, _layers, WanProcessor))
+register(Family("WanVACETransformer3DModel", wan_grid, _layers, _processors))

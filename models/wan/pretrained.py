@@ -7,12 +7,13 @@ import torch
 from models.wan import checkpoint
 from models.wan.checkpoint import save
 from models.wan.config import WanConfig
+from models.wan.experts import times_of
 from models.wan.fit import check_fit, format_of
 from models.wan.formats import to_key
 from models.wan.model import WanModel
 from models.wan.shards import Weights
 
-__all__ = ["FORMATS", "check", "load", "save"]
+__all__ = ["FORMATS", "check", "load", "save", "times_of"]
 
 FORMATS = "diffusers", "wan"
 

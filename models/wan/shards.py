@@ -15,6 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from models.wan.experts import boundary_of, pair_in
+
+POINTER = b"version https://git-lfs.github.com/spec/"
 STEM = "diffusion_pytorch_model"
 PREFIXES = "model.diffusion_model.", "diffusion_model."
 DTYPES = {
@@ -67,9 +70,16 @@ class Weights:
         Raises:
             FileNotFoundError: nothing there.
             CheckpointError: a file cut short, missing from the index's list or no checkpoint at
-                all; a key in two files; weights that are not floating point.
+                all; a key in two files; weights that are not floating point; a folder of two
+                models, as Wan 2.2's are.
         """
         path = Path(path)
+        if pair := pair_in(path):
+            boundary = boundary_of(path, pair[0])
+            raise CheckpointError(
+                f"{path} has two models, {pair[0]} for noise above {boundary:g} and {pair[1]} for "
+                f"noise below: give the folder of one of them"
+            )
         if (path / "transformer").is_dir():
             path /= "transformer"
         entries: dict[str, Entry] = {}
@@ -147,6 +157,10 @@ def _read_header(file: Path) -> dict[str, Entry]:
             slices = {key: tensors.get_slice(key) for key in tensors.keys()}
     except SafetensorError as error:
         size = file.stat().st_size
+        if size < 1024 and file.read_bytes().startswith(POINTER):
+            raise CheckpointError(
+                f"{file} is a pointer of Git LFS in place of the weights: fetch them, git lfs pull"
+            ) from None
         raise CheckpointError(
             f"{file} is no whole safetensors file ({error}), all {size:,} bytes of it: download or "
             f"save it again"

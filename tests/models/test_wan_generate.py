@@ -228,4 +228,4 @@ def test_a_vae_that_does_not_fit_and_wan_2_2_are_refused(pipeline, tmp_path, cap
     shutil.copytree(pipeline, tmp_path / "two")
     shutil.copytree(pipeline / "transformer", tmp_path / "two" / "transformer_2")
     said = refused(capsys, pipeline, tmp_path / "a.mp4", "--checkpoint", str(tmp_path / "two"))
-    assert "has two transformers" in said
+    assert "has two models, transformer for noise above 0.875" in said

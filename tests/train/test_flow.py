@@ -1,10 +1,11 @@
 """Laws of the noise, the loss and the sampler."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.flow import draw, flow_loss, sample, shifted
+from train.flow import FlowConfig, draw, flow_loss, sample, shifted
 
 shifts = st.sampled_from([0.5, 1.0, 3.0, 5.0])
 seeds = st.integers(0, 2**63)
@@ -26,6 +27,21 @@ def test_no_time_is_below_the_least(seed, shift):
     _, t = draw(clips, **key, shift=shift, least=0.3)
     _, plain = draw(clips, **key, shift=shift)
     assert t.min() >= 0.3 and torch.allclose(t, 0.3 + 0.7 * plain)
+
+
+@given(seeds, shifts, st.floats(0, 0.5), st.floats(0.6, 1))
+def test_times_are_between_their_bounds_in_the_same_order(seed, shift, least, most):
+    clips, key = torch.zeros(20, 1, 1, 1, 1), dict(seed=seed, step=1, positions=range(20))
+    _, t = draw(clips, **key, shift=shift, least=least, most=most)
+    _, plain = draw(clips, **key, shift=shift)
+    assert t.min() >= least and t.max() <= most
+    assert torch.allclose(t, least + (most - least) * plain)
+
+
+@pytest.mark.parametrize("least, most", [(0.5, 0.5), (0.6, 0.5), (-0.1, 1), (0, 1.1), (1, 1)])
+def test_bounds_that_leave_no_times_are_refused(least, most):
+    with pytest.raises(ValueError, match="0 <= least < most <= 1"):
+        FlowConfig(least=least, most=most)
 
 
 @given(seeds)

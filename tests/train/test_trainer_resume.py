@@ -63,16 +63,36 @@ def test_what_may_change_between_two_starts(tmp_path):
     assert len(numbers) == 1
 
 
-def test_weights_of_another_run_start_a_new_one(tmp_path):
+@pytest.mark.parametrize("relative", [False, True])
+def test_weights_of_another_run_start_a_new_one(tmp_path, monkeypatch, relative):
     _, trained = run(tiny(tmp_path / "first", steps=1))
     path = str(tmp_path / "first" / "checkpoint" / "step-1")
-    config = tiny(tmp_path / "second", checkpoint=Checkpointer.Config(initial_load_path=path))
+    if relative:
+        monkeypatch.chdir(tmp_path)
+        path = " first/../first/checkpoint/step-1/"
+    start = Checkpointer.Config(initial_load_path=path)
+    config = tiny("second" if relative else tmp_path / "second", checkpoint=start)
     trainer = config.build()
     trainer.close()
     assert trainer.step == 0
     found = weights(trainer)
     assert all(torch.equal(found[k], trained[k]) for k in found if k.startswith("model."))
     assert all(torch.equal(found[k], found["model" + k[3:]]) for k in found if k.startswith("ema."))
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+    run(tiny(tmp_path / "first", steps=1))
+    for name, words in [
+        ("first", "step-1"),
+        ("first/checkpoint", "step-1"),
+        ("first/checkpoint/step-7", "step-1"),
+        ("nowhere/step-1", "RUN/checkpoint/step-N"),
+    ]:
+        start = Checkpointer.Config(initial_load_path=str(tmp_path / name))
+        with pytest.raises(ValueError, match=rf"{name} is no whole checkpoint: give .*{words}"):
+            tiny(tmp_path / "second", checkpoint=start).build()
+    assert not (tmp_path / "second").exists()
+    assert Checkpointer.Config(initial_load_path="gs://a/step-1").initial_load_path[:5] == "gs://"
 
 
 def test_weights_that_do_not_fit_are_refused_in_a_line(tmp_path):

@@ -11,7 +11,7 @@ from wan_runs import QUIET, adapting, awake_wan, equal, inputs
 
 from models.wan import WanModel
 from models.wan.checkpoint import save
-from train.flow import draw, keyed_generator, shifted
+from train.flow import FlowConfig, draw, keyed_generator, shifted
 from train.registry import find_runs, load_config
 from train.sparsity.annealing import Annealing, SparsityConfig
 from train.sparsity.schedules import DenseWarmup
@@ -125,6 +125,40 @@ def refused(config):
         config.build()
     (line,) = str(error.value).splitlines()
     return line
+
+
+def test_either_model_of_a_pair_trains_on_its_own_side(tmp_path, given):
+    for name in ("high_noise_model", "low_noise_model"):
+        shutil.copytree(given[1], tmp_path / "own" / name)
+
+    def config(name, **changes):
+        pair = given[0], tmp_path / "own" / name
+        return adapting("debug_vsa_adapt", tmp_path / "run", pair, **changes)
+
+    sides = {"high_noise_model": dict(least=0.875), "low_noise_model": dict(most=0.875)}
+    assert "high_noise_model for noise above 0.875 and low_noise_model" in refused(config(""))
+    for name in sides:
+        line = refused(config(name))
+        assert f"{name} is one of two models" in line and "give --flow.least" in line
+        other = next(s for n, s in sides.items() if n != name)
+        assert "is one of two models" in refused(config(name, flow=FlowConfig(**other)))
+    low = config("low_noise_model", flow=FlowConfig(shift=3.0, most=0.875))
+    assert "flow.most is 0.875, and samples start from noise" in refused(low)
+    low.validation.sample_steps = 0
+    trainer = low.build()
+    times = torch.cat([given[-1] for step in range(1, 9) for given in trainer.feed.step(step)])
+    _, time, _ = trainer.validator.noisy(0.9)
+    assert times.max() < 0.875 and time.item() == 0.875
+    trainer.close()
+
+
+def test_what_is_no_text_to_video_is_refused(tmp_path, given):
+    for changes in (dict(in_channels=36), dict(image_dim=24), dict(out_channels=8)):
+        config = adapting("debug_vsa_adapt", tmp_path / "run", given)
+        config.model = replace(config.model, **changes)
+        assert "only text-to-video can be trained" in refused(config)
+    config.model = replace(config.model, in_channels=48, out_channels=48)
+    assert "model.in_channels is 48, dataloader.channels 16" in refused(config)
 
 
 def test_what_cannot_start_is_refused_before_anything_is_written(tmp_path, given):

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from train.log import logger
-from train.titan import CheckpointManager, canonical_fqn
+from train.titan import CheckpointManager, canonical_fqn, is_remote
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -35,6 +35,22 @@ class CheckpointNotSavedError(OSError):
 def complete_steps(folder: str | Path) -> list[int]:
     """Steps of the checkpoints in `folder` that can be loaded, in order."""
     return sorted(int(path.name[5:]) for path in _folders(folder) if _complete(path))
+
+
+def check_initial_load_path(path: str) -> None:
+    """Raise ValueError unless there is a whole checkpoint, with those that there are."""
+    if is_remote(path) or _complete(Path(path)):
+        return
+    for folder in (Path(path), Path(path, "checkpoint"), Path(path).parent):
+        if steps := complete_steps(folder):
+            there = ", ".join(f"{folder}/step-{step}" for step in steps[-3:])
+            raise ValueError(
+                f"checkpoint.initial_load_path {path} is no whole checkpoint: give {there}"
+            )
+    raise ValueError(
+        f"checkpoint.initial_load_path {path} is no whole checkpoint: give RUN/checkpoint/step-N, "
+        f"a folder with a file .metadata"
+    )
 
 
 def check_load_step(folder: str | Path, step: int) -> None:
@@ -65,6 +81,12 @@ class Checkpointer(CheckpointManager):
         keep_latest_k: int = 3
         last_save_model_only: bool = False
         """False: a finished run can be resumed with more --training.steps."""
+
+        def __post_init__(self) -> None:
+            path = self.initial_load_path
+            if path and path.strip() and not is_remote(path):
+                self.initial_load_path = os.path.abspath(os.path.expanduser(path.strip()))
+            CheckpointManager.Config.__post_init__(self)  # super() knows no class with slots
 
     _now = False
     _target = Path()

@@ -2,7 +2,8 @@
 
 Which files those are is the model's affair: its package may have a module `pretrained` with
 `check(config, path)`, which reads no weights, `load(config, path) -> model`, in fp32 on the CPU,
-`save(model, folder, format)` and `FORMATS`, the first of which is the default.
+`save(model, folder, format)` and `FORMATS`, the first of which is the default. It may have
+`times_of(path)`: the first and last noise level that the weights are for.
 """
 
 import importlib
@@ -21,7 +22,7 @@ from train.log import logger
 from train.records.run_dir import check_config, write_config
 from train.records.starts import record_start
 from train.sparsity.schedules import Constant, DenseWarmup
-from train.weights.checkpoint import check_load_step, complete_steps
+from train.weights.checkpoint import check_initial_load_path, check_load_step, complete_steps
 from train.weights.lora import add_lora
 
 
@@ -85,15 +86,41 @@ def _check_start(config: Any, fresh: bool) -> None:
             f"initial.weights is {initial.weights} and checkpoint.initial_load_path is {step}: "
             f"give one of them"
         )
+    if fresh and step and not config.checkpoint.initial_load_in_hf:
+        check_initial_load_path(step)
     if fresh and initial.weights:
-        pretrained(config.model).check(config.model, initial.weights)
+        package = pretrained(config.model)
+        package.check(config.model, initial.weights)
+        check_times(config.flow, initial.weights, package)
     if config.lora.rank:
         with torch.device("meta"):
             add_lora(config.model.build(), config.lora)
 
 
+def check_times(flow: Any, weights: str, package: Any) -> None:
+    """Raise unless the weights are for all noise levels that they would be trained on."""
+    least, most = getattr(package, "times_of", lambda path: (0.0, 1.0))(weights)
+    if flow.least < least or flow.most > most:
+        raise ValueError(
+            f"{weights} is one of two models, for noise from {least:g} to {most:g}, and the run "
+            f"has times from {flow.least:g} to {flow.most:g}: give --flow.least {least:g} "
+            f"--flow.most {most:g}"
+        )
+
+
 def check_sizes(config: Any) -> None:
     """Raise unless the model takes the clips' sizes; that of its `video` is one of them."""
+    into, out = (getattr(config.model, f"{way}_channels", None) for way in ("in", "out"))
+    if into != out or getattr(config.model, "image_dim", None) is not None:
+        raise ValueError(
+            f"the model takes {into} channels and gives {out}, or pictures beside the text, as "
+            f"image-to-video does: only text-to-video can be trained here"
+        )
+    if into is not None and getattr(config.dataloader, "channels", into) != into:
+        raise ValueError(
+            f"model.in_channels is {into}, dataloader.channels {config.dataloader.channels}: "
+            f"give the number that the VAE has for both"
+        )
     size, names = getattr(config.model, "video", None), ("num_frames", "height", "width")
     clips = tuple(getattr(config.dataloader, name, None) for name in names)
     buckets = [tuple(bucket) for bucket in getattr(config.dataloader, "buckets", ())]

@@ -12,9 +12,11 @@ from pathlib import Path
 import torch
 
 from models.wan.config import WanConfig
+from models.wan.experts import times_of
 from models.wan.generate import attention
 from models.wan.generate.files import check_writable
 from models.wan.generate.sizes import (
+    CHANNELS,
     DEFAULT_SIZE,
     Size,
     draft_size,
@@ -91,10 +93,16 @@ def check(o: argparse.Namespace, config: WanConfig) -> None:
         raise ValueError(
             f"{o.checkpoint} is an image-to-video model; this command has text alone for it"
         )
-    if (o.checkpoint / "transformer_2").exists():
+    if config.out_channels != CHANNELS:
         raise ValueError(
-            f"{o.checkpoint} has two transformers, for high and for low noise, as Wan 2.2 has; "
-            "this command samples with one: it is for Wan 2.1"
+            f"{o.checkpoint} has latents of {config.out_channels} channels, not the {CHANNELS} of "
+            f"Wan 2.1's VAE, by whose strides (4, 8, 8) sizes are computed here: sample it by "
+            f"diffusers, with flexsparse.diffusers.sparsify"
+        )
+    if (times := times_of(o.checkpoint)) != (0, 1):
+        raise ValueError(
+            f"{o.checkpoint} is one of two models, for noise from {times[0]:g} to {times[1]:g}, "
+            f"and this command samples with one: sample by diffusers, with both made sparse"
         )
     try:
         device = torch.empty(0, device=o.device).device

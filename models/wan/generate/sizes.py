@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 STRIDE = (4, 8, 8)  # pixels to latents along (T, H, W), after the first frame
+CHANNELS = 16  # of latents of that stride: Wan 2.2's VAE with 48 has (4, 16, 16)
 DEFAULT_SIZE = 81, 480, 832
 
 Size = tuple[int, int, int]

@@ -1,0 +1,169 @@
+"""Our processors against those they replace, with all that a model can have and be given."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    CogVideoXTransformer3DModel,
+    HunyuanVideoTransformer3DModel,
+    WanTransformer3DModel,
+)
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from laws import assert_accurate
+from peft import LoraConfig
+from small_models import SMALL, Small, randn, run
+
+from flexsparse.diffusers import BSA, VSA, restore, sparsify
+
+GRID = 2, 4, 5
+LORA = LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+
+
+def rebuilt(name: str, cls: Any, given: Callable[[], dict[str, Any]], **changes: Any) -> Small:
+    """A family's small model with other settings, and with more in its batch."""
+    small = SMALL[name]
+    config = {k: v for k, v in small.build().config.items() if not k.startswith("_")}
+    batch = lambda grid, seed: small.batch(grid, seed) | given()  # noqa: E731
+    return Small(lambda: cls(**config | changes), batch, small.text)
+
+
+def changed(name: str, **given: Any) -> Small:
+    small = SMALL[name]
+    return Small(small.build, lambda grid, seed: small.batch(grid, seed) | given, small.text)
+
+
+def image() -> dict[str, Any]:
+    pictures = dict(encoder_hidden_states_image=randn(7, 2, 5, 8))
+    return dict(encoder_hidden_states=randn(1, 2, 512, 8), **pictures)
+
+
+COORDINATES = randn(3, 2, 3, 40).sort(-1).values.contiguous()
+TWO_FRAMES = dict(hidden_states=randn(0, 2, 4, 4, 8, 10))
+LAYOUTS = {
+    "wan image-to-video": rebuilt(
+        "wan", WanTransformer3DModel, image, image_dim=8, added_kv_proj_dim=32
+    ),
+    "wan time of each token": changed("wan", timestep=torch.arange(80).view(2, 40)),
+    "hunyuan token_replace": rebuilt(
+        "hunyuan", HunyuanVideoTransformer3DModel, dict, image_condition_type="token_replace"
+    ),
+    "hunyuan holes": changed("hunyuan", encoder_attention_mask=torch.tensor([[1, 0, 1] * 3] * 2)),
+    "cogvideox biases, no rotary": rebuilt(
+        "cogvideox",
+        CogVideoXTransformer3DModel,
+        lambda: dict(image_rotary_emb=None),
+        attention_bias=True,
+        use_rotary_positional_embeddings=False,
+    ),
+    "cogvideox 1.5": rebuilt(
+        "cogvideox",
+        CogVideoXTransformer3DModel,
+        lambda: TWO_FRAMES | dict(ofs=torch.tensor([2.0])),
+        patch_size_t=2,
+        patch_bias=False,
+        ofs_embed_dim=8,
+    ),
+    "ltx coordinates": changed("ltx", video_coords=COORDINATES),
+    "ltx scale": changed("ltx", rope_interpolation_scale=(2.0, 3.0, 5.0)),
+    "ltx time of each token": changed("ltx", timestep=torch.arange(80).view(2, 40)),
+} | SMALL
+
+
+def fused(model: Any) -> None:
+    """With fused weights that are no longer those that they were made of."""
+    model.fuse_qkv_projections()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if ".to_qkv." in name:
+                p.add_(0.1 * torch.randn_like(p))
+
+
+def plain(model: Any) -> None: ...
+
+
+def gradients(model: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The output, and the gradient of every parameter that has one."""
+    model.zero_grad()
+    out = run(model, batch)
+    out.square().mean().backward()
+    named = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return {"": out.detach()} | {n: g for n, g in named.items() if ".slot." not in n}
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("change", [plain, fused, lambda m: m.add_adapter(LORA)])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_with_all_tiles_a_layer_does_what_its_own_processor_does(name, change, after):
+    """Projections fused and not, adapters and their scale, conditions of all kinds."""
+    small = LAYOUTS[name]
+    if change is fused and not hasattr(small.build(), "fuse_qkv_projections"):
+        pytest.skip("this model has no such method")
+    if change is fused and after and "cogvideox" in name:
+        pytest.skip("it sets processors, which is refused")
+    batch = small.batch(GRID, 0)
+    if change not in (plain, fused):
+        batch |= dict(attention_kwargs=dict(scale=0.5))
+    model = small.model(0)
+    state = torch.get_rng_state()
+    if after:
+        sparsify(model, VSA(sparsity=0.0, tile=(1, 2, 3)))
+        torch.set_rng_state(state)
+    change(model)
+    if not after:
+        dense = gradients(model, batch)
+        sparsify(model, VSA(sparsity=0.0, tile=(1, 2, 3)))
+    found = gradients(model, batch)
+    restore(model)
+    if after:
+        dense = gradients(model, batch)
+    again = gradients(model, batch)
+    assert again.keys() == dense.keys() == found.keys()
+    assert all(torch.equal(again[n], x) for n, x in dense.items())
+    exact = list(gradients(model.double(), batch).values())
+    assert_accurate([*found.values()], [[*dense.values()]], exact)
+
+
+def test_a_processor_that_is_not_known_is_refused():
+    class Mine(WanAttnProcessor):
+        pass
+
+    model, batch = SMALL["wan"].model(0), SMALL["wan"].batch(GRID, 0)
+    model.blocks[1].attn1.set_processor(Mine())
+    with pytest.raises(ValueError, match=r"blocks.1.attn1 has a Mine.* set a WanAttnProcessor"):
+        sparsify(model, VSA())
+    assert not any(hasattr(block.attn1, "slot") for block in model.blocks)
+    model.blocks[1].attn1.set_processor(WanAttnProcessor())
+    sparsify(model, VSA())
+    run(model, batch)
+    model.blocks[1].attn1.set_processor(Mine())
+    with pytest.raises(ValueError, match=r"blocks.1.attn1 has lost its sparse attention to a Mine"):
+        sparsify(model, BSA())
+    assert type(model.blocks[1].attn1.processor) is Mine
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_an_argument_that_cannot_be_obeyed_is_refused(name):
+    small = SMALL[name]
+    model, batch = small.model(0), small.batch(GRID, 0)
+    sparsify(model, VSA(sparsity=0.5))
+    attn = next(m for m in model.modules() if hasattr(m, "slot"))
+    tokens = 40 + small.text
+    given = [dict(attention_mask=torch.zeros(2, 1, tokens, tokens))]
+    if small.text:
+        given += [dict(attention_mask=torch.zeros(2, 1, 1, tokens))]  # to be added to scores
+    else:
+        given += [dict(encoder_hidden_states=torch.zeros(2, 6, 32))]
+    for kwargs in given:
+
+        def more(module, args, kw, kwargs=kwargs):
+            names = ("hidden_states", "encoder_hidden_states", "attention_mask", "rotary_emb")
+            return (), dict(zip(names, args)) | kw | kwargs
+
+        hook = attn.register_forward_pre_hook(more, with_kwargs=True)
+        (argument,) = kwargs
+        with pytest.raises(ValueError, match=rf"{argument} \[2, .* cannot obey it"):
+            run(model, batch)
+        hook.remove()
+    assert run(model, batch).isfinite().all()
