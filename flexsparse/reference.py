@@ -68,13 +68,13 @@ def top_k_map(scores: Tensor, top_k: int) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order[..., :top_k], True)
 
 
-def neighbourhood(video: Grid, tile: Grid, window: Grid, first_frames: int = 0) -> Tensor:
-    """Tiles at most ``window // 2`` away from each along every axis, and those that hold one of the
-    first frames: bool ``[n, n]``."""
+def neighbourhood(video: Grid, tile: Grid, window: Grid | None, first_frames: int = 0) -> Tensor:
+    """Tiles at most ``window // 2`` away from each along every axis (None: no such tiles), and
+    those that hold one of the first frames: bool ``[n, n]``."""
     grid = [math.ceil(length / size) for length, size in zip(video, tile)]
     at = torch.stack(torch.meshgrid(*map(torch.arange, grid), indexing="ij"), -1).flatten(0, 2)
     away = (at[:, None] - at).abs()
-    near = (away <= torch.tensor(window) // 2).all(-1)
+    near = (away <= torch.tensor(window or (-1, -1, -1)) // 2).all(-1)
     return near | (at[:, 0] * tile[0] < first_frames)
 
 
