@@ -8,6 +8,7 @@ torch.Size([1, 2, 256, 16])
 """
 
 from flexsparse.bsa import bsa_attention, bsa_mask
+from flexsparse.choice.places import FirstFrames, Neighbourhood, OwnTile
 from flexsparse.choice.rules import Mass, Threshold, TopK
 from flexsparse.choice.scaled import Scaled
 from flexsparse.engines.flex import flex_attention
@@ -16,8 +17,11 @@ from flexsparse.tiling import VideoTiling
 from flexsparse.vsa import vsa_attention, vsa_mask
 
 __all__ = [
+    "FirstFrames",
     "KeptQueries",
     "Mass",
+    "Neighbourhood",
+    "OwnTile",
     "Scaled",
     "Threshold",
     "TopK",

@@ -10,7 +10,7 @@ from flexsparse.checks import as_autocast, check_alike, check_query_tiles, check
 from flexsparse.choice.block_mask import TileBlockMask
 from flexsparse.choice.choose import choose_tiles, coarse_scores, of_tiles, pool_scores
 from flexsparse.choice.rules import Rule
-from flexsparse.choice.scaled import Scaled, as_rule
+from flexsparse.choice.scaled import as_rule
 from flexsparse.choice.selection import unpack_bits
 from flexsparse.choice.text import (
     join,
@@ -20,6 +20,7 @@ from flexsparse.choice.text import (
     video_rows,
     zero_text_padding,
 )
+from flexsparse.choice.union import Unites
 from flexsparse.engines.flex import attend_zeroed
 from flexsparse.stages.pooling import pool_rows, pool_tiles
 from flexsparse.stages.queries import (
@@ -37,7 +38,7 @@ def bsa_mask(
     k: Tensor,
     tiling: VideoTiling,
     *,
-    kv: Rule | Scaled | int,
+    kv: int | Unites,
     query_tiles: int = 1,
     text_lengths: Tensor | None = None,
 ) -> TileBlockMask:
@@ -79,12 +80,12 @@ def bsa_tile_map(
     k: Tensor,
     tiling: VideoTiling,
     *,
-    kv: Rule | Scaled | int,
+    kv: int | Unites,
     query_tiles: int = 1,
 ) -> Tensor:
     """Who attends to whom in :func:`bsa_mask`: bool ``[B, H, n, n]``, query tiles by key tiles, of
     the video."""
-    rule = as_rule(kv, tiling.num_tiles, "kv")
+    rule = as_rule(kv, tiling, "kv")
     bits = _choose(kept, k, tiling, rule, query_tiles)
     return of_tiles(unpack_bits(bits, tiling.num_tiles), query_tiles)
 
@@ -95,7 +96,7 @@ def bsa_attention(
     v: Tensor,
     tiling: VideoTiling,
     *,
-    kv: Rule | Scaled | int,
+    kv: int | Unites,
     keep: float = 0.5,
     window: tuple[int, int, int] | None = None,
     fill: Fill = "nearest",
@@ -182,14 +183,14 @@ def _mask(
     kept: KeptQueries,
     k: Tensor,
     tiling: VideoTiling,
-    kv: Rule | Scaled | int,
+    kv: int | Unites,
     query_tiles: int,
     **options: Any,
 ) -> TileBlockMask:
-    rule = as_rule(kv, tiling.num_tiles, "kv")
+    rule = as_rule(kv, tiling, "kv")
     bits = _choose(kept, k, tiling, rule, query_tiles)
     q_rows = None if kept.windows.keeps_all else kept.q_rows
-    most = rule.bounds(tiling.num_tiles)[1]
+    most = rule.bounds(tiling.num_tiles, query_tiles)[1]
     options |= dict(q_rows=q_rows, query_tiles=query_tiles)
     return mask_of_choice(bits, tiling, most, **options)
 

@@ -68,6 +68,16 @@ def top_k_map(scores: Tensor, top_k: int) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order[..., :top_k], True)
 
 
+def neighbourhood(video: Grid, tile: Grid, window: Grid | None, first_frames: int = 0) -> Tensor:
+    """Tiles at most ``window // 2`` away from each along every axis (None: no such tiles), and
+    those that hold one of the first frames: bool ``[n, n]``."""
+    grid = [math.ceil(length / size) for length, size in zip(video, tile)]
+    at = torch.stack(torch.meshgrid(*map(torch.arange, grid), indexing="ij"), -1).flatten(0, 2)
+    away = (at[:, None] - at).abs()
+    near = (away <= torch.tensor(window or (-1, -1, -1)) // 2).all(-1)
+    return near | (at[:, 0] * tile[0] < first_frames)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Softmax attention over the pairs where bool ``mask [B, H, tokens, tokens]`` is set."""
     s = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(~mask, -math.inf)

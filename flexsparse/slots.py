@@ -25,6 +25,7 @@ import flexsparse.nn
 from flexsparse.checks import check_options, check_query_tiles, check_sparsity
 from flexsparse.choice.rules import Rule, Threshold, TopK
 from flexsparse.choice.scaled import Scaled, as_rule
+from flexsparse.choice.union import Unites
 from flexsparse.nn.layer import AttentionLayer
 from flexsparse.stages.queries import Fill
 from flexsparse.stages.windows import FitWindow, Windows, check_window, fit_window
@@ -66,7 +67,7 @@ class VSA:
 
     Args:
         sparsity: 1 - top_k / n wanted, in [0, 1). The nearest whole `top_k` is taken, at least 1.
-        top_k: tiles per query tile, in place of `sparsity`: not both.
+        top_k: tiles per query tile, or a rule, in place of `sparsity`: not both.
         tile: tokens of a tile along (T, H, W); None lets `VideoTiling.fit` choose.
         adapt: go on from a dense checkpoint: no fine gate, and a coarse gate that starts at zero.
         query_tiles: adjacent query tiles that choose together, for fuller query blocks on a GPU.
@@ -78,15 +79,16 @@ class VSA:
     """
 
     sparsity: float = 0.875
-    top_k: int | None = None
+    top_k: int | Unites | None = None
     tile: tuple[int, int, int] | None = (4, 4, 4)
     adapt: bool = False
     query_tiles: int = 1
     gates: bool = True
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
-            raise ValueError(f"top_k is {self.top_k!r}; give an int of at least 1, or a sparsity")
+        k = self.top_k
+        if not (k is None or isinstance(k, Unites) or type(k) is int and k > 0):
+            raise ValueError(f"top_k is {k!r}; give an int of at least 1, a rule, or a sparsity")
         check_sparsity(self.sparsity)
         if self.top_k is not None and self.sparsity != VSA.sparsity:
             raise ValueError(f"top_k={self.top_k} and sparsity={self.sparsity}: give one of them")
@@ -99,6 +101,8 @@ class VSA:
 
     def top_k_for(self, tiling: VideoTiling) -> int:
         n = tiling.num_tiles
+        if isinstance(self.top_k, Unites):
+            return _about(as_rule(self.top_k, tiling), tiling, self.query_tiles)
         top_k = max(1, round(n * (1 - self.sparsity))) if self.top_k is None else self.top_k
         if not 1 <= top_k <= n:
             raise ValueError(
@@ -110,9 +114,13 @@ class VSA:
         return None
 
     def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module:
-        rule = Scaled(None if self.top_k else self.sparsity, self.top_k)
         options: Any = dict(adapt=self.adapt, gates=self.gates, query_tiles=self.query_tiles)
-        top_k = rule if tiling is None else self.top_k_for(tiling)
+        if isinstance(self.top_k, Unites):
+            top_k = self.top_k
+        elif tiling is None:
+            top_k = Scaled(None if self.top_k else self.sparsity, self.top_k)
+        else:
+            top_k = self.top_k_for(tiling)
         return flexsparse.nn.VSA(dim, num_heads, top_k, **options)
 
 
@@ -138,7 +146,7 @@ class BSA:
     """
 
     sparsity: float = 0.875
-    kv: Rule | Scaled | int | None = None
+    kv: Unites | int | None = None
     keep: float = 0.5
     window: FitWindow = "fit"
     fill: Fill = "nearest"
@@ -148,7 +156,7 @@ class BSA:
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity)
         kv = self.kv
-        if not (kv is None or isinstance(kv, Rule | Scaled) or type(kv) is int and kv > 0):
+        if not (kv is None or isinstance(kv, Unites) or type(kv) is int and kv > 0):
             raise ValueError(f"kv={kv!r} must be a rule, or an int of at least 1, tiles for TopK")
         if self.fill not in get_args(Fill):
             raise ValueError(f"fill={self.fill!r} must be one of {', '.join(get_args(Fill))}")
@@ -163,21 +171,20 @@ class BSA:
 
     def rule_for(self, tiling: VideoTiling) -> Rule:
         rule = self._rule_for_any() if self.kv is None else self.kv
-        return as_rule(rule, tiling.num_tiles, "kv")
+        return as_rule(rule, tiling, "kv")
 
-    def _rule_for_any(self) -> Rule | Scaled:
+    def _rule_for_any(self) -> Unites:
         if self.kv is None:
             return Scaled(self.sparsity, rule=Threshold)
         kv = self.kv
         if type(kv) is TopK and isinstance(kv.k, int) and kv == TopK(kv.k):
             kv = kv.k
-        return kv if isinstance(kv, Rule | Scaled) else Scaled(top_k=kv)
+        return kv if isinstance(kv, Unites) else Scaled(top_k=kv)
 
     def top_k_for(self, tiling: VideoTiling) -> int:
-        """Tiles that a query tile admits: for Threshold about so many, for Mass at most."""
-        rule = self.rule_for(tiling)
-        least, most = rule.bounds(tiling.num_tiles)
-        return min(most, max(least, round(getattr(rule, "k", most))))
+        """Tiles that a query tile admits: for Threshold about so many, for Mass and unions at
+        most."""
+        return _about(self.rule_for(tiling), tiling, self.query_tiles)
 
     def q_rows_for(self, tiling: VideoTiling) -> int:
         windows = Windows(tiling, self.keep, fit_window(self.window, tiling))
@@ -191,6 +198,11 @@ class BSA:
             fill=self.fill,
             query_tiles=self.query_tiles,
         )
+
+
+def _about(rule: Rule, tiling: VideoTiling, query_tiles: int) -> int:
+    least, most = rule.bounds(tiling.num_tiles, query_tiles)
+    return min(most, max(least, round(getattr(rule, "k", most))))
 
 
 def tiled(

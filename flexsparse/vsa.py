@@ -18,7 +18,7 @@ from flexsparse.checks import (
 from flexsparse.choice.block_mask import TileBlockMask
 from flexsparse.choice.choose import choose_tiles, coarse_scores, of_tiles, pool_scores
 from flexsparse.choice.rules import Rule
-from flexsparse.choice.scaled import Scaled, as_rule
+from flexsparse.choice.scaled import as_rule
 from flexsparse.choice.selection import unpack_bits
 from flexsparse.choice.text import (
     join,
@@ -28,6 +28,7 @@ from flexsparse.choice.text import (
     video_rows,
     zero_text_padding,
 )
+from flexsparse.choice.union import Unites
 from flexsparse.engines.dense import dense_attention
 from flexsparse.engines.flex import attend_zeroed
 from flexsparse.stages.coarse import coarse_attention
@@ -41,7 +42,7 @@ def vsa_mask(
     k: Tensor,
     tiling: VideoTiling,
     *,
-    top_k: int | Rule | Scaled,
+    top_k: int | Unites,
     query_tiles: int = 1,
     text_lengths: Tensor | None = None,
 ) -> TileBlockMask:
@@ -77,20 +78,20 @@ def vsa_mask(
     >>> vsa_mask(q, k, tiling, top_k=2).sparsity()
     75.0
     """
-    rule = as_rule(top_k, tiling.num_tiles)
+    rule = as_rule(top_k, tiling)
     check_text_lengths(text_lengths, tiling, q)
     bits = _choose(q, k, tiling, rule, query_tiles)
-    most = rule.bounds(tiling.num_tiles)[1]
+    most = rule.bounds(tiling.num_tiles, query_tiles)[1]
     options: Any = dict(query_tiles=query_tiles, text_lengths=text_lengths)
     return mask_of_choice(bits, tiling, most, **options)
 
 
 def vsa_tile_map(
-    q: Tensor, k: Tensor, tiling: VideoTiling, *, top_k: int | Rule | Scaled, query_tiles: int = 1
+    q: Tensor, k: Tensor, tiling: VideoTiling, *, top_k: int | Unites, query_tiles: int = 1
 ) -> Tensor:
     """Who attends to whom in :func:`vsa_mask`: bool ``[B, H, n, n]``, query tiles by key tiles, of
     the video."""
-    rule = as_rule(top_k, tiling.num_tiles)
+    rule = as_rule(top_k, tiling)
     bits = _choose(q, k, tiling, rule, query_tiles)
     return of_tiles(unpack_bits(bits, tiling.num_tiles), query_tiles)
 
@@ -101,7 +102,7 @@ def vsa_attention(
     v: Tensor,
     tiling: VideoTiling,
     *,
-    top_k: int | Rule | Scaled | None,
+    top_k: int | Unites | None,
     gate_coarse: Tensor | None = None,
     gate_fine: Tensor | None = None,
     enable_gqa: bool = False,
@@ -151,7 +152,7 @@ def vsa_attention(
             _check_gate(name, gate, q, v, tiling)
     check_query_tiles(query_tiles, tiling)
     check_text_lengths(text_lengths, tiling, q)
-    rule = None if top_k is None else as_rule(top_k, tiling.num_tiles)
+    rule = None if top_k is None else as_rule(top_k, tiling)
     if rule is not None:  # once, for all that reads them
         q, k, v = (tiling.zero_padding(x, text_lengths) for x in (q, k, v))
     of_video = [video_rows(x, tiling) for x in (q, k, v)]
@@ -163,7 +164,7 @@ def vsa_attention(
             fine, words = split(fine, tiling)
     else:
         bits = _choose(q, k, tiling, rule, query_tiles, pooled)
-        most = rule.bounds(tiling.num_tiles)[1]
+        most = rule.bounds(tiling.num_tiles, query_tiles)[1]
         options: Any = dict(query_tiles=query_tiles, text_lengths=text_lengths, of_video=True)
         mask = mask_of_choice(bits, tiling, most, **options)
         options = dict(enable_gqa=enable_gqa, kernel_options=kernel_options)

@@ -150,7 +150,7 @@ def _settled(
     else:
         scores = vsa.block_scores(q, k, tiling, slot.query_tiles)
     assert slot.kv_rule is not None
-    same = settled_rows(as_rule(slot.kv_rule, tiling.num_tiles), scores)
+    same = settled_rows(as_rule(slot.kv_rule, tiling), scores)
     same = same.repeat_interleave(slot.query_tiles, -1)[..., : tiling.num_tiles]
     return same.repeat_interleave(tiling.rows, -1)
 

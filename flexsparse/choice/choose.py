@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flexsparse.checks import can_be_read
+from flexsparse.choice.places import OnGrid
 from flexsparse.choice.rules import Rule
 from flexsparse.choice.selection import pack_bits
 
@@ -65,20 +66,45 @@ def choose_tiles(
             CPU outside of torch.compile (on a GPU looking would mean
             to wait for it; there +inf is a best score like any other).
     """
-    q_pooled, k_pooled, n = q_pooled.detach(), k_pooled.detach(), k_pooled.shape[-2]
+    q_pooled, k_pooled = q_pooled.detach(), k_pooled.detach()
     if k_pooled.shape[1] == 0 or q_pooled.shape[1] % k_pooled.shape[1]:
         heads = q_pooled.shape[1], k_pooled.shape[1]
         raise ValueError(f"q has {heads[0]} heads, k {heads[1]}: give k a divisor of q's")
+    if not isinstance(rule, OnGrid):
+        return _choose(q_pooled, k_pooled, rule, counts, query_tiles)
+    always = rule.always(query_tiles, q_pooled.device)
+    if not rule.rules and always is not None:
+        return always.expand(*q_pooled.shape[:2], -1, -1).contiguous()
+    first, *others = rule.rules
+    bits = _choose(q_pooled, k_pooled, first, counts, query_tiles, always)
+    for other in others:
+        bits = bits | _choose(q_pooled, k_pooled, other, counts, query_tiles)
+    return bits
+
+
+def _choose(
+    q_pooled: Tensor,
+    k_pooled: Tensor,
+    rule: Rule,
+    counts: Tensor | None,
+    query_tiles: int,
+    always: Tensor | None = None,
+) -> Tensor:
+    """The bits of one rule, and those of ``always``, the same for all batches and heads."""
+    n = k_pooled.shape[-2]
     fused = rule.fused(n) if q_pooled.is_cuda else None
     if fused is not None:
         if fused.tensor is not None and not fused.tensor.is_cuda:
             raise ValueError(f"{rule} holds a tensor on a CPU, q is on {q_pooled.device}: move it")
         bounds = rule.bounds(n)
-        return kernels.select_tiles(q_pooled, k_pooled, counts, *fused, *bounds, query_tiles)
+        return kernels.select_tiles(
+            q_pooled, k_pooled, counts, *fused, *bounds, query_tiles, always
+        )
     scores = pool_scores(coarse_scores(q_pooled, k_pooled), counts, query_tiles)
     if can_be_read(scores):
         _refuse_infinities(scores)
-    return pack_bits(rule(scores))
+    bits = pack_bits(rule(scores))
+    return bits if always is None else bits | always
 
 
 def _refuse_infinities(scores: Tensor) -> None:

@@ -21,6 +21,7 @@ from flexsparse.choice.selection import (
     sort_keys,
     tile_map,
 )
+from flexsparse.choice.union import Unites
 
 _UNIT = float(1 << 30)  # of the largest weight, as an integer
 
@@ -34,7 +35,7 @@ class Fused(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
+class Rule(Unites):
     """What all rules share: bounds on the number of tiles that a query tile admits.
 
     Args:
@@ -68,8 +69,9 @@ class Rule:
         least, most = self.bounds(scores.shape[-1])
         return select_admitted(scores, self.admits(scores.detach()), least, most)
 
-    def bounds(self, n: int) -> tuple[int, int]:
-        """The fewest and the most of ``n`` tiles that this rule can admit."""
+    def bounds(self, n: int, query_tiles: int = 1) -> tuple[int, int]:
+        """The fewest and the most of ``n`` tiles that this rule can admit to a block of
+        ``query_tiles`` that choose together."""
         most = n if self.max_tiles is None else min(_fixed(self.max_tiles), n)
         return min(_fixed(self.min_tiles), n), most
 
@@ -111,7 +113,7 @@ class TopK(Rule):
         tiles = select_top_k(scores, most)
         return Selection(tiles, torch.full_like(tiles[..., 0], most))
 
-    def bounds(self, n: int) -> tuple[int, int]:
+    def bounds(self, n: int, query_tiles: int = 1) -> tuple[int, int]:
         least, most = super().bounds(n)
         if isinstance(self.k, Tensor):
             return least, most

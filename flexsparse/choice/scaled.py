@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 
 import torch
 
+from flexsparse.choice.places import on_grid
 from flexsparse.choice.rules import Rule, Threshold, TopK
+from flexsparse.choice.union import Union, Unites
+from flexsparse.tiling import VideoTiling
 
 
 @dataclass(frozen=True)
-class Scaled:
+class Scaled(Unites):
     """TopK or Threshold, with a ``k`` that follows from the number of tiles n at each call.
 
     What the attention functions and modules take for ``top_k`` or ``kv`` may be one. Where a model
@@ -60,14 +63,22 @@ def _share(sparsity: str, n: int) -> str:
     return str(max(1, round(n * (1 - float(sparsity)))))
 
 
-def as_rule(rule: int | Rule | Scaled, n: int, name: str = "top_k") -> Rule:
-    """``rule`` itself, ``TopK(rule)`` for an int of 1 to n, or what a Scaled is at n tiles.
+def as_rule(rule: int | Unites, tiling: VideoTiling | int, name: str = "top_k") -> Rule:
+    """``rule`` itself, ``TopK(rule)`` for an int of 1 to n, or what a share, a place or a union is
+    on the n tiles of a tiling, which may be n alone where no place is asked for.
 
     Raises:
         ValueError: an int out of range, or a rule with more ``min_tiles`` (TopK: ``k``) than tiles.
     """
+    n = tiling if isinstance(tiling, int) else tiling.num_tiles
     if isinstance(rule, Scaled):
         return rule.at(n)
+    if isinstance(rule, Unites) and not isinstance(rule, Rule):
+        if isinstance(tiling, int):
+            raise ValueError(f"{name}={rule} is of places in a video: give its tiling")
+        parts = rule.parts if isinstance(rule, Union) else (rule,)
+        chosen = [x for x in parts if isinstance(x, Rule | Scaled)]
+        return on_grid(rule, tiling, tuple(as_rule(x, tiling, name) for x in chosen))
     if not isinstance(rule, Rule):
         if type(rule) is not int or not 1 <= rule <= n:
             raise ValueError(f"{name}={rule!r} must be an int in 1..{n}, the tiles, or a rule")

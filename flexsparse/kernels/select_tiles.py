@@ -80,11 +80,11 @@ def _choose(key, valid, want, i_s, n):
 
 @triton.jit
 def _select(
-    q, k, weights, amounts, scratch, bits, tasks, H, GROUP, n, blocks, words, D,
+    q, k, weights, amounts, always, scratch, bits, tasks, H, GROUP, n, blocks, words, D,
     SCALE: tl.constexpr, RULE: tl.constexpr, AMOUNT: tl.constexpr, AT_RUN_TIME: tl.constexpr,
     LEAST: tl.constexpr, MOST: tl.constexpr, QUERY_TILES: tl.constexpr, WEIGHTED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+    ALWAYS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     o_m, o_n, o_k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     o_r, o_s = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_S)
@@ -144,7 +144,11 @@ def _select(
             i_row = first + row + o_r
             p_bits = bits + (i_bh * blocks + i_row)[:, None] * words + o_w[None, :]
             m_bits = (i_row < blocks)[:, None] & (o_w < words)[None, :]
-            tl.store(p_bits, tl.sum(word, 2), mask=m_bits)
+            chosen_bits = tl.sum(word, 2)
+            if ALWAYS:
+                p_always = always + i_row[:, None] * words + o_w[None, :]
+                chosen_bits |= tl.load(p_always, mask=m_bits, other=0)
+            tl.store(p_bits, chosen_bits, mask=m_bits)
         tl.debug_barrier()  # before the next rows' scores overwrite these
 
 
@@ -152,12 +156,14 @@ def _select(
 def select_tiles(
     q: Tensor, k: Tensor, weights: Tensor | None, rule: str, amount: float,
     amount_tensor: Tensor | None, least: int, most: int, query_tiles: int,
+    always: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Bits of the chosen key tiles, see :func:`flexsparse.choice.selection.pack_bits`.
 
     q ``[B, H, n, D]``, k ``[B, Hkv, n, D]``, pooled, fp32; weights int32 ``[n]``, how many queries
     each tile's mean is of, where ``query_tiles`` > 1 and they differ. rule "top", "threshold" or
-    "mass" with its amount, which ``amount_tensor``, fp64 of one number, replaces. Returns int32
+    "mass" with its amount, which ``amount_tensor``, fp64 of one number, replaces; always int32
+    ``[ceil(n / query_tiles), ceil(n / 32)]``, bits that are set whatever the scores. Returns int32
     ``[B, H, ceil(n / query_tiles), ceil(n / 32)]``. No gradient.
     """
     B, H, n, D = q.shape
@@ -173,9 +179,11 @@ def select_tiles(
     scratch = q.new_empty(programs * _BLOCK_M * (block_d + -(-n // _BLOCK_N) * _BLOCK_N))
     wrap_triton(_select)[(programs,)](
         q, k, bits if weights is None else weights, q if amount_tensor is None else amount_tensor,
-        scratch, bits, tasks, H, H // k.shape[1], n, blocks, words, D,
-        SCALE=D**-0.5, RULE=rule, AMOUNT=amount, LEAST=least, MOST=most, QUERY_TILES=query_tiles,
+        bits if always is None else always, scratch, bits, tasks, H, H // k.shape[1], n, blocks,
+        words, D, SCALE=D**-0.5, RULE=rule, AMOUNT=amount, LEAST=least, MOST=most,
+        QUERY_TILES=query_tiles,
         WEIGHTED=weights is not None and query_tiles > 1, AT_RUN_TIME=amount_tensor is not None,
+        ALWAYS=always is not None,
         BLOCK_M=_BLOCK_M, BLOCK_N=_BLOCK_N, BLOCK_R=max(1, min(_BLOCK_M, values // block_s)),
         BLOCK_S=block_s, BLOCK_D=block_d, BLOCK_K=min(block_k, block_d),
         num_warps=8, num_stages=2,

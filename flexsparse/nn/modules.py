@@ -9,8 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from flexsparse.bsa import bsa_attention, bsa_tile_map
-from flexsparse.choice.rules import Rule
-from flexsparse.choice.scaled import Scaled
+from flexsparse.choice.union import Unites
 from flexsparse.engines.dense import dense_attention
 from flexsparse.nn.layer import AttentionLayer
 from flexsparse.stages.queries import Fill, prune_queries
@@ -71,7 +70,7 @@ class VSA(AttentionLayer):
         self,
         dim: int,
         num_heads: int,
-        top_k: int | Rule | Scaled | None,
+        top_k: int | Unites | None,
         *,
         adapt: bool = False,
         gates: bool = True,
@@ -179,7 +178,7 @@ class BSA(AttentionLayer):
 
     def __init__(
         self,
-        kv: Rule | Scaled | int | None,
+        kv: Unites | int | None,
         *,
         keep: float = 0.5,
         window: FitWindow = None,
@@ -237,8 +236,8 @@ class BSA(AttentionLayer):
         return f"{shown}, query_tiles={self.query_tiles}"
 
 
-def _check_rule(name: str, rule: Rule | Scaled | int | None) -> None:
-    if not (rule is None or isinstance(rule, Rule | Scaled) or type(rule) is int and rule > 0):
+def _check_rule(name: str, rule: Unites | int | None) -> None:
+    if not (rule is None or isinstance(rule, Unites) or type(rule) is int and rule > 0):
         raise ValueError(
             f"{name}={rule!r} must be an int of at least 1, tiles per query tile, or a rule, or "
             "None for dense attention"

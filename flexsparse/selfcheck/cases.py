@@ -9,7 +9,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from flexsparse.choice.places import FirstFrames, Neighbourhood
 from flexsparse.choice.rules import Mass, Rule, Threshold, TopK
+from flexsparse.choice.union import Union, Unites
 from flexsparse.tiling import VideoTiling
 
 
@@ -45,7 +47,7 @@ class Case:
     shape: str
     dim: int
     dtype: torch.dtype
-    rule: Rule | Literal["all tiles"] | None = None
+    rule: Unites | Literal["all tiles"] | None = None
     logits: int = 1
     query_tiles: int = 1
 
@@ -58,7 +60,7 @@ class Case:
         return VideoTiling(self.sizes.video, self.sizes.tile)
 
     @property
-    def admitted(self) -> Rule:
+    def admitted(self) -> Unites:
         if self.rule is None:
             raise ValueError(f"{self} has no rule")
         return TopK(self.tiling.num_tiles) if self.rule == "all tiles" else self.rule
@@ -71,9 +73,11 @@ class Case:
         return ", ".join(parts)
 
 
-def _text(rule: Rule | str) -> str:
-    if isinstance(rule, str):
-        return rule
+def _text(rule: Unites | str) -> str:
+    if isinstance(rule, Union):
+        return " | ".join(map(_text, rule.parts))
+    if isinstance(rule, str) or not isinstance(rule, Rule):
+        return str(rule)
     own = rule.__dict__.keys() & {"k", "m"}  # without the bounds that all rules have
     return f"{type(rule).__name__}({', '.join(f'{x}={getattr(rule, x)}' for x in own)})"
 
@@ -105,6 +109,8 @@ VSA_CASES = (
     Case("ragged64", 96, BF16, Threshold(2), 1, 2),
     Case("padded64", 128, FP16, TopK(1), 64, 2),
     Case("full128", 128, BF16, "all tiles"),
+    Case("ragged64", 128, BF16, TopK(1) | Neighbourhood((1, 3, 1))),
+    Case("full64", 64, FP16, Threshold(2) | FirstFrames(), 1, 2),
 )
 BSA_CASES = (
     Case("full64", 128, BF16, TopK(3)),
@@ -132,7 +138,7 @@ ROW_CASES = (  # for kernels that move or average rows
 )
 
 
-def full_cases(*rules: Rule | Literal["all tiles"]) -> tuple[Case, ...]:
+def full_cases(*rules: Unites | Literal["all tiles"]) -> tuple[Case, ...]:
     """Every shape, head dim, dtype and logits with the first rule, and every rule at two dims."""
     names, blocks = [s.name for s in SHAPES], (1, 2)
     first = product(names, DIMS, _DTYPES, rules[:1], (1, 64), blocks)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from flexsparse import reference
+from flexsparse.choice.places import FirstFrames, Neighbourhood
 from flexsparse.choice.rules import TopK
+from flexsparse.choice.union import Union
 from flexsparse.selfcheck.accuracy import error_ratios, recomputed_attention
 from flexsparse.selfcheck.cases import Case
 from flexsparse.tiling import VideoTiling
@@ -85,7 +87,7 @@ def accuracy(
 
 def choice_of_tiles(case: Case, tile_map: Tensor, q: Tensor, k: Tensor, weights: Tensor) -> Ratios:
     """No tile that was left out beats one that was chosen, but for what rounding explains; TopK
-    takes as many as it says."""
+    takes as many as it says; the tiles of places are there, whatever their scores."""
 
     def scores(dtype: torch.dtype) -> Tensor:
         of_token = reference.tile_of_token(case.sizes.video, case.tiling.tile).to(q.device)
@@ -99,12 +101,32 @@ def choice_of_tiles(case: Case, tile_map: Tensor, q: Tensor, k: Tensor, weights:
 
     exact = scores(torch.float64)
     plain = scores(torch.float32)
-    rule, counts = case.admitted, tile_map.sum(-1)
-    right = not isinstance(rule, TopK) or bool((counts == rule.k).all())
-    return {
-        "number of tiles": 0.0 if right else math.inf,
-        "choice of tiles": best_first(tile_map, exact, plain, dim=-1),
-    }
+    ratios = {}
+    if isinstance(case.admitted, Union):
+        near = _of_places(case, tile_map.device)
+        ratios["tiles of places"] = 0.0 if bool((tile_map | ~near).all()) else math.inf
+        exact = exact.masked_fill(near, math.nan)
+    elif isinstance(case.admitted, TopK):
+        right = bool((tile_map.sum(-1) == case.admitted.k).all())
+        ratios["number of tiles"] = 0.0 if right else math.inf
+    return ratios | {"choice of tiles": best_first(tile_map, exact, plain, dim=-1)}
+
+
+def _of_places(case: Case, device: torch.device) -> Tensor:
+    """What the places of a union admit to each block of query tiles: bool ``[n, n]``."""
+    sizes = case.sizes.video, case.tiling.tile
+    assert isinstance(case.admitted, Union)
+    window, frames = None, 0
+    for part in case.admitted.parts:
+        if isinstance(part, Neighbourhood):
+            t, h, w = (x or 2 * n for x, n in zip(part.window, case.tiling.grid))
+            window = t, h, w
+        elif isinstance(part, FirstFrames):
+            frames = part.frames
+    near = reference.neighbourhood(*sizes, window, frames)
+    blocks = torch.arange(len(near)) // case.query_tiles
+    together = (blocks[:, None] == blocks).float() @ near.float() > 0
+    return together.to(device)
 
 
 def best_first(chosen: Tensor, exact: Tensor, plain: Tensor, dim: int) -> float:

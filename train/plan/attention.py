@@ -57,6 +57,6 @@ def list_bytes(slot: Any, batch: int, heads: int, tiling: VideoTiling) -> int:
         return 0
     n = tiling.num_tiles
     blocks = math.ceil(n / min(slot.query_tiles, n))
-    most = as_rule(rule, n).bounds(n)[1]
+    most = as_rule(rule, tiling).bounds(n, min(slot.query_tiles, n))[1]
     kinds = has_partial_tiles(tiling) + (tiling.full_tiles > 0)
     return 4 * batch * heads * (blocks * (2 + kinds * most) + n * (2 + blocks))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flexsparse import Threshold, TopK
+from flexsparse.choice.places import OnGrid
 from flexsparse.choice.rules import Rule
 from flexsparse.choice.scaled import as_rule
 from train.sparsity.schedules import Constant, Schedule
@@ -57,7 +58,7 @@ class Annealing:
         self.n, self._plan, self._at_n = 0, [], []
         if self.target is not None:
             self.n = m.tiling.num_tiles
-            self._at_n = [as_rule(rule, self.n) for rule in self._rules]
+            self._at_n = [as_rule(rule, m.tiling) for rule in self._rules]
             most = max(_cap(rule, self.n) for rule in self._at_n)
             plan = (schedule.tiles(step, self.n, self.target) for step in range(steps))
             self._plan = [tiles if tiles is None else min(tiles, most) for tiles in plan]
@@ -162,6 +163,8 @@ def annealed(rule: Rule, tiles: Tensor, width: int) -> Rule:
         return replace(rule, k=tiles, max_tiles=most)
     if isinstance(rule, Threshold):
         return replace(rule, k=tiles)
+    if isinstance(rule, OnGrid) and rule.rules:
+        return replace(rule, rules=tuple(annealed(part, tiles, width) for part in rule.rules))
     raise ValueError(
         f"{rule} has no number of tiles for sparsity.schedule to change: use Threshold or TopK, or "
         "a schedule that goes from dense attention straight to the target"

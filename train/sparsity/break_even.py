@@ -79,7 +79,7 @@ def measure_break_even(
     device = next(model.parameters()).device
     dim, count = c.dim // degree, c.heads // degree
     layer: Any = c.attention.build(dim, count, tiling).to(device, dtype)
-    n, rule = tiling.num_tiles, as_rule(layer.kv_rule, tiling.num_tiles)
+    n, rule = tiling.num_tiles, as_rule(layer.kv_rule, tiling)
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(*shape: int) -> Tensor:

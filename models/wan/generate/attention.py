@@ -66,7 +66,7 @@ def check_top_k(o: argparse.Namespace, config: WanConfig) -> None:
     """ValueError, in a line, for more tiles than the largest video has; a smaller one, or a draft,
     takes all of its tiles."""
     top_k = o.slot.top_k if isinstance(o.slot, VSA) else getattr(o.slot, "kv", None)
-    if top_k is None:
+    if not isinstance(top_k, int):
         return
     size = largest(o, config)
     tiling = o.slot.tiling(config.grid_of(latent_size(size)))
