@@ -6,7 +6,7 @@ Triton, and the registers and spills of kernels. Measures no time, and needs no 
     python -m benchmarks.lowering --arch 80 --rows out/lowering.jsonl vsa_full64_d64
 
 The cases are those of ``benchmarks/compiled/cases.py``; without a name, all.
-``docs/performance.md`` has the counts.
+``docs/results/compiled.md`` has the counts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write what the results say into docs/performance.md, evidence.md and data.md, and draw them.
+"""Write what the results say into docs/results/, docs/evidence.md and docs/data.md, and draw them.
 
     python -m benchmarks.report
 
@@ -19,7 +19,7 @@ from benchmarks import clips, torch_versions
 from benchmarks.evidence import page as evidence_page
 from benchmarks.gpu import tables
 from benchmarks.gpu.plots import draw
-from benchmarks.gpu.report_coarse import coarse, kernels, lists, traffic
+from benchmarks.gpu.report_coarse import coarse, lists, traffic
 from benchmarks.record import RESULTS, Row, read
 from benchmarks.studies.report_precision import score_precision
 from flexsparse.engines.kernel_configs import (
@@ -34,10 +34,8 @@ from flexsparse.engines.kernel_configs import (
     Row as Config,
 )
 
-ROOT = Path(__file__).parent.parent
-PAGE, EVIDENCE = ROOT / "docs" / "performance.md", ROOT / "docs" / "evidence.md"
-DATA = ROOT / "docs" / "data.md"
-IMAGES = ROOT / "docs" / "images"
+DOCS = Path(__file__).parent.parent / "docs"
+EVIDENCE, IMAGES = DOCS / "evidence.md", DOCS / "images"
 
 
 def gpu(results: Path) -> str:
@@ -50,7 +48,7 @@ def gpu(results: Path) -> str:
     for device in dict.fromkeys(row["device"] for row in rows):
         mine = [row for row in rows if row["device"] == device]
         pictures = "\n".join(
-            f"![{title}](images/{path.name})" for path, title in draw(mine, IMAGES).items()
+            f"![{title}](../images/{path.name})" for path, title in draw(mine, IMAGES).items()
         )
         parts.append(f"#### {device}\n{pictures}\n\n{tables.tables(mine)}")
     return "\n\n".join(parts)
@@ -172,24 +170,21 @@ def columns(results: Path) -> str:
     return tables.markdown(head, lines)
 
 
-SECTIONS: dict[str, Callable[[Path], str]] = {
-    "gpu": gpu,
-    "coarse": coarse,
-    "traffic": traffic,
-    "list_memory": lists,
-    "configs": configs,
-    "torch": torch_versions.table,
-    "lowering": lowering,
-    "kernels": kernels,
-    "columns": columns,
-    "score_precision": score_precision,
+Sections = Mapping[str, Callable[[Path], str]]
+PAGES: dict[Path, Sections] = {
+    DOCS / "results" / "gpu.md": {"gpu": gpu, "coarse": coarse},
+    DOCS / "results" / "compiled.md": {
+        "torch": torch_versions.table,
+        "configs": configs,
+        "lowering": lowering,
+    },
+    DOCS / "results" / "studies.md": {"columns": columns, "score_precision": score_precision},
+    DOCS / "results" / "memory.md": {"traffic": traffic, "list_memory": lists},
+    DOCS / "data.md": {"clips": clips.page},
 }
 
 
-DATA_SECTIONS: dict[str, Callable[[Path], str]] = {"clips": clips.page}
-
-
-def evidence(images: Path = IMAGES) -> dict[str, Callable[[Path], str]]:
+def evidence(images: Path = IMAGES) -> Sections:
     """The sections of docs/evidence.md, which draw into `images`."""
 
     def drawing(make: Callable[[Path, Path], str]) -> Callable[[Path], str]:
@@ -198,9 +193,7 @@ def evidence(images: Path = IMAGES) -> dict[str, Callable[[Path], str]]:
     return {name: drawing(make) for name, make in evidence_page.SECTIONS.items()}
 
 
-def render(
-    page: str, results: Path = RESULTS, sections: Mapping[str, Callable[[Path], str]] = SECTIONS
-) -> str:
+def render(page: str, sections: Sections, results: Path = RESULTS) -> str:
     """The page with its sections made anew.
 
     Raises:
@@ -216,8 +209,8 @@ def render(
 
 
 def main() -> None:
-    for path, sections in ((PAGE, SECTIONS), (EVIDENCE, evidence()), (DATA, DATA_SECTIONS)):
-        path.write_text(render(path.read_text(), sections=sections))
+    for path, sections in {**PAGES, EVIDENCE: evidence()}.items():
+        path.write_text(render(path.read_text(), sections))
         print(f"wrote {path}")
 
 

@@ -7,7 +7,7 @@ method at every size is checked against fp64; only what is right is timed. Each 
 ``benchmarks/results/gpu.jsonl`` the moment it is there, so that an interrupted run keeps what it
 measured, and ``--resume`` goes on from what this commit found on this device. ``--only`` runs a
 part (machine, check, coarse, time, sweep) or what has NAME in the name of its setting or method,
-such as 61k-12x128 or vsa. ``python -m benchmarks.report`` then writes docs/performance.md and its
+such as 61k-12x128 or vsa. ``python -m benchmarks.report`` then writes docs/results/gpu.md and its
 plots.
 
 Exit status: 0 all checks right; 1 some wrong; 2 no GPU.

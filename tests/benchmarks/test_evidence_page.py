@@ -77,6 +77,6 @@ def test_sizes_come_in_their_order_with_what_each_gives_to_the_fit(tmp_path):
 
 def test_the_page_is_what_the_results_make_of_it(tmp_path):
     text = report.EVIDENCE.read_text()
-    assert report.render(text, sections=report.evidence(tmp_path)) == text, "run benchmarks.report"
+    assert report.render(text, report.evidence(tmp_path)) == text, "run benchmarks.report"
     for picture in tmp_path.glob("*.png"):
         assert (report.IMAGES / picture.name).is_file()

@@ -50,7 +50,7 @@ class _Kept(torch.autograd.Function):
 def list_bytes(slot: Any, batch: int, heads: int, tiling: VideoTiling) -> int:
     """Of the lists that a layer keeps in training: of query blocks, and of key tiles.
 
-    int32, with a count of partial and one of full tiles for each, see docs/performance.md.
+    int32, with a count of partial and one of full tiles for each, see docs/results/memory.md.
     """
     rule = getattr(slot, "kv_rule", None)
     if rule is None:
