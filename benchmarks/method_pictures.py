@@ -44,7 +44,10 @@ def scene() -> Tensor:
         hill = y > 17 - peak * torch.exp(-(((x - middle) / wide) ** 2))
         picture[hill] = torch.tensor(colour)
     picture[y > 17] = torch.tensor((0.25, 0.45, 0.7))
-    for middle, radius, colour in (((5, 21), 3.2, (1.0, 0.85, 0.3)), ((20.5, 21), 2, (1, 0.8, 0.4))):
+    for middle, radius, colour in (
+        ((5, 21), 3.2, (1.0, 0.85, 0.3)),
+        ((20.5, 21), 2, (1, 0.8, 0.4)),
+    ):
         ball = (y - middle[0]) ** 2 + (x - middle[1]) ** 2 < radius**2
         picture[ball] = torch.tensor(colour)
     texture = torch.randn(24, 36, 1, generator=torch.Generator().manual_seed(0))
@@ -89,7 +92,8 @@ def _frame(axes: Axes, tile: int, colour: str, width: float, rows: float = 1) ->
 
 
 def save(figure: Any, name: str, images: Path) -> None:
-    figure.savefig(images / f"methods-{name}.png", dpi=110, metadata={"Software": None})
+    options: Any = dict(bbox_inches="tight", pad_inches=0.05, metadata={"Software": None})
+    figure.savefig(images / f"methods-{name}.png", dpi=110, **options)
     plt.close(figure)
 
 
@@ -157,7 +161,9 @@ def draw_gates(images: Path) -> None:
     mean, fine = (
         TILING.from_tiles(x)[0, 0, :, :3].view(24, 36, 3) for x in (TILING.spread(means), fine)
     )
-    figure, axes = panels("v", "coarse: one row for each tile", "fine: one for each token", "their sum")
+    figure, axes = panels(
+        "v", "coarse: one row for each tile", "fine: one for each token", "their sum"
+    )
     for one, picture in zip(axes, (scene(), mean, fine, 0.3 * mean + 0.7 * fine)):
         show(one, picture.clamp(0, 1))
     for one, words in zip(axes[1:], ("x  gate, here 0.3", "x  gate, here 0.7", "")):
@@ -168,7 +174,11 @@ def draw_gates(images: Path) -> None:
 def draw_query_tiles(images: Path) -> None:
     q = queries()
     first = LOOKS - LOOKS % 2
-    titles = "query_tiles=1: each tile chooses", "the tile beside it", "query_tiles=2: they choose together"
+    titles = (
+        "query_tiles=1: each tile chooses",
+        "the tile beside it",
+        "query_tiles=2: they choose together",
+    )
     figure, axes = panels(*titles, height=2.9)
     for one, tile, together in zip(axes, (first, first + 1, first), (1, 1, 2)):
         chosen = vsa_tile_map(q, q, TILING, top_k=TOP_K, query_tiles=together)
@@ -214,9 +224,7 @@ def draw_pruning(images: Path) -> None:
     tiling = VideoTiling((1, 8, 8), tile=(1, 8, 8))
     colours = scene()[1:9, 17:25]
     q = torch.nn.functional.pad((colours - 0.4).flatten(0, 1), (0, 13))[None, None]
-    figure, axes = panels(
-        "keep=0.25, window=None", "window=(1, 4, 4)", "restored from the nearest"
-    )
+    figure, axes = panels("keep=0.25, window=None", "window=(1, 4, 4)", "restored from the nearest")
     for number, one in enumerate(axes):
         window = (1, 4, 4) if number else None
         kept = prune_queries(tiling.to_tiles(q), tiling, keep=0.25, window=window)

@@ -1,4 +1,4 @@
-"""README's Python runs as it stands."""
+"""README's Python runs as it stands, as does docs/wan.md's; pictures, links and figures are there."""
 
 import json
 import re
@@ -13,6 +13,7 @@ from benchmarks import torch_versions
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+PIPELINE = (ROOT / "docs/wan.md").read_text().split("```python\n")[1].split("```")[0].splitlines()
 
 
 def small_transformer():
@@ -23,17 +24,28 @@ def small_transformer():
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_code_blocks_run(number):
-    names = {"pipe": SimpleNamespace(transformer=small_transformer())}
+    names = {}
     exec(compile(BLOCKS[number], f"README.md, block {number}", "exec"), names)
-    if "pipe" in BLOCKS[number]:
-        slots = [name for name, _ in names["pipe"].transformer.named_modules() if "slot" in name]
-        assert slots
+    assert names["out"].shape[-2:] == (names["tiling"].tokens, 64)
+    (said,) = re.findall(r"top_k=(\d+)\)\)  # (\d+) % sparse", BLOCKS[number])
+    assert round(100 * (1 - int(said[0]) / names["tiling"].num_tiles)) == int(said[1])
 
 
-def test_there_is_an_example_and_every_picture_exists():
-    assert BLOCKS
-    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
-    assert pictures and all((ROOT / picture).is_file() for picture in pictures)
+def test_the_pages_pipeline_becomes_sparse_and_comes_back():
+    pipe = SimpleNamespace(transformer=small_transformer())
+    slots = []
+    for line in PIPELINE:
+        if line.startswith(("sparsify", "restore")):
+            exec("\n".join((PIPELINE[0], line)), {"pipe": pipe})
+            slots.append(any("slot" in name for name, _ in pipe.transformer.named_modules()))
+    assert slots == [True, False]
+
+
+def test_there_is_an_example_and_everything_that_is_linked_exists():
+    assert BLOCKS and README.count("\n") < 120
+    linked = re.findall(r"\]\((?!http)(.*?)\)", README)
+    assert linked[0].endswith(".png"), "the picture comes first"
+    assert all((ROOT / target).is_file() for target in linked)
 
 
 def test_the_table_is_the_run_in_which_dense_attention_was_fastest():
@@ -55,4 +67,5 @@ def test_the_table_is_the_run_in_which_dense_attention_was_fastest():
 
 def test_the_versions_of_torch_are_those_with_which_everything_passed():
     passed = [version for version, row in torch_versions.latest().items() if not row["failed"]]
-    assert re.findall(r"torch (\d+\.\d+\.\d+)", README) == passed
+    (said,) = re.findall(r"has with torch ([\d., and]*\d)", README.replace("\n", " "))
+    assert re.findall(r"\d+\.\d+\.\d+", said) == passed

@@ -15,6 +15,7 @@ from benchmarks.gpu.cases import settings as all_settings
 from flexsparse import vsa_mask
 from flexsparse.engines.kernel_configs import BACKWARD, BACKWARD_FP32, FORWARD, FORWARD_FP32
 
+
 @pytest.mark.parametrize("path", report.PAGES, ids=lambda path: path.name)
 def test_pages_are_what_the_results_make_of_them(path):
     page = path.read_text()
