@@ -1,10 +1,10 @@
-# make demo | test | check | lint: each installs what it needs into .venv first, once.
+# make demo | test | check | lint | docs | dist: each installs what it needs into .venv first, once.
 # make gpu: measures the GPU here with the torch, triton and einops of $(PYTHON); installs nothing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check laws lint gpu clean
+.PHONY: demo test check laws lint docs dist gpu clean
 
 # torch first and by itself: a machine that has a build of it at hand keeps that one.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -29,7 +29,7 @@ check: $(VENV)/installed
 	$(MAKE) -j 2 lint laws
 
 SLOW := tests/test_selfcheck.py tests/test_coarse_stage.py tests/test_ulysses.py \
-	tests/test_readme.py tests/test_%_page.py
+	tests/test_readme.py tests/test_guide.py tests/test_%_page.py
 
 laws: $(VENV)/installed
 	$(PYTEST) -k "not compile" $(filter-out $(SLOW), $(wildcard tests/test_*.py))
@@ -38,6 +38,18 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# The site, into out/site; a link, an anchor or a name that is not there fails.
+docs: $(VENV)/with_docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/with_docs: $(VENV)/installed
+	$(BIN)/pip install --progress-bar off -c constraints.txt -e '.[docs]'
+	touch $@
+
+# Wheel and sdist, into out/dist, each tried in an environment of torch, einops and triton alone.
+dist: $(VENV)/installed
+	$(BIN)/python .ci/dist.py
 
 gpu:
 	$(PYTHON) -m benchmarks.gpu
