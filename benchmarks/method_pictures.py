@@ -68,13 +68,13 @@ def box(tile: int) -> tuple[int, int]:
     return tile // TILING.grid[2] * TILING.tile[1], tile % TILING.grid[2] * TILING.tile[2]
 
 
-def show(axes: Axes, picture: Any, bright: Any = None, looks: int | None = None) -> None:
+def show(axes: Axes, picture: Tensor, bright: Any = None, looks: int | None = None) -> None:
     """The scene in its tiles; those not bright are dark, the tile that looks has a frame."""
-    picture = torch.as_tensor(picture).clone()
+    picture = picture.numpy().copy()
     tiles = range(TILING.num_tiles)
-    for tile in tiles if bright is not None else ():
+    for tile in tiles:
         y, x = box(tile)
-        if not bright[tile]:
+        if bright is not None and not bright[tile]:
             picture[y : y + 6, x : x + 6] *= 0.25
     axes.imshow(picture, extent=(0, 36, 24, 0), interpolation="nearest")
     for tile in tiles:
@@ -140,8 +140,8 @@ def draw_vsa(images: Path) -> None:
     )
     colours = scene().view(4, 6, 6, 6, 3).mean((1, 3))
     show(axes[0], colours, looks=LOOKS)
-    axes[1].imshow(scores, cmap="magma")
-    axes[2].imshow(~chosen[0, 0], cmap="gray", vmin=-0.3)
+    axes[1].imshow(scores.numpy(), cmap="magma")
+    axes[2].imshow(~chosen[0, 0].numpy(), cmap="gray", vmin=-0.3)
     for one in axes[1:3]:
         row = Rectangle((-0.5, LOOKS - 0.5), 24, 1, fill=False, edgecolor=QUERY, linewidth=2.5)
         one.add_patch(row)
@@ -229,7 +229,7 @@ def draw_pruning(images: Path) -> None:
         window = (1, 4, 4) if number else None
         kept = prune_queries(tiling.to_tiles(q), tiling, keep=0.25, window=window)
         stays = tiling.from_tiles(kept.mask[..., None].float())[0, 0, :, 0].bool().view(8, 8)
-        one.imshow(colours, extent=(0, 8, 8, 0), interpolation="nearest")
+        one.imshow(colours.numpy(), extent=(0, 8, 8, 0), interpolation="nearest")
         one.axis("off")
         cuts = (0, 4, 8) if number else (0, 8)
         for at in cuts:
@@ -263,7 +263,7 @@ def draw_bsa(images: Path) -> None:
         "1  Queries that stay", "2  Key tiles that a rule admits", "3  Attention of those that stay"
     )
     show(axes[0], scene() * (0.25 + 0.75 * stays), looks=LOOKS)
-    axes[1].imshow(~chosen, cmap="gray", vmin=-0.3)
+    axes[1].imshow(~chosen.numpy(), cmap="gray", vmin=-0.3)
     row = Rectangle((-0.5, LOOKS - 0.5), 24, 1, fill=False, edgecolor=QUERY, linewidth=2.5)
     axes[1].add_patch(row)
     axes[1].set_xlabel("key tiles")

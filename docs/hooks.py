@@ -1,4 +1,4 @@
-"""What `mkdocs build` does beside: pages of files in the root, formulas as MathML, our docstrings."""
+"""What `mkdocs build` does beside: pages of the root, formulas as MathML, our docstrings."""
 
 import html
 import re

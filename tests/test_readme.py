@@ -1,4 +1,4 @@
-"""README's Python runs as it stands, as does docs/wan.md's; pictures, links and figures are there."""
+"""README's Python runs as it stands, as does docs/wan.md's; its figures are those of the rows."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Sections of docs/results/ on the coarse stage: what GPUs measured, and what follows from shapes."""
+"""Sections of docs/results/ on the coarse stage: what GPUs measured, what follows from shapes."""
 
 from __future__ import annotations
 

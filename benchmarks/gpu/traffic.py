@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu.traffic
 
-Needs no GPU and says no time. docs/results/memory.md has the tables; ``benchmarks.gpu`` puts the bytes
-beside what it times. Tensors of tokens are bf16, means of tiles fp32, lists int32.
+Needs no GPU and says no time. docs/results/memory.md has the tables; ``benchmarks.gpu`` puts the
+bytes beside what it times. Tensors of tokens are bf16, means of tiles fp32, lists int32.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A row serves GPUs of one generation (the compute capability's major number; 10 stands for later
 ones as well), head dims up to its own, and mask blocks of at least its query and key rows; the
 first that fits is taken. No GPU has timed a row yet: each says by what reasoning it stands, and
-``docs/results/compiled.md`` lists its registers, spilled bytes and shared memory as compiled for sm_80,
-sm_90 and sm_100. ``python -m benchmarks.gpu --only sweep`` times the alternatives.
+``docs/results/compiled.md`` lists its registers, spilled bytes and shared memory as compiled for
+sm_80, sm_90 and sm_100. ``python -m benchmarks.gpu --only sweep`` times the alternatives.
 """
 
 from __future__ import annotations
