@@ -68,9 +68,9 @@ def box(tile: int) -> tuple[int, int]:
     return tile // TILING.grid[2] * TILING.tile[1], tile % TILING.grid[2] * TILING.tile[2]
 
 
-def show(axes: Axes, picture: Tensor, bright: Any = None, looks: int | None = None) -> None:
+def show(axes: Axes, scenery: Tensor, bright: Any = None, looks: int | None = None) -> None:
     """The scene in its tiles; those not bright are dark, the tile that looks has a frame."""
-    picture = picture.numpy().copy()
+    picture = scenery.numpy().copy()
     tiles = range(TILING.num_tiles)
     for tile in tiles:
         y, x = box(tile)
@@ -201,7 +201,7 @@ def draw_rule(images: Path, name: str, rule: Rule) -> None:
         weights = scores.softmax(0) if name == "mass" else scores
         floor = 0.0 if name == "mass" else -2.6
         colours = [CHOSEN if found else LEFT_OUT for found in admitted]
-        one.bar(range(48), weights - floor, bottom=floor, color=colours, width=0.85)
+        one.bar(range(48), (weights - floor).numpy(), bottom=floor, color=colours, width=0.85)
         what = "softmax weight" if name == "mass" else "score"
         one.set_ylabel(what)
         one.set_xlabel("key tiles, best first")

@@ -11,6 +11,7 @@ is ``<venvs>/<version>``, made if it is not there (5 GB each, by pip).
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from math import inf
@@ -126,7 +127,8 @@ def table(results: Path = RESULTS) -> str:
         ]
         errors, spills = row.get("errors", {}).values(), dict[str, int]()
         for _, kernel, size in row["spills"]:
-            spills[kernel] = max(size, spills.get(kernel, 0))
+            name = re.sub(r"^triton_tem_fused_(flex_attention(?:_backward)?).*", r"\1", kernel)
+            spills[name] = max(size, spills.get(name, 0))
         lines.append(
             [
                 version,

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is no number: skipped where they happen, counted when they are read.
+"""Steps with a non-finite loss or gradient: skipped where they happen, counted when they are read.
 
 The norm of the gradient is the same on all ranks, and so is what follows from it: no rank asks
 another. The optimizer and the average take the answer on the device; a host that waited for it
@@ -21,7 +21,7 @@ class NonFiniteError(FloatingPointError):
 
 
 def backward(share: Tensor) -> None:
-    """Gradients of a loss; NaN where it is no number, even if its gradient were one.
+    """Gradients of a loss; NaN where it is non-finite, even if its gradient were not.
 
     So the norm of the gradient, in which all ranks have a part, tells of the loss of each.
     """
@@ -29,7 +29,7 @@ def backward(share: Tensor) -> None:
 
 
 def step_if_finite(optimizers: Any, grad_norm: Tensor) -> Tensor:
-    """The optimizers' step, but where the norm is no number; returns 0-dim fp32, 1 if it was none.
+    """The optimizers' step, unless the norm is non-finite; returns 0-dim fp32, 1 if it was skipped.
 
     Then weights and moments stay as they are, to the last bit. Fused optimizers leave the step out
     on the device, as they do under torch's GradScaler; for any other the norm is read.

@@ -16,7 +16,7 @@ class TrainingConfig:
     max_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     max_skipped: int = 3
-    """So many steps in a row whose loss or gradient is no number, and are skipped, end the run:
+    """So many steps in a row with a non-finite loss or gradient, which are skipped, end the run:
     when they are read off the device, every metrics.log_freq steps."""
     seed: int = 0
     """Of the initial weights, the noise and the times."""

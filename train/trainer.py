@@ -154,7 +154,7 @@ class Trainer(Stateful, Configurable):
         The end is validated and saved. SIGTERM or Ctrl-C ends the step at hand, saves and returns.
 
         Raises:
-            NonFiniteError: loss or gradient was no number training.max_skipped steps in a row, as
+            NonFiniteError: loss or gradient non-finite for training.max_skipped steps in a row, as
                 was seen when they were read, up to metrics.log_freq - 1 steps later. They changed
                 no weights, and what good steps of this start made of them is saved.
             CheckpointNotSavedError: the checkpoint at the end did not fit on the disk.
@@ -205,7 +205,7 @@ class Trainer(Stateful, Configurable):
     def train_step(self) -> None:
         """One optimizer step on the next global batch.
 
-        Weights, moments and average stay as they are if its loss or gradient is no number.
+        Weights, moments and average stay as they are if its loss or gradient is non-finite.
         """
         training = self.config.training
         self.step += 1

@@ -41,7 +41,7 @@ class History:
 
     steps: list[StepRecord] = field(default_factory=list)
     skipped: list[StepRecord] = field(default_factory=list)
-    """Those that changed no weights, their loss or gradient being no number; not among `steps`."""
+    """Those that changed no weights, their loss or gradient being non-finite; not among `steps`."""
     validation: list[tuple[int, float]] = field(default_factory=list)
     """(step, loss)"""
     peak_memory: int = 0
