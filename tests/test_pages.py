@@ -64,5 +64,12 @@ def test_commits_are_checked_by_what_make_lint_runs():
     assert hooks == [line.strip().replace("$(BIN)", ".venv/bin") for line in lint]
 
 
+def test_ci_anywhere_is_the_one_script_and_makes_targets_that_there_are():
+    assert "run: .ci/run\n" in (ROOT / ".github/workflows/ci.yml").read_text()
+    made = re.findall(r"^make (\w+)$", (ROOT / ".ci/run").read_text(), re.M)
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+    assert set(made) == {"test", "lint", "docs", "dist"} and set(made) <= set(targets)
+
+
 def test_performance_is_told_in_a_sitting():
     assert (ROOT / "docs/performance.md").read_text().count("\n") <= 200
