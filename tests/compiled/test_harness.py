@@ -87,7 +87,9 @@ def test_a_row_of_a_version_has_what_failed_and_what_spilled(tmp_path):
     kernel = {"kernel": "_lists", "spilled_bytes": 8, "remarks": ["(C7515)"]}
     sizes = {"triton_launches": 5, "flex_launches": 1, "outside_calls": 2}
     made = {"torch": "2.11.0+cu130", "triton": "3.6.0", "commit": "abc", "date": "2026-01-01"}
-    graph = {"case": "vsa", "arch": "sm_90", "graph": "forward", "kernels": [kernel], **sizes}
+    flex = {"kernel": "triton_tem_fused_flex_attention_backward_1", "spilled_bytes": 4}
+    kernels = [kernel, flex | {"remarks": []}]
+    graph = {"case": "vsa", "arch": "sm_90", "graph": "forward", "kernels": kernels, **sizes}
     failed = {"case": "bsa", "arch": "sm_80", "error": "it broke"}
     row = torch_versions.summary([graph | made, failed])
     assert row["launches"] == {"sm_90": {"vsa": {"forward": [5, 1, 2]}}}
@@ -99,9 +101,9 @@ def test_a_row_of_a_version_has_what_failed_and_what_spilled(tmp_path):
     assert list(torch_versions.latest(tmp_path)) == ["2.9.0", "2.11.0"]
     cases, problems = sum(len(job.names) for job in PROOF), len(PROBLEMS)
     *_, first, last = torch_versions.table(tmp_path).splitlines()
-    sizes = f"3.6.0 | 1 of {cases} | 5 | 1 | 2 | `_lists` 8 | 1"
-    assert last == f"| 2.11.0 | {sizes} | 1 of {problems}, 1.50 |"
-    assert first == f"| 2.9.0 | {sizes} | 0 of {problems}, inf |"  # nothing ran
+    sizes = f"3.6.0 | 1 of {cases} | 5 | 1 | 2 | `_lists` 8, `flex_attention_backward` 4 | 1"
+    assert last == f"| 2.11.0 | {sizes} | 1 of {problems}, 1.50 | - |"
+    assert first == f"| 2.9.0 | {sizes} | 0 of {problems}, inf | - |"  # nothing ran
 
 
 @pytest.mark.parametrize(
