@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from flexsparse import Mass, Threshold, TopK, VideoTiling, prune_queries
+from flexsparse import Mass, Neighbourhood, Threshold, TopK, VideoTiling, prune_queries
 from flexsparse.bsa import bsa_tile_map
 from flexsparse.choice.rules import Rule
 from flexsparse.stages.coarse import coarse_attention
@@ -32,7 +32,7 @@ from train.demo.pictures import CHOSEN, QUERY
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 TILING = VideoTiling((1, 24, 36), tile=(1, 6, 6))  # 4 x 6 tiles
-LOOKS, TOP_K = 3, 5  # the tile that looks, and the tiles that it chooses
+OF_PLACES, LOOKS, TOP_K = 9, 3, 5  # the tile that looks, and the tiles that it chooses
 DARK, LEFT_OUT = "#3a3a3a", "#c9c9c9"
 
 
@@ -219,6 +219,17 @@ def draw_rule(images: Path, name: str, rule: Rule) -> None:
     save(figure, name, images)
 
 
+def draw_places(images: Path) -> None:
+    q, near = queries(), Neighbourhood((1, 3, 3))
+    rules = TopK(TOP_K), near, TopK(TOP_K) | near
+    figure, axes = panels(
+        "TopK(5)", "Neighbourhood((1, 3, 3))", "TopK(5) | Neighbourhood((1, 3, 3))"
+    )
+    for one, rule in zip(axes, rules):
+        show(one, scene(), vsa_tile_map(q, q, TILING, top_k=rule)[0, 0, OF_PLACES], OF_PLACES)
+    save(figure, "places", images)
+
+
 def draw_pruning(images: Path) -> None:
     """One tile that lies across an edge: what stays without windows, and with them; restoring."""
     tiling = VideoTiling((1, 8, 8), tile=(1, 8, 8))
@@ -279,7 +290,15 @@ RULES = {"topk": TopK(8), "threshold": Threshold(8), "mass": Mass(0.5)}
 
 def main(images: Path = IMAGES) -> None:
     with plt.rc_context({"font.family": "DejaVu Sans", "font.size": 10}):
-        for draw in (draw_tiling, draw_vsa, draw_gates, draw_query_tiles, draw_bsa, draw_pruning):
+        for draw in (
+            draw_tiling,
+            draw_vsa,
+            draw_gates,
+            draw_query_tiles,
+            draw_bsa,
+            draw_pruning,
+            draw_places,
+        ):
             draw(images)
         for name, rule in RULES.items():
             draw_rule(images, name, rule)

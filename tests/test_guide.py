@@ -85,7 +85,7 @@ CALLS = {
     "q has 750 rows": lambda q: vsa_attention(*[q[..., : ODD.tokens, :]] * 3, ODD, top_k=3),
     "q, k and v": lambda q: vsa_attention(q, q.bfloat16(), q, EVEN, top_k=3),
     "top_k=64": lambda q: vsa_attention(q, q, q, EVEN, top_k=64),
-    "q has batch": lambda q: vsa_attention(q, q[:, :2], q[:, :2], EVEN, top_k=3),
+    "q has 4 heads": lambda q: vsa_attention(q, q[:, :2], q[:, :2], EVEN, top_k=3),
     "scores between": lambda q: vsa_attention(q * 1e30, q * 1e30, q, EVEN, top_k=3),
 }
 
