@@ -66,7 +66,8 @@ class VSA:
     """Video Sparse Attention (arXiv 2505.13389): each query tile attends to its `top_k` best tiles.
 
     Args:
-        sparsity: 1 - top_k / n wanted, in [0, 1). The nearest whole `top_k` is taken, at least 1.
+        sparsity: 1 - top_k / n wanted, in [0, 1). The nearest whole `top_k` is taken, at least 1;
+            FastVideo's models want `top_k=flexsparse.choice.scaled.fastvideo_top_k(...)`.
         top_k: tiles per query tile, or a rule, in place of `sparsity`: not both.
         tile: tokens of a tile along (T, H, W); None lets `VideoTiling.fit` choose.
         adapt: go on from a dense checkpoint: no fine gate, and a coarse gate that starts at zero.

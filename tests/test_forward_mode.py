@@ -157,6 +157,8 @@ WHOLE = {
 def test_tangents_are_central_differences(name, mode):
     if mode == "compiled" and name not in ("vsa", "bsa"):
         pytest.skip("seconds of compilation each")
+    if torch.__version__ < "2.13" and (mode == "compiled" or name == "score_mod"):
+        pytest.skip("refused by torch itself: a rule within jvp, a checkpoint under jvp")
     tiling, attend = WHOLE[name]
     f = partial(attend, tiling=tiling)
     inputs = [normal(2, 2, tiling.padded_tokens, 16, seed=i) for i in range(4)]

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import seeds
 
-from flexsparse import Mass, Scaled, Threshold, TopK
+from flexsparse import Mass, Scaled, Threshold, TopK, VideoTiling
 from flexsparse.choice.rules import Rule
-from flexsparse.choice.scaled import as_rule
+from flexsparse.choice.scaled import as_rule, fastvideo_top_k
 from flexsparse.choice.selection import select_admitted
 
 ties = st.sampled_from([0.5, 1e-3])  # the coarser the grid of values, the more scores are equal
@@ -215,3 +215,18 @@ def test_a_scaled_rule_asks_for_as_much_of_every_video(n, k, sparsity, kind):
     assert isinstance(share, kind) and 1 <= share.k <= n
     assert share.k == 1 or abs(share.k - n * (1 - sparsity)) <= 0.5
     assert as_rule(Scaled(top_k=k, rule=kind), n).k == min(k, n)
+
+
+@given(st.tuples(*[st.integers(1, 12)] * 3), st.floats(0, 0.99))
+def test_fastvideo_takes_the_ceiling_where_we_round(grid, sparsity):
+    tiling = VideoTiling(tuple(4 * side for side in grid))
+    theirs, n = fastvideo_top_k(sparsity, tiling), tiling.num_tiles
+    assert theirs - 1 < (1 - sparsity) * n <= theirs
+    assert theirs - Scaled(sparsity=sparsity).at(n).k in (0, 1)
+
+
+def test_fastvideo_counts_tokens_where_tiles_are_ragged():
+    tiling = VideoTiling((21, 30, 52))  # 32,760 tokens are 511.9 tiles full, in 624 tiles
+    assert fastvideo_top_k(0.9, tiling) == 52 and fastvideo_top_k(0, tiling) == 512
+    with pytest.raises(ValueError, match="give 0 <= sparsity < 1"):
+        fastvideo_top_k(1.0, tiling)

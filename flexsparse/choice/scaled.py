@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 
+from flexsparse.checks import check_sparsity
 from flexsparse.choice.places import on_grid
 from flexsparse.choice.rules import Rule, Threshold, TopK
 from flexsparse.choice.union import Union, Unites
@@ -20,7 +22,8 @@ class Scaled(Unites):
     meets several resolutions it says what is meant at each of them.
 
     Args:
-        sparsity: ``1 - k/n`` wanted, in [0, 1): the nearest whole k is taken, at least 1.
+        sparsity: ``1 - k/n`` wanted, in [0, 1): the nearest whole k is taken, at least 1. FastVideo
+            rounds otherwise: see :func:`fastvideo_top_k`.
         top_k: in its place, a number of tiles; all of a video that has fewer.
         rule: what is made of k, ``TopK`` or ``Threshold``.
 
@@ -61,6 +64,22 @@ def _share(sparsity: str, n: int) -> str:
     """Tiles that stay. Numbers are text, since torch.compile makes symbols of those that change,
     and wants to guard those that it takes for constants."""
     return str(max(1, round(n * (1 - float(sparsity)))))
+
+
+def fastvideo_top_k(sparsity: float, tiling: VideoTiling) -> int:
+    """The ``top_k`` of FastVideo, from VSA's authors, at a sparsity that one of its models names.
+
+    It takes the ceiling, and of tokens, without padding, over those of a tile; we round, and count
+    tiles. Where all tiles are full the two differ by one tile at most; where some are ragged,
+    FastVideo attends to fewer. A checkpoint of theirs does not hold its sparsity: its model card or
+    training command (``VSA_sparsity``) has it. Theirs are tiles of 4x4x4.
+
+    >>> tiling = VideoTiling((21, 30, 52))
+    >>> fastvideo_top_k(0.9, tiling), Scaled(sparsity=0.9).at(tiling.num_tiles).k
+    (52, 62)
+    """
+    check_sparsity(sparsity)
+    return math.ceil((1 - sparsity) * (math.prod(tiling.video) / math.prod(tiling.tile)))
 
 
 def as_rule(rule: int | Unites, tiling: VideoTiling | int, name: str = "top_k") -> Rule:

@@ -49,6 +49,9 @@ def flex_attention(
     ``score_mod`` captures has gradients too. With a mask from :func:`tile_block_mask`, nothing that
     stands in padding, NaN included, reaches a valid output or a gradient.
 
+    Derivatives are first ones, on CUDA backward alone, on CPU forward as well (``torch.func.jvp``,
+    forward_ad), with ``score_mod`` one or the other; others are refused.
+
     Args:
         query, key, value: ``[B, Hq, Lq, D]``, ``[B, Hkv, Lk, D]``, ``[B, Hkv, Lk, Dv]``, one device
             and dtype; mixed dtypes under autocast are cast to its own.
