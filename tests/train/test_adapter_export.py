@@ -53,7 +53,7 @@ def test_diffusers_takes_it_with_its_gates(made):
     config, folder = made
     x, t, context = batch_for(awake_wan())
     given = dict(hidden_states=x, timestep=1000 * t, encoder_hidden_states=context)
-    method = VSA(top_k=6, tile=(2, 2, 2))
+    method = VSA(sparsity=0.0, tile=(2, 2, 2))  # a choice of tiles would magnify what is rounded
     parts = dict(tokenizer=None, text_encoder=None, vae=None, scheduler=None)
     pipe = WanPipeline(transformer=transformer(folder / "dense"), **parts)
     pipe.load_lora_weights(folder / "adapter")
