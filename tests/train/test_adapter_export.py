@@ -138,7 +138,7 @@ def test_the_generator_takes_it(made, tmp_path, capsys):
     def made_by(out, *options):
         paths = ["--prompt-embeds", str(tmp_path / "text.safetensors"), "--out", str(out)]
         small = ["--size", "9x48x80", "--steps", "2", "--guidance", "1", "--attention", "vsa"]
-        return generate([*paths, *small, "--top-k", "2", "--tile", "2x2x2", *options])
+        return generate([*paths, *small, "--sparsity", "0", "--tile", "2x2x2", *options])
 
     dense = ["--checkpoint", str(folder / "dense")]
     adapter = ["--adapter", str(folder / "adapter")]
