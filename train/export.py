@@ -2,6 +2,7 @@
 
 Writes a run's weights for others to load: averaged unless `--raw`, adapters merged, in a format of
 the model's (see weights/initial.py). On one process, in memory for one set of weights in fp32.
+With `--adapter` LoRA's matrices alone, a few MB, and the gates that trained beside them.
 """
 
 import importlib
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 import tyro
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -25,7 +26,7 @@ from train import log
 from train.records.run_dir import CONFIG, rebuild
 from train.weights.checkpoint import complete_steps
 from train.weights.initial import pretrained
-from train.weights.lora import LoRAConfig, add_lora, merge_lora
+from train.weights.lora import LoRAConfig, LoRALinear, add_lora, merge_lora
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -40,6 +41,8 @@ class Options:
     """One of the model's; by default the first, for Wan diffusers'."""
     raw: bool = False
     """Weights as they were, not their average."""
+    adapter: bool = False
+    """LoRA's matrices by themselves, for pipe.load_lora_weights, and gates for load_gates."""
 
 
 def export(options: Options) -> None:
@@ -62,15 +65,22 @@ def export(options: Options) -> None:
     format = options.format or package.FORMATS[0]
     if format not in package.FORMATS:
         raise ValueError(f"--format is {format!r}; give one of {', '.join(package.FORMATS)}")
+    if options.adapter and not config["lora"]["rank"]:
+        raise ValueError(f"--adapter: {options.run} trained all weights, without lora.rank")
+    if options.adapter and (format != "diffusers" or not hasattr(package, "save_adapter")):
+        raise ValueError(f"--adapter is for --format diffusers, this is {format}")
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise ValueError(f"{options.out} exists and is not an empty folder: give a new --out")
     with torch.device("meta"):
         model = sizes.build()
         add_lora(model, rebuild(config["lora"], {"LoRAConfig": LoRAConfig}))
-    averaged = read_weights(model, checkpoints / f"step-{step}", options.raw)
-    merge_lora(model)
-    package.save(model, options.out, format)
-    kind = "averaged weights" if averaged else "weights"
+    if options.adapter:
+        averaged = _write_adapter(package, model, checkpoints / f"step-{step}", options)
+    else:
+        averaged = read_weights(model, checkpoints / f"step-{step}", options.raw)
+        merge_lora(model)
+        package.save(model, options.out, format)
+    kind = ("averaged " if averaged else "") + ("adapter" if options.adapter else "weights")
     log.logger.info("%s: %s of step %d for %s", options.out, kind, step, format)
 
 
@@ -86,11 +96,30 @@ def read_weights(model: nn.Module, checkpoint: Path, raw: bool) -> bool:
     Weights that did not train have no average, and are what they are.
     """
     model.to_empty(device="cpu")
+    return _read({n: p.detach() for n, p in model.named_parameters()}, checkpoint, raw)
+
+
+def _write_adapter(package: Any, model: nn.Module, checkpoint: Path, options: Options) -> bool:
+    """Of a model on the meta device, reading what trained and nothing else; whether averages."""
+    adapted = {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
+    train = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    read = {n: torch.empty_like(p, device="cpu", requires_grad=False) for n, p in train.items()}
+    averaged = _read(read, checkpoint, options.raw)
+    pairs = {
+        name: (read.pop(f"{name}.lora_a"), layer.scale * read.pop(f"{name}.lora_b"))
+        for name, layer in adapted.items()
+    }
+    package.save_adapter(pairs, read, options.out)
+    return averaged
+
+
+def _read(tensors: Mapping[str, Tensor], checkpoint: Path, raw: bool) -> bool:
+    """Fill the tensors of these names; whether with averages."""
     there = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     keys: dict[str, Any] = {}
-    for name, parameter in model.named_parameters():
+    for name, tensor in tensors.items():
         average = f"ema.{name}"
-        keys[name if raw or average not in there else average] = parameter.detach()
+        keys[name if raw or average not in there else average] = tensor
     if missing := [key for key in keys if key not in there]:
         raise ValueError(f"{checkpoint} lacks {len(missing)} weights of this model: {missing[0]}")
     with warnings.catch_warnings():

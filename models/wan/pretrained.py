@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from models.wan import checkpoint
+from models.wan.adapter import save_adapter
 from models.wan.checkpoint import save
 from models.wan.config import WanConfig
 from models.wan.experts import times_of
@@ -13,7 +14,7 @@ from models.wan.formats import to_key
 from models.wan.model import WanModel
 from models.wan.shards import Weights
 
-__all__ = ["FORMATS", "check", "load", "save", "times_of"]
+__all__ = ["FORMATS", "check", "load", "save", "save_adapter", "times_of"]
 
 FORMATS = "diffusers", "wan"
 

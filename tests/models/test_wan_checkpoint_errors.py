@@ -204,3 +204,10 @@ def test_a_dense_model_takes_no_gates(tmp_path):
     assert (
         "gates left over: 8 (" in line and "give the model attention=VSA(), or drop_gates" in line
     )
+
+
+def test_a_pointer_of_git_lfs_in_place_of_weights_is_named(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 134217728\n"
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(pointer)
+    with pytest.raises(CheckpointError, match=r"model.safetensors is a pointer of Git LFS"):
+        read_config(tmp_path)

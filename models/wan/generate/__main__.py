@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from models.wan.checkpoint import compute_dtypes, load, read_config
-from models.wan.generate.attention import config_for
+from models.wan.checkpoint import compute_dtypes, read_config
+from models.wan.generate.attention import load_model
 from models.wan.generate.clip import load_vae, write_clip
 from models.wan.generate.clock import Clock
 from models.wan.generate.command import status_of
@@ -48,7 +48,7 @@ def run(o: argparse.Namespace) -> Clock:
                 o.vae or o.checkpoint / "vae", device, torch.float32, config.out_channels
             )
         options: Any = dict(device=device, dtype=compute_dtypes(dtype), drop_gates=o.drop_gates)
-        model = load(config_for(o, config), o.checkpoint, **options).eval()
+        model = load_model(o, config, **options)
     if o.compile:
         compile_blocks(model)
     compiled: set[Size] = set()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from models.attention import BSA, VSA, Dense
-from models.wan.checkpoint import with_gates_of
+from models.wan.adapter import gates_file, merge_adapter
+from models.wan.checkpoint import load, with_gates_of
 from models.wan.config import WanConfig
 from models.wan.generate.sizes import Size, latent_size, size_of, text_of
+from models.wan.model import WanModel
 
 METHODS = "dense", "vsa", "bsa"
 _SPARSE = "top_k", "sparsity", "tile", "query_tiles", "dense_steps", "dense_layers"
@@ -36,6 +39,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     option("--dense-steps", type=int, help="first steps with dense attention; default 0")
     option("--dense-layers", type=int, help="first layers with dense attention; default 0")
     p.add_argument("--drop-gates", action="store_true", help="leave out the checkpoint's VSA gates")
+    p.add_argument("--adapter", type=Path, help="LoRA's folder, of train.export --adapter, or file")
 
 
 def finish(o: argparse.Namespace) -> None:
@@ -86,6 +90,19 @@ def config_for(o: argparse.Namespace, config: WanConfig) -> WanConfig:
     return replace(config, video=latent_size(largest(o, config)), attention=slot_for(o))
 
 
+def load_model(o: argparse.Namespace, config: WanConfig, **options: Any) -> WanModel:
+    """The model that was asked for, with its adapter; `options` are those of checkpoint.load.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as that, and as :func:`merge_adapter`.
+    """
+    new = o.adapter is not None and gates_file(o.adapter) is not None
+    model = load(config_for(o, config), o.checkpoint, new_gates=new, **options)
+    if o.adapter is not None:
+        merge_adapter(model, o.adapter)
+    return model.eval()
+
+
 def largest(o: argparse.Namespace, config: WanConfig) -> Size:
     """The size, of those that are asked for, with the most tiles."""
 
@@ -99,14 +116,20 @@ def largest(o: argparse.Namespace, config: WanConfig) -> Size:
 def check_gates(o: argparse.Namespace) -> None:
     """ValueError, in a line, for gates of the checkpoint that the attention has no place for, or
     none to drop."""
-    gates = with_gates_of(VSA(), o.checkpoint).gates
+    place = gates_at(o)
+    gates = with_gates_of(VSA(), place).gates
     if o.drop_gates and not gates:
-        raise ValueError(f"--drop-gates: {o.checkpoint} has none")
+        raise ValueError(f"--drop-gates: {place} has none")
     if gates and not o.drop_gates and not isinstance(o.slot, VSA):
         raise ValueError(
-            f"{o.checkpoint} has VSA's gates, and --attention {o.attention} has no place for them: "
+            f"{place} has VSA's gates, and --attention {o.attention} has no place for them: "
             f"give --attention vsa, or --drop-gates to leave them out"
         )
+
+
+def gates_at(o: argparse.Namespace) -> Path:
+    """Where gates are read from: the adapter, if it has some, else the checkpoint."""
+    return (o.adapter and gates_file(o.adapter)) or o.checkpoint
 
 
 def slot_for(o: argparse.Namespace) -> Any:
@@ -117,7 +140,7 @@ def slot_for(o: argparse.Namespace) -> Any:
     """
     if not isinstance(o.slot, VSA):
         return o.slot
-    return replace(o.slot, gates=False) if o.drop_gates else with_gates_of(o.slot, o.checkpoint)
+    return replace(o.slot, gates=False) if o.drop_gates else with_gates_of(o.slot, gates_at(o))
 
 
 def _flag(name: str) -> str:

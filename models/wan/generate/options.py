@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from models.wan.adapter import lora_file
 from models.wan.config import WanConfig
 from models.wan.experts import times_of
 from models.wan.generate import attention
@@ -123,6 +124,8 @@ def check(o: argparse.Namespace, config: WanConfig) -> None:
             o.slot.q_rows_for(tiling)
     attention.check_top_k(o, config)
     attention.check_gates(o)
+    if o.adapter and not lora_file(o.adapter).is_file():
+        raise FileNotFoundError(f"--adapter {o.adapter}: there is no {lora_file(o.adapter)}")
     if not 0 <= o.dense_layers <= config.layers:
         raise ValueError(f"--dense-layers {o.dense_layers}: the model has {config.layers}")
     if o.steps < 1 or not 0 <= o.dense_steps <= o.steps:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from flexsparse.stages.windows import fit_window
-from models.wan.checkpoint import compute_dtypes, load, read_config
-from models.wan.generate.attention import config_for
+from models.wan.checkpoint import compute_dtypes, read_config
+from models.wan.generate.attention import load_model
 from models.wan.generate.clip import decode, load_vae
 from models.wan.generate.command import status_of
 from models.wan.generate.options import shift_of
@@ -44,7 +44,7 @@ def run(o: argparse.Namespace) -> Quality:
         vae = load_vae(folder, device, torch.float32, config.out_channels)
     dtype: Any = compute_dtypes(getattr(torch, o.dtype))
     options: Any = dict(device=device, dtype=dtype, drop_gates=o.drop_gates)
-    model = load(config_for(o, config), o.checkpoint, **options).eval()
+    model = load_model(o, config, **options)
     with tqdm(total=o.steps, unit="step") as bar:
         quality = compare(
             model,
