@@ -73,7 +73,8 @@ def write(folder: Path, names: Sequence[str]) -> None:
         torch.compiler.reset()  # problems of one shape are one function in different closures
         sources, error = capture.graphs(problem.case(), problem.trains)
         if error is not None or len(sources) != 1 + problem.trains:
-            raise RuntimeError(f"{name} gave {len(sources)} graphs") from error
+            said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}" if error else ""
+            raise RuntimeError(f"{name} gave {len(sources)} graphs {said}") from error
         (folder / f"{name}.json").write_text(json.dumps(sources))
 
 

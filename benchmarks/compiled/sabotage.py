@@ -67,7 +67,7 @@ SABOTAGES = {
         ),
         since=(2, 13),
         before=(2, 14),
-        says="must be divisible by BLOCK_M and BLOCK_N",
+        says="NoValidChoicesError",
     ),
 }
 ARGUMENTS_OF_2_13: list[Edit] = [
