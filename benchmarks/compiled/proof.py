@@ -55,13 +55,13 @@ PROOF = (
 )
 
 
-def compile_proof(python: str = sys.executable, at_once: int = 2, quiet: bool = True) -> list[Row]:
+def compile_proof(python: str = sys.executable, quiet: bool = True) -> list[Row]:
     """The rows of ``benchmarks.lowering`` for every job, with the torch of that interpreter.
 
     Raises:
         RuntimeError: a process ended without all its rows, with its last words.
     """
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(2) as pool:
         return sum(pool.map(lambda job: compile_job(job, python, quiet), PROOF), [])
 
 
