@@ -184,7 +184,7 @@ def test_what_does_not_fit_is_refused_in_a_line(tmp_path):
     words = "degree is 2, but Linear has no sequence_group: set it to 1"
     with pytest.raises(ValueError, match=words):
         check_shared_sequences(Plain(), 2)
-    with pytest.raises(ValueError, match="degree is 2, but Own is no flexsparse.nn.layer"):
+    with pytest.raises(ValueError, match="degree is 2, but Own is no flexsparse.nn.AttentionLayer"):
         check_shared_sequences(replace(model, attention=OwnSlot()), 2)
     config = tiny(tmp_path / "run", parallel=SHARED)
     with pytest.raises(ValueError, match="degree 2 do not make up the 1 processes"):
