@@ -47,11 +47,13 @@ def as_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """
     some = [x for x in tensors if x is not None]
     device = some[0].device.type
-    if len({x.dtype for x in some}) == 1 or not torch.is_autocast_enabled(device):
+    if len({x.dtype for x in some}) == 1 or not torch.amp.is_autocast_available(device):
+        return tensors
+    if not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
-    wide = torch.float64
-    return tuple(x if x is None or x.dtype == wide else x.to(dtype) for x in tensors)
+    kinds = torch.float32, torch.float16, torch.bfloat16
+    return tuple(x if x is None or x.dtype not in kinds else x.to(dtype) for x in tensors)
 
 
 def check_heads(q: Tensor, k: Tensor, enable_gqa: bool, names: tuple[str, str]) -> None:
@@ -70,8 +72,11 @@ def _shapes(tensors: dict[str, Tensor]) -> str:
 
 def can_be_read(x: Tensor) -> bool:
     """Whether a check may ask for values of x: that needs no waiting for a GPU, and there are some,
-    other than under torch.compile, for fake tensors and, each in its own way, under vmap."""
+    other than under torch.compile, for fake tensors, where operators are traced
+    (``torch.func.linearize``) and, each in its own way, under vmap."""
     if x.device.type != "cpu" or type(x) is not Tensor or torch.compiler.is_compiling():
+        return False
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
         return False
     while is_functorch_wrapped_tensor(x):
         if is_batchedtensor(x):

@@ -276,3 +276,25 @@ def test_kernels_refuse_tangents():
                 call(dual)
         with pytest.raises(NotImplementedError, match="flex_attention on CUDA has no forward-mode"):
             flex_attention(*[dual.to("meta")] * 3)
+
+
+@pytest.mark.parametrize("attend", [partial(vsa_attention, top_k=2), partial(bsa_attention, kv=2)])
+def test_linearize(attend):
+    q, k, v, t = (VIDEO.to_tiles(normal(1, 2, VIDEO.tokens, 16, seed=i)) for i in range(4))
+    out, push = torch.func.linearize(lambda q: attend(q, k, v, VIDEO), q)
+    due, tangent = torch.func.jvp(lambda q: attend(q, k, v, VIDEO), (q,), (t,))
+    assert torch.equal(out, due)
+    torch.testing.assert_close(push(t), tangent)
+
+
+@pytest.mark.parametrize("tiling", [VIDEO, VideoTiling((4, 4, 4), tile=(4, 4, 4))])
+def test_dense_attention_has_a_forward_mode(tiling):
+    q, k, v, t = (tiling.to_tiles(normal(1, 2, tiling.tokens, 16, seed=i)) for i in range(4))
+
+    def attend(q):
+        return vsa_attention(q, k, v, tiling, top_k=None)
+
+    _, tangent = torch.func.jvp(attend, (q,), (t,))
+    step = 1e-6
+    assert_near = torch.testing.assert_close
+    assert_near(tangent, (attend(q + step * t) - attend(q - step * t)) / (2 * step))

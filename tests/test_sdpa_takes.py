@@ -188,3 +188,12 @@ def test_vmap_is_a_loop(attend):
         return
     grads = [torch.autograd.grad(x.square().sum(), some) for x in (found, wanted)]
     assert all(torch.equal(x, y) for x, y in zip(*grads))
+
+
+def test_autocast_casts_floats_alone():
+    q = TILING.to_tiles(torch.randn(1, 2, TILING.tokens, 16))
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="share device"):
+        vsa_attention(q, q, q.long(), TILING, top_k=2)
+    on_meta = q.to("meta")  # which autocast does not know
+    with pytest.raises(ValueError, match="share device and a floating dtype"):
+        vsa_attention(on_meta, on_meta, on_meta.bfloat16(), TILING, top_k=2)

@@ -53,6 +53,14 @@ class Validator(Configurable):
                 f"flow.most is {flow.most}, and samples start from noise, at 1, which this model "
                 f"does not learn: give --validation.sample-steps 0"
             )
+        if config.sample_steps:
+            last = shifted(torch.tensor(1 / config.sample_steps), flow.shift).item()
+            if last < flow.least - 1e-6:
+                raise ValueError(
+                    f"flow.least is {flow.least}, and samples of {config.sample_steps} steps go "
+                    f"down to time {last:.3f}, which this model does not learn: give "
+                    f"--validation.sample-steps 0, or fewer"
+                )
         self.clips = dataloader.keep(config.clips)
         self.batches = [
             batch if ranks.sharing is None else _as_the_first_has_it(batch, ranks, device)

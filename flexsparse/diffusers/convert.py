@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from flexsparse.diffusers import cogvideox, hunyuan_video, ltx, wan  # noqa: F401  # register
-from flexsparse.diffusers.call import Call, check_processor
+from flexsparse.diffusers.call import Call, Processor, check_processor
 from flexsparse.diffusers.families import Family, family_of
 from flexsparse.diffusers.gates import mark
 from flexsparse.diffusers.offload import check_in_memory, regroup
@@ -194,7 +194,8 @@ def _undo(model: nn.Module) -> list[nn.Module]:
     gone = [module for slot in _slots_of(model).values() for module in slot.modules()]
     for name, processor in state.processors.items():
         attn: Any = model.get_submodule(name)
-        attn.set_processor(processor)
+        if isinstance(attn.processor, Processor):  # what others have set since is theirs
+            attn.set_processor(processor)
         del attn.slot
     for hook in state.hooks:
         hook.remove()

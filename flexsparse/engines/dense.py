@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flexsparse.checks import check_text_lengths
+from flexsparse.derivatives import has_tangent
 from flexsparse.tiling import VideoTiling
 
 
@@ -50,6 +54,9 @@ def dense_attention(
         keys = (token < tiling.of_video.tokens + text_lengths[:, None])[:, None, None]
     if tiling.has_padding:
         q, k, v = (tiling.from_tiles(x) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, keys, enable_gqa=enable_gqa)
+    # of SDPA's kernels on a CPU the plain one alone has a forward mode
+    forward_mode = not torch.compiler.is_compiling() and has_tangent(q, k, v)
+    with sdpa_kernel(SDPBackend.MATH) if forward_mode else nullcontext():
+        out = F.scaled_dot_product_attention(q, k, v, keys, enable_gqa=enable_gqa)
     out = tiling.to_tiles(out) if tiling.has_padding else out
     return out if text_lengths is None else tiling.zero_padding(out, text_lengths)

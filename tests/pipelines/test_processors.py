@@ -167,3 +167,28 @@ def test_an_argument_that_cannot_be_obeyed_is_refused(name):
             run(model, batch)
         hook.remove()
     assert run(model, batch).isfinite().all()
+
+
+def test_what_was_fused_since_stays_fused():
+    """And sparsify reads it, as the error says that came between."""
+    small = SMALL["cogvideox"]
+    batch, method = small.batch(GRID, 0), VSA(sparsity=0.0, tile=(1, 2, 2))
+
+    def fuse(model):
+        model.fuse_qkv_projections()
+        torch.manual_seed(5)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if ".to_qkv." in name:
+                    parameter.add_(torch.randn_like(parameter), alpha=0.1)
+
+    dense, model = small.model(0), small.model(0)
+    fuse(dense)
+    sparsify(model, method)
+    fuse(model)
+    with pytest.raises(ValueError, match="lost its sparse attention"):
+        run(model, batch)
+    restore(model)
+    assert torch.equal(run(model, batch), run(dense, batch))
+    sparsify(model, method)
+    torch.testing.assert_close(run(model, batch), run(dense, batch))

@@ -93,6 +93,8 @@ def check_config(folder: str | Path, config: Any, sections: tuple[str, ...] = BI
     if not path.exists():
         return
     there, here = dict(leaves(json.loads(path.read_text()))), dict(leaves(describe(config)))
+    for key in here.keys() - there.keys():  # a field that has come since: its default then held
+        there |= _default(config, key)
     fields = [key for key in here | there if key.startswith(sections) and key not in FREE]
     differing = [
         f"{key} ({there.get(key, 'absent')} there, {here.get(key, 'absent')} here)"
@@ -104,6 +106,20 @@ def check_config(folder: str | Path, config: Any, sections: tuple[str, ...] = BI
             f"the checkpoints in {folder} were made with another config: {', '.join(differing)}; "
             f"give a new --dump-folder, or the values that they were made with"
         )
+
+
+def _default(config: Any, key: str) -> dict[str, Any]:
+    """The leaves of the default of a dataclass' field, by their names; none where it has none."""
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        if not dataclasses.is_dataclass(config):
+            return {}
+        field = {field.name: field for field in dataclasses.fields(config)}.get(part)
+        last = depth == len(parts) - 1
+        if field is not None and last and field.default is not dataclasses.MISSING:
+            return dict(leaves(describe(field.default), key))
+        config = getattr(config, part, None)
+    return {}
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -124,6 +124,16 @@ def test_progressive_frames_are_left_as_they_are(tmp_path, write_film):
     assert np.array_equal(frame, lines)
 
 
+def test_what_is_transparent_is_black_in_webm_too(tmp_path, write_film):
+    clear = np.dstack([picture(), np.full((40, 60), 255, np.uint8)])
+    clear[:20, :30, 3] = 0
+    video = write_film(tmp_path / "v.webm", [clear] * 3, "libvpx-vp9", "yuva420p")
+    frames = list(decode_frames(video, 40, 60, 0))
+    assert len(frames) == 3 and video_size(video) == (40, 60)
+    assert all(frame[4:16, 4:26].max() == 0 for frame in frames)
+    assert all(frame[24:, 34:].max() > 100 for frame in frames)
+
+
 @pytest.mark.parametrize("codec, form, suffix", [("png", "rgba", "mov"), ("ffv1", "bgra", "mkv")])
 def test_what_is_transparent_is_black(tmp_path, write_film, codec, form, suffix):
     clear = np.dstack([picture(), np.full((40, 60), 255, np.uint8)])

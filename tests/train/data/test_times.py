@@ -119,8 +119,12 @@ def ends(times, duration=0, corrupt=()) -> tuple[list[int], list[float], list[in
         time_base = MS
 
         def __init__(self, i, time):
-            self.number, self.time = i, None if time is None else time / 1000
+            self.number, self.pts = i, time
             self.is_corrupt, self.duration = i in corrupt, duration
+
+        @property
+        def time(self):
+            return None if self.pts is None else self.pts / 1000
 
     frames: Any = [Frame(i, time) for i, time in enumerate(times)]
     seen: list[Any] = list(with_ends(frames, 0.05))
@@ -145,9 +149,25 @@ def test_times_in_a_slightly_wrong_order_move_no_other():
 
 
 def test_one_wrong_time_moves_no_other():
-    for wrong in (3_600_000, -3_600_000):
+    for wrong, breaks in ((3_600_000, []), (-3_600_000, [2, 3])):
         _, found, broken = ends([0, 100, wrong, 300, 400])
-        assert (found, broken) == ([100, 200, 300, 400, 500], [2, 3])
+        assert (found, broken) == ([100, 200, 300, 400, 500], breaks)
+
+
+@pytest.mark.parametrize("wrong", [1_400, 8_300, 9_900])
+def test_one_time_too_far_ahead_is_not_filled_up_to(wrong):
+    """Though a frame may be shown for that long."""
+    for at in (2, 3, 5):
+        times: list[int] = [100 * i for i in range(7)]
+        times[at] = wrong + 100 * at
+        _, found, broken = ends(times)
+        assert (found, broken) == ([*[100 * i for i in range(1, 7)], found[-1]], [])
+        assert found[-1] <= 700
+    assert ends([0, 100, 200, 4000, 4100])[1][:4] == [100, 200, 4000, 4100]  # a still
+
+
+def test_a_long_still_is_no_measure_of_the_frames_after_it():
+    assert ends([0, 100, 8000, None, None])[1] == [100, 8000, 8100, 8200, 8300]
 
 
 def test_after_times_that_begin_anew_the_film_goes_on():

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import av.error
@@ -68,7 +68,7 @@ def _decode(path: Path, height: int, width: int, fps: float) -> Iterator[tuple[n
         spacing = 1 / float(stream.guessed_rate or stream.average_rate or 25)
         shown, end, broken = 0, 0.0, False
         try:
-            for frame, end, breaks in deinterlaced(with_ends(container.decode(stream), spacing)):
+            for frame, end, breaks in deinterlaced(with_ends(_frames(container, stream), spacing)):
                 broken |= breaks
                 times = max(0, math.ceil(end * fps - 1e-6) - shown) if fps else 1
                 if times:
@@ -87,7 +87,7 @@ def _decode(path: Path, height: int, width: int, fps: float) -> Iterator[tuple[n
 def video_size(path: Path) -> tuple[int, int]:
     """(height, width) of the first frame as it is shown. Raises UnreadableVideo."""
     with _opened(path) as (container, stream):
-        for frame, *_ in with_ends(container.decode(stream), 0):
+        for frame, *_ in with_ends(_frames(container, stream), 0):
             return shown_size(frame, _ratio(stream))
         raise UnreadableVideo("it has no frame that is whole")
 
@@ -121,6 +121,21 @@ def _film(container: InputContainer) -> VideoStream:
     if film.codec_context is None:
         raise UnreadableVideo(f"PyAV has no decoder for its stream {film.index}, the film")
     return film
+
+
+def _frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    """Of VP8 and VP9 with alpha by libvpx: FFmpeg's own decoders of these leave it out."""
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    tags = {key.lower(): value for key, value in stream.metadata.items()}
+    if name is None or tags.get("alpha_mode") != "1":
+        yield from container.decode(stream)
+        return
+    decoder: Any = av.CodecContext.create(name, "r")
+    decoder.extradata = stream.codec_context.extradata
+    for packet in container.demux(stream):
+        for frame in decoder.decode(packet if packet.size else None):
+            frame.time_base = stream.time_base
+            yield frame
 
 
 def _one_picture(stream: VideoStream) -> bool:

@@ -25,7 +25,7 @@ def with_ends(
         spacing = 1 / 25
     held, begin, broken, damaged = None, 0.0, False, False
     zero: float | None = None  # the time in the file at which the film begins
-    for frame in frames:
+    for frame in _without_strays(frames):
         if frame.is_corrupt:
             damaged = True
             continue
@@ -38,13 +38,28 @@ def with_ends(
             if zero is None or jumps:
                 zero = frame.time - end
             else:
-                end, spacing = begin + max(0.0, step), step if step > 0 else spacing
+                end, spacing = begin + max(0.0, step), step if 0 < step <= BACK else spacing
         if held is not None:
             yield held, end, broken
             broken = jumps or damaged
         held, begin, damaged = frame, end, False
     if held is not None:
         yield held, begin + (_duration(held) or spacing), broken
+
+
+def _without_strays(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    """The frames, without the time of one that is far ahead of both its neighbours."""
+    held, before = None, None
+    for frame in frames:
+        if held is not None:
+            if before is not None and held.time is not None and frame.time is not None:
+                if before <= frame.time < held.time - BACK and held.time > before + BACK:
+                    held.pts = None
+            yield held
+            before = before if held.time is None else held.time
+        held = frame
+    if held is not None:
+        yield held
 
 
 def _duration(frame: av.VideoFrame) -> float:
