@@ -5,7 +5,7 @@ import math
 import torch
 
 from flexsparse import VideoTiling, selfcheck, vsa
-from flexsparse.choice import selection, text
+from flexsparse.choice import choose, text
 from flexsparse.choice.rules import Threshold, TopK
 from flexsparse.engines import cpu
 from flexsparse.selfcheck import Check, run
@@ -160,9 +160,9 @@ SABOTAGES = {
         TWO,
         {"dk of the first mask again"},
     ),
-    "worst-tiles": (replaced(selection, "coarse_scores", negated), VSA, {"choice of tiles"}),
+    "worst-tiles": (replaced(choose, "coarse_scores", negated), VSA, {"choice of tiles"}),
     "worst-tiles-pairs": (
-        replaced(selection, "coarse_scores", negated),
+        replaced(choose, "coarse_scores", negated),
         PAIRS,
         {"choice of tiles"},
     ),

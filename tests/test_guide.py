@@ -24,6 +24,8 @@ def page():
     torch._dynamo.reset()
     graphs, printed = CompileCounter(), []
     names = {"print": printed.append}
+    if dist.is_initialized():  # by tests of the trainer, which leave theirs
+        dist.destroy_process_group()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", partial(torch.compile, backend=graphs))

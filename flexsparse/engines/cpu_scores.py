@@ -227,6 +227,7 @@ class _Unchanged(_Indexing):
                 isinstance(x, Tensor)
                 and id(x) not in self._made
                 and not is_functorch_wrapped_tensor(x)
+                and not x.is_inference()  # which has no version, and no backward reads
             ):
                 _, version = self._captured.setdefault(id(x), (x, x._version))
                 if version != x._version:

@@ -116,7 +116,9 @@ def test_the_steps_that_compile_are_counted_apart(pipeline, tmp_path, monkeypatc
 
 
 def test_what_cannot_be_is_refused_before_any_work(pipeline, tmp_path, capsys, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("models.wan.generate.__main__.load", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "models.wan.generate.__main__.load_model", lambda *a, **k: pytest.fail("loaded")
+    )
     out = tmp_path / "clip.mp4"
     for options, words in [
         (("--size", "8x48x80"), "8 frames are not 4k + 1; try 9"),

@@ -150,7 +150,7 @@ def test_what_ends_a_command_in_the_middle_is_one_line(
     def ended(*args, **options):
         raise error
 
-    monkeypatch.setattr(command, "load", ended)
+    monkeypatch.setattr(command, "load_model", ended)
     given = ["--checkpoint", str(pipeline), "--prompt-embeds", str(pipeline / "one.safetensors")]
     out = ["--attention", "vsa", "--out", str(tmp_path / "a.mp4")]
     assert command.main([*given, *out, "--size", "9x48x80", "--top-k", "1"]) == status

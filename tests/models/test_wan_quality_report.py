@@ -150,7 +150,7 @@ def refused(capsys, folder, out, *options):
 
 def test_what_cannot_be_is_refused_before_any_work(pipeline, tmp_path, capsys, monkeypatch):  # noqa: F811
     monkeypatch.setattr(
-        "models.wan.generate.quality.__main__.load", lambda *a, **k: pytest.fail("loaded")
+        "models.wan.generate.quality.__main__.load_model", lambda *a, **k: pytest.fail("loaded")
     )
     out = tmp_path / "report"
     for options, words in [
