@@ -162,3 +162,14 @@ def test_two_trainers_in_turns_keep_to_their_own_logs(tmp_path):
         assert ["step 1/2", "step 2/2"] == [line.split("  ")[1] for line in steps]
     a, b = (trainer.history.steps for trainer in trainers)
     assert [record.loss for record in a] == [record.loss for record in b]
+
+
+def test_samples_at_times_that_are_not_learnt_are_refused(tmp_path):
+    """As for a model of high noise: the sampler's last steps are the other model's."""
+    asked = Validator.Config(interval=1, clips=2, sample_steps=4)
+    config = tiny(tmp_path, flow=FlowConfig(least=0.3), validation=asked)
+    with pytest.raises(
+        ValueError, match="least is 0.3, and samples of 4 steps go down to time 0.25"
+    ):
+        config.build()
+    tiny(tmp_path, flow=FlowConfig(least=0.25), validation=asked).build().close()

@@ -1,5 +1,6 @@
 """An interrupted run ends as if it had not been, bit for bit; another run's is not gone on with."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,8 @@ from trainer_runs import SPARSE, run, tiny, weights
 
 from models.attention import Dense
 from train.distributed import parallelize
+from train.flow import FlowConfig
+from train.records.run_dir import CONFIG, check_config, write_config
 from train.weights import initial
 from train.weights.checkpoint import Checkpointer, complete_steps
 from train.weights.ema import EMA
@@ -131,3 +134,19 @@ def test_more_processes_than_gpus_are_refused_with_both_numbers(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ValueError, match="process 2 .* finds 2 devices.*--nproc-per-node 2"):
         parallelize.init_process_group(60)
+
+
+def test_a_field_that_has_come_since_a_run_began_had_its_default(tmp_path):
+    config = tiny(tmp_path)
+    write_config(tmp_path, config)
+    path = tmp_path / CONFIG
+    written = json.loads(path.read_text())
+    del written["flow"]["most"]
+    path.write_text(json.dumps(written))
+    check_config(tmp_path, config)
+    with pytest.raises(ValueError, match=r"flow.most \(1.0 there, 0.5 here\)"):
+        check_config(tmp_path, replace(config, flow=FlowConfig(most=0.5)))
+    del written["model"]["dim"]  # which has no default
+    path.write_text(json.dumps(written))
+    with pytest.raises(ValueError, match=r"model.dim \(absent there, 32 here\)"):
+        check_config(tmp_path, config)
