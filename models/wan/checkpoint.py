@@ -184,7 +184,7 @@ def save(
         ValueError: a folder that is not empty, which stays as it is; a disk without room; a model
             on the meta device; no such format.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = Path(folder)
     if format not in formats.CLASSES:
         raise ValueError(f"format is {format!r}; give one of {', '.join(formats.CLASSES)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
