@@ -14,7 +14,7 @@ from flexsparse.diffusers import cogvideox, hunyuan_video, ltx, wan  # noqa: F40
 from flexsparse.diffusers.call import Call, check_processor
 from flexsparse.diffusers.families import Family, family_of
 from flexsparse.diffusers.gates import mark
-from flexsparse.diffusers.offload import check_in_memory, regroup
+from flexsparse.diffusers.offload import check_groups, check_in_memory, regroup
 from flexsparse.diffusers.origin import fill_from_origin
 from flexsparse.slots import BSA, VSA
 from flexsparse.stages.windows import Windows
@@ -78,6 +78,7 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
     gates, there = _parameters(slots), _parameters(_slots_of(model))
     fresh = [name for name, p in gates.items() if p is not there.get(name)]
     if changed := bool(fresh) or gates.keys() != there.keys():
+        check_groups(model)
         new = {name.partition(".slot.")[0] for name in fresh}
         check_in_memory(model, {n: a.to_q.weight for n, a in family.layers(model) if n in new})
     if not any(kept.values()):
@@ -179,6 +180,7 @@ def restore(model: nn.Module) -> None:
         raise ValueError(f"this {type(model).__name__} is not sparse: nothing to restore")
     gates = _parameters(_slots_of(model))
     if gates:
+        check_groups(model)
         check_in_memory(model, {})
     gone = _undo(model)
     mark(model)
