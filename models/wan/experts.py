@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from models.wan.pointers import check_content
+
 PAIRS = ("transformer", "transformer_2"), ("high_noise_model", "low_noise_model")
 BOUNDARY, BOUNDARY_OF_IMAGES = 0.875, 0.9  # Wan's own, for text and for a picture beside it
 TIMES = "_flexsparse_times"  # of config.json; with an underscore diffusers carries it along
@@ -22,6 +24,7 @@ def pair_in(folder: Path) -> tuple[str, str] | None:
 def times_of(path: str | Path) -> tuple[float, float]:
     """The noise levels, from 0 to 1, that a checkpoint is for: as its `config.json` says if we
     saved it, else by the folder that it lies in, or a link leads to, or by its name.
+    CheckpointError where `config.json` or `model_index.json` is a pointer of Git LFS.
 
     >>> times_of("Wan2.2-T2V-A14B/low_noise_model")
     (0.0, 0.875)
@@ -67,7 +70,11 @@ def _has_two(pipeline: Path, high: str) -> bool:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
+        check_content(file)
+    except OSError:
+        return {}
+    try:
         said = json.loads(file.read_text())
-    except (OSError, ValueError):
+    except ValueError:
         return {}
     return said if isinstance(said, dict) else {}
