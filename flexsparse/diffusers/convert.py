@@ -43,7 +43,8 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
     VSA adds a linear layer to each attention, ``slot.gate_coarse``, that starts at zero: the model
     is one adapted from a dense checkpoint (``adapt=True``), training it opens the gate, and saving
     saves it. A model loaded from a local folder that has gates gets those; a warning says where
-    they are known to exist and :func:`load_gates` has to read them. For inference without training,
+    they are known to exist, or lie beside other weights than the model's (as after fusing LoRA into
+    them), and :func:`load_gates` has to read them. For inference without training,
     ``VSA(..., gates=False)`` saves their time. BSA adds nothing.
 
     Args:
@@ -56,7 +57,7 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
         ValueError: a model that is not known, with how to add it, one whose layers run on other
             tokens than those of one video, or whose folder has gates that are none of these; a
             window that does not divide the tile; weights beside which there can be no new gates,
-            since they are sharded, or offloaded to where nothing can be added.
+            since they are sharded, or offloaded to where nothing can be added, or part by part.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if not isinstance(method, VSA | BSA):
