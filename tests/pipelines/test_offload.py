@@ -170,10 +170,14 @@ def test_groups_in_files_stay_as_they_were_written(tmp_path):
 def test_parts_that_are_grouped_by_themselves_are_refused(tmp_path):
     leaves = dict(onload_device=CPU, offload_device=CPU, offload_type="leaf_level")
     disk = dict(offload_to_disk_path=str(tmp_path / "disk"))
-    for given in ((leaves,), (leaves, leaves), (leaves, leaves | disk)):
+    for given in (
+        {"blocks.0": leaves},
+        {"blocks.0": leaves, "blocks.1": leaves | disk},
+        {"blocks.0": leaves, "proj_out": leaves},
+    ):
         model, alone = SMALL["wan"].model(0), SMALL["wan"].model(0)
-        for block, options in zip(model.blocks, given, strict=False):
-            apply_group_offloading(block, **options)
+        for name, options in given.items():
+            apply_group_offloading(model.get_submodule(name), **options)
         groups = grouped_weights(model)
         with pytest.raises(ValueError, match="as blocks.0.*, have group offload of their own"):
             sparsify(model, SPARSE)
