@@ -60,6 +60,7 @@ def export(options: Options) -> None:
         there = ", ".join(map(str, steps)) or "none"
         raise ValueError(f"{checkpoints} has {wanted} that is complete; it has: {there}")
     step = steps[-1] if options.step == -1 else options.step
+    times = config["flow"].get("least", 0.0), config["flow"].get("most", 1.0)
     sizes = model_config(config)
     package = pretrained(sizes)
     format = options.format or package.FORMATS[0]
@@ -79,9 +80,10 @@ def export(options: Options) -> None:
     else:
         averaged = read_weights(model, checkpoints / f"step-{step}", options.raw)
         merge_lora(model)
-        package.save(model, options.out, format)
+        package.save(model, options.out, format, times=times)
     kind = ("averaged " if averaged else "") + ("adapter" if options.adapter else "weights")
-    log.logger.info("%s: %s of step %d for %s", options.out, kind, step, format)
+    alone = "" if times == (0, 1) else ", for noise from {:g} to {:g} alone".format(*times)
+    log.logger.info("%s: %s of step %d for %s%s", options.out, kind, step, format, alone)
 
 
 def model_config(config: Mapping[str, Any]) -> Any:

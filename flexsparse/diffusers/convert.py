@@ -14,7 +14,7 @@ from flexsparse.diffusers import cogvideox, hunyuan_video, ltx, wan  # noqa: F40
 from flexsparse.diffusers.call import Call, Processor, check_processor
 from flexsparse.diffusers.families import Family, family_of
 from flexsparse.diffusers.gates import mark
-from flexsparse.diffusers.offload import check_in_memory, regroup
+from flexsparse.diffusers.offload import check_groups, check_in_memory, regroup
 from flexsparse.diffusers.origin import fill_from_origin
 from flexsparse.slots import BSA, VSA
 from flexsparse.stages.windows import Windows
@@ -43,7 +43,8 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
     VSA adds a linear layer to each attention, ``slot.gate_coarse``, that starts at zero: the model
     is one adapted from a dense checkpoint (``adapt=True``), training it opens the gate, and saving
     saves it. A model loaded from a local folder that has gates gets those; a warning says where
-    they are known to exist and :func:`load_gates` has to read them. For inference without training,
+    they are known to exist, or lie beside other weights than the model's (as after fusing LoRA into
+    them), and :func:`load_gates` has to read them. For inference without training,
     ``VSA(..., gates=False)`` saves their time. BSA adds nothing.
 
     Args:
@@ -56,7 +57,7 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
         ValueError: a model that is not known, with how to add it, one whose layers run on other
             tokens than those of one video, or whose folder has gates that are none of these; a
             window that does not divide the tile; weights beside which there can be no new gates,
-            since they are sharded, or offloaded to where nothing can be added.
+            since they are sharded, or offloaded to where nothing can be added, or part by part.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if not isinstance(method, VSA | BSA):
@@ -78,6 +79,7 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
     gates, there = _parameters(slots), _parameters(_slots_of(model))
     fresh = [name for name, p in gates.items() if p is not there.get(name)]
     if changed := bool(fresh) or gates.keys() != there.keys():
+        check_groups(model)
         new = {name.partition(".slot.")[0] for name in fresh}
         check_in_memory(model, {n: a.to_q.weight for n, a in family.layers(model) if n in new})
     if not any(kept.values()):
@@ -179,6 +181,7 @@ def restore(model: nn.Module) -> None:
         raise ValueError(f"this {type(model).__name__} is not sparse: nothing to restore")
     gates = _parameters(_slots_of(model))
     if gates:
+        check_groups(model)
         check_in_memory(model, {})
     gone = _undo(model)
     mark(model)

@@ -17,7 +17,7 @@ from flexsparse.diffusers.gates import FILE, MARK, fill, gates_in, the_same
 
 def fill_from_origin(model: nn.Module, gates: Mapping[str, nn.Parameter]) -> None:
     """Fill new gates from the folder that the model was loaded from, if that has any; warn if they
-    are known to be somewhere and were not found.
+    are known to be somewhere and were not found, or lie beside other weights than the model has.
 
     Raises:
         ValueError: a folder that has others than these, or several of which any may be meant.
@@ -25,8 +25,14 @@ def fill_from_origin(model: nn.Module, gates: Mapping[str, nn.Parameter]) -> Non
     if not isinstance(model, ConfigMixin) or not gates:
         return
     origin = model.config.get("_name_or_path") or ""
-    found = _of_origin(model, gates, Path(origin)) if origin else {}
-    if found:
+    found, others = _of_origin(model, gates, Path(origin)) if origin else ({}, False)
+    if found and others:
+        warnings.warn(
+            f"{origin}, where this {type(model).__name__} is from, has other weights than it, and "
+            f"gates, which are not read: they are zero until load_gates(model, FOLDER) reads some",
+            stacklevel=3,
+        )
+    elif found:
         fill(gates, found, origin)
     elif model.config.get(MARK):
         warnings.warn(
@@ -38,19 +44,20 @@ def fill_from_origin(model: nn.Module, gates: Mapping[str, nn.Parameter]) -> Non
 
 def _of_origin(
     model: nn.Module, gates: Mapping[str, nn.Parameter], origin: Path
-) -> dict[str, Tensor]:
-    """The gates in the folder that a model is from. It remembers no further than
-    ``from_pretrained(DIR, ...)``, neither ``subfolder`` nor ``variant``: where there are several
-    sets of weights, its own are those that have the weights which it has."""
+) -> tuple[dict[str, Tensor], bool]:
+    """The gates in the folder that a model is from, and whether all weights there are others than
+    the model's. It remembers no further than ``from_pretrained(DIR, ...)``, neither ``subfolder``
+    nor ``variant``: of the sets of weights its own are those that have the weights which it has."""
     layer = next(iter(gates)).partition("slot.")[0]
     there = [stored for folder in _folders_of(model, origin) for stored in stored_in(folder)]
-    sets = there
-    if len(there) > 1:
-        sets = [stored for stored in there if _is_of(stored, model, layer)] or there
+    own = [stored for stored in there if _is_of(stored, model, layer)]
+    sets = own or there
     given: dict[Path, dict[str, Tensor]] = {}
     for folder in [stored.path.parent for stored in sets] or [origin]:
         if file := next((f / FILE for f in (folder, origin) if (f / FILE).is_file()), None):
-            given[file] = gates_in(Stored(file))
+            if gates.keys().isdisjoint(of_file := gates_in(Stored(file))):
+                continue  # another's, of the same name
+            given[file] = of_file
             if file.parent != folder and len({stored.path.parent for stored in there}) > 1:
                 raise ValueError(
                     f"{file} may be of any model below it: move it to that one's folder"
@@ -63,7 +70,8 @@ def _of_origin(
             continue
         if found or not in_files:
             given[stored.path] = found
-    return the_same(given)
+    others = bool(there) and not own
+    return next((x for x in given.values() if x), {}) if others else the_same(given), others
 
 
 def _folders_of(model: nn.Module, origin: Path) -> list[Path]:
@@ -83,7 +91,8 @@ def _folders_of(model: nn.Module, origin: Path) -> list[Path]:
 
 def _is_of(stored: Stored, model: nn.Module, layer: str) -> bool:
     """Whether a model has these weights, by those of one layer."""
-    own = {name.replace(".base_layer.", "."): p for name, p in model.named_parameters()}
+    named = {name.replace(".base_layer.", "."): p for name, p in model.named_parameters()}
+    own = {name: p for name, p in named.items() if p.is_floating_point()}  # not quantised
     compared = 0
     try:
         for key, x in stored.tensors(lambda key: key in own and key.startswith(layer)):

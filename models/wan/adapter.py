@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models.wan.checkpoint import drafted
 from models.wan.formats import Format, to_key
 from models.wan.model import WanModel
 from models.wan.shards import CheckpointError, Weights, shorten
@@ -30,17 +31,17 @@ def save_adapter(
     Args:
         adapters: of a linear layer, A [rank, in] and B [out, rank], the scale within.
         gates: parameters of slots; may be none.
-        folder: new or empty.
+        folder: new or empty; it appears when it is complete.
     """
     tensors = {}
     for name, pair in adapters.items():
         stem = to_key(f"{name}.weight", "diffusers").removesuffix(".weight")
         tensors |= {f"transformer.{stem}{end}": x for end, x in zip((_A, _B), pair)}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: x.contiguous() for k, x in tensors.items()}, folder / LORA, {"format": "pt"})
-    if gates:
-        named = {to_key(name, "diffusers"): x.contiguous() for name, x in gates.items()}
-        save_file(named, folder / GATES, {"format": "pt"})
+    with drafted(folder) as draft:
+        save_file({k: x.contiguous() for k, x in tensors.items()}, draft / LORA, {"format": "pt"})
+        if gates:
+            named = {to_key(name, "diffusers"): x.contiguous() for name, x in gates.items()}
+            save_file(named, draft / GATES, {"format": "pt"})
 
 
 def lora_file(path: Path) -> Path:
@@ -49,8 +50,10 @@ def lora_file(path: Path) -> Path:
 
 
 def gates_file(path: Path) -> Path | None:
-    """The file with the gates of an adapter, if it has some."""
-    file = path / GATES
+    """The file with the gates of an adapter, in its folder, if that has some; a file of another
+    name has none."""
+    folder = path.parent if path.name == LORA else path
+    file = folder / GATES
     return file if file.is_file() else None
 
 

@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from models.attention import VSA
 from models.wan import formats
 from models.wan.config import WanConfig
+from models.wan.experts import TIMES
 from models.wan.fit import check_fit, format_of, sizes_of
 from models.wan.formats import Format, to_key
 from models.wan.model import WanModel
@@ -163,6 +165,7 @@ def save(
     folder: str | Path,
     format: Format = "diffusers",
     max_shard_bytes: int = 5_000_000_000,
+    times: tuple[float, float] = (0.0, 1.0),
 ) -> None:
     """Write a model's weights and `config.json` so that that format's own code loads them.
 
@@ -174,12 +177,14 @@ def save(
         folder: new or empty; its parents are made.
         format: "diffusers" (and FastVideo) or "wan".
         max_shard_bytes: of one file, where a single tensor doesn't take more.
+        times: the noise levels that the weights are for, of 0 to 1, as one of Wan 2.2's pairs has
+            them; `config.json` says so, for :func:`models.wan.experts.times_of`.
 
     Raises:
         ValueError: a folder that is not empty, which stays as it is; a disk without room; a model
             on the meta device; no such format.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = Path(folder)
     if format not in formats.CLASSES:
         raise ValueError(f"format is {format!r}; give one of {', '.join(formats.CLASSES)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -191,11 +196,21 @@ def save(
     size, free = sum(x.nbytes for x in tensors.values()), shutil.disk_usage(folder.parent).free
     if size > free:
         raise ValueError(f"{folder} takes {size:,} bytes, and only {free:,} are free there")
+    with drafted(folder) as draft:
+        _write_shards(tensors, draft, max_shard_bytes)
+        said = {} if times == (0, 1) else {TIMES: times}
+        _write_json(draft / "config.json", formats.to_json(model.config, format) | said)
+
+
+@contextmanager
+def drafted(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `folder`, new or empty, once that is done."""
+    folder = Path(os.path.abspath(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     draft.mkdir()
     try:
-        _write_shards(tensors, draft, max_shard_bytes)
-        _write_json(draft / "config.json", formats.to_json(model.config, format))
+        yield draft
         draft.replace(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

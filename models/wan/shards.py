@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from models.wan.experts import boundary_of, pair_in
+from models.wan.pointers import CheckpointError, check_content
 
-POINTER = b"version https://git-lfs.github.com/spec/"
 STEM = "diffusion_pytorch_model"
 PREFIXES = "model.diffusion_model.", "diffusion_model."
 DTYPES = {
@@ -26,10 +26,6 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or that does not fit: one line that says why."""
 
 
 class Entry(NamedTuple):
@@ -147,6 +143,7 @@ def _find_files(path: Path) -> list[Path]:
 def _read_header(file: Path) -> dict[str, Entry]:
     if not file.is_file():
         raise CheckpointError(f"{file} is no file: put the weights of that name there")
+    check_content(file)
     if file.suffix != ".safetensors":
         return {
             key: Entry(file, tuple(x.shape), _floating(file, key, x.dtype))
@@ -156,14 +153,9 @@ def _read_header(file: Path) -> dict[str, Entry]:
         with safe_open(file, "pt", backend="pread") as tensors:
             slices = {key: tensors.get_slice(key) for key in tensors.keys()}
     except SafetensorError as error:
-        size = file.stat().st_size
-        if size < 1024 and file.read_bytes().startswith(POINTER):
-            raise CheckpointError(
-                f"{file} is a pointer of Git LFS in place of the weights: fetch them, git lfs pull"
-            ) from None
         raise CheckpointError(
-            f"{file} is no whole safetensors file ({error}), all {size:,} bytes of it: download or "
-            f"save it again"
+            f"{file} is no whole safetensors file ({error}), all {file.stat().st_size:,} bytes of "
+            f"it: download or save it again"
         ) from None
     return {
         key: Entry(
@@ -199,6 +191,7 @@ def _load_pickle(file: Path) -> dict[str, Tensor]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
+    check_content(file)
     try:
         content = json.loads(file.read_text())
     except ValueError as error:

@@ -11,6 +11,7 @@ from wan_checkpoints import KINDS, STEM, awake, change, refusal
 from models.attention import VSA
 from models.wan import debug
 from models.wan.checkpoint import CheckpointError, load, read_config, save
+from models.wan.experts import times_of
 
 
 @pytest.fixture
@@ -206,8 +207,24 @@ def test_a_dense_model_takes_no_gates(tmp_path):
     )
 
 
-def test_a_pointer_of_git_lfs_in_place_of_weights_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "name",
+    ["safetensors", "bin", "safetensors.index.json", "bin.index.json", "pth", "config.json"],
+)
+def test_a_pointer_of_git_lfs_in_place_of_a_file_is_named(tmp_path, name):
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 134217728\n"
-    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(pointer)
-    with pytest.raises(CheckpointError, match=r"model.safetensors is a pointer of Git LFS"):
-        read_config(tmp_path)
+    file = tmp_path / f"diffusion_pytorch_model.{name}"
+    if name == "config.json":
+        save(debug().build(), tmp_path)
+        file = tmp_path / name
+    file.write_bytes(pointer)
+    with pytest.raises(CheckpointError, match=rf"{name} is a pointer of Git LFS .* git lfs pull"):
+        read_config(file if name == "pth" else tmp_path)
+
+
+def test_a_pointer_in_place_of_a_pipelines_index_is_named(tmp_path):
+    save(debug().build(), tmp_path / "transformer")
+    (tmp_path / "model_index.json").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    for read, path in ((read_config, tmp_path), (times_of, tmp_path / "transformer")):
+        with pytest.raises(CheckpointError, match=r"model_index.json is a pointer of Git LFS"):
+            read(path)

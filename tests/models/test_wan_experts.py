@@ -49,6 +49,34 @@ def test_the_times_of_a_model_are_told_by_its_folder(tmp_path, monkeypatch):
         read_config(own)
 
 
+def test_the_times_of_a_model_are_told_by_links_and_names(tmp_path):
+    own = write(tmp_path / "A14B", PAIR[1], in_channels=36)
+    (weights,) = (own / "high_noise_model").glob("*.safetensors")
+    (tmp_path / "base").symlink_to(own / "low_noise_model")
+    (tmp_path / "base.safetensors").symlink_to(weights)
+    assert times_of(tmp_path / "base") == (0, 0.9)
+    assert times_of(tmp_path / "base.safetensors") == (0.9, 1)
+    alone = tmp_path / "models"
+    alone.mkdir()
+    file = alone / "wan2.2_t2v_low_noise_14B_fp16.safetensors"
+    file.touch()
+    assert times_of(file) == (0, 0.875)
+    assert times_of(tmp_path / "Wan2.2-T2V-HighNoise") == (0.875, 1)
+    assert times_of(write(tmp_path / "x-low_noise_model", ["transformer"])) == (0, 0.875)
+    assert times_of(alone / "high_noise_and_low_noise") == times_of(alone) == (0, 1)
+
+
+def test_what_is_saved_says_its_times_whatever_its_name(tmp_path):
+    for name, times in dict(low=(0, 0.875), high_noise_model=(0, 0.5), all=(0, 1)).items():
+        save(debug().build(), tmp_path / name, times=times)
+        assert times_of(tmp_path / name) == times
+        load(debug(), tmp_path / name)
+    (tmp_path / "pipe").mkdir()
+    (tmp_path / "low").rename(tmp_path / "pipe/transformer")
+    assert times_of(tmp_path / "pipe") == (0, 0.875)
+    assert "times" not in (tmp_path / "all/config.json").read_text()
+
+
 def test_half_of_a_pair_is_not_taken_for_a_whole(tmp_path):
     half = write(tmp_path / "half", PAIR[0][:1], 0.9)
     assert times_of(half / "transformer") == (0.9, 1)

@@ -11,6 +11,7 @@ from small_models import SMALL
 from test_gates import SPARSE
 
 from flexsparse.diffusers import gates_of, load_gates, save_gates, sparsify
+from flexsparse.diffusers.origin import fill_from_origin
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9\n"
 SHARDS = dict(max_shard_size="20KB")
@@ -157,14 +158,41 @@ def test_files_that_cannot_be_read_are_named_where_they_matter(tmp_path):
     assert value_of(model) == 0
 
 
-def test_a_model_that_changed_since_is_still_that_of_its_only_folder(tmp_path):
+def test_gates_beside_other_weights_than_the_models_are_not_read(tmp_path):
     trained(0.1).save_pretrained(tmp_path / "transformer")
     model = type(SMALL["wan"].model(0)).from_pretrained(tmp_path, subfolder="transformer")
     with torch.no_grad():
         model.blocks[0].attn1.to_q.weight.add_(1)
-    sparsify(model, SPARSE)
+    with pytest.warns(UserWarning, match=f"{tmp_path}, where .* has other weights than it") as told:
+        sparsify(model, SPARSE)
+    assert len(told) == 1
+    assert value_of(model) == 0
+    load_gates(model, tmp_path / "transformer")
     assert value_of(model) == 0.1
     assert json.loads((tmp_path / "transformer/config.json").read_text())["_flexsparse_gates"]
+
+
+def test_quantised_weights_are_told_by_the_others(tmp_path):
+    trained(0.1).save_pretrained(tmp_path)
+    model = type(SMALL["wan"].model(0)).from_pretrained(tmp_path)
+    for to in (model.blocks[0].attn1.to_q, model.blocks[0].attn1.to_k):
+        packed = torch.zeros(to.weight.numel() // 2, 1, dtype=torch.uint8)
+        to.weight = torch.nn.Parameter(packed, requires_grad=False)
+    gates = {n: torch.nn.Parameter(torch.zeros_like(p)) for n, p in gates_of(trained(0)).items()}
+    fill_from_origin(model, gates)
+    assert all((p - 0.1).abs().max() < 1e-6 for p in gates.values())
+
+
+def test_a_file_of_that_name_with_no_gates_of_the_model_is_left_out(tmp_path):
+    trained(0.1).save_pretrained(tmp_path / "sparse")
+    SMALL["wan"].model(0).save_pretrained(tmp_path / "dense")
+    for tensors in (
+        {"router.weight": torch.ones(2)},
+        {"other.slot.gate_coarse.bias": torch.ones(2)},
+    ):
+        for name, due in dict(sparse=0.1, dense=0).items():
+            save_file(tensors, tmp_path / name / "gates.safetensors")
+            assert loaded(tmp_path / name) == due
 
 
 def test_an_old_pickle_is_read(tmp_path):

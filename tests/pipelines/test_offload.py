@@ -3,6 +3,7 @@
 import accelerate
 import pytest
 import torch
+from diffusers.hooks import apply_group_offloading
 from small_models import SMALL, run
 from test_gate_files import value_of
 
@@ -164,6 +165,33 @@ def test_groups_in_files_stay_as_they_were_written(tmp_path):
     assert (run(model, BATCH) - wanted).abs().max() <= 1e-5
     restore(model)
     assert torch.equal(run(model, BATCH), wanted)
+
+
+def test_parts_that_are_grouped_by_themselves_are_refused(tmp_path):
+    leaves = dict(onload_device=CPU, offload_device=CPU, offload_type="leaf_level")
+    disk = dict(offload_to_disk_path=str(tmp_path / "disk"))
+    for given in (
+        {"blocks.0": leaves},
+        {"blocks.0": leaves, "blocks.1": leaves | disk},
+        {"blocks.0": leaves, "proj_out": leaves},
+    ):
+        model, alone = SMALL["wan"].model(0), SMALL["wan"].model(0)
+        for name, options in given.items():
+            apply_group_offloading(model.get_submodule(name), **options)
+        groups = grouped_weights(model)
+        with pytest.raises(ValueError, match="as blocks.0.*, have group offload of their own"):
+            sparsify(model, SPARSE)
+        assert grouped_weights(model) == groups
+        assert torch.equal(run(model, BATCH), run(alone, BATCH))
+    model = opened("wan")
+    apply_group_offloading(model.blocks[0], **leaves)
+    with pytest.raises(ValueError, match="have group offload of their own"):
+        restore(model)
+    save_gates(model, tmp_path / "gates")
+    apply_group_offloading(model.blocks[1], **leaves | disk)
+    with pytest.raises(ValueError, match="are offloaded to .*/disk"):
+        save_gates(model, tmp_path / "more")
+    assert torch.equal(run(model, BATCH), run(opened("wan"), BATCH))
 
 
 def test_device_maps(tmp_path):

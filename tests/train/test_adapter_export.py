@@ -1,5 +1,7 @@
 """The adapter of a run by itself: for diffusers, for the generator, and nothing else in it."""
 
+import shutil
+
 import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
@@ -8,7 +10,9 @@ from trainer_runs import run
 from wan_runs import QUIET, adapting, awake_wan, batch_for, inputs, lora
 
 from flexsparse.diffusers import VSA, load_gates, sparsify
-from models.wan.adapter import merge_adapter
+from models.attention import VSA as SLOT
+from models.wan import adapter, debug
+from models.wan.adapter import merge_adapter, save_adapter
 from models.wan.checkpoint import CheckpointError, load, save
 from models.wan.generate.__main__ import main as generate
 from train import export
@@ -92,7 +96,8 @@ def test_other_names_and_an_alpha_are_read(made, tmp_path):
         theirs[key.partition(".lora_")[0] + ".alpha"] = torch.tensor(8.0)  # of rank 4
     save_file(theirs, tmp_path / "theirs.safetensors")
     models = [load(config.model, folder / "dense", new_gates=True) for _ in range(2)]
-    merge_adapter(models[0], folder / "adapter" / LORA)
+    shutil.copy(folder / "adapter" / LORA, tmp_path / "ours.safetensors")  # without its gates
+    merge_adapter(models[0], tmp_path / "ours.safetensors")
     merge_adapter(models[1], tmp_path / "theirs.safetensors")
     a, b = (model.state_dict() for model in models)
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -114,6 +119,28 @@ def test_an_adapter_of_another_model_changes_nothing(made, tmp_path):
         with pytest.raises(CheckpointError, match=words):
             merge_adapter(model, tmp_path / "a.safetensors")
         assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
+
+
+def test_lora_and_gates_are_there_together_or_not_at_all(tmp_path, monkeypatch):
+    config = debug(attention=SLOT(adapt=True))
+    gates = {n: torch.ones_like(p) for n, p in config.build().named_parameters() if ".slot." in n}
+    given = {"blocks.0.self_attn.q": (torch.zeros(4, 64), torch.zeros(64, 4))}, gates
+
+    def full(tensors, file, metadata):
+        if file.name == GATES:
+            raise OSError("No space left on device")
+        save_file(tensors, file, metadata)
+
+    monkeypatch.setattr(adapter, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        save_adapter(*given, tmp_path / "out")
+    assert not [*tmp_path.iterdir()]
+    monkeypatch.undo()
+    save_adapter(*given, tmp_path / "out")
+    for path in (tmp_path / "out", tmp_path / "out" / LORA):
+        model = config.build()
+        merge_adapter(model, path)
+        assert all((model.get_parameter(name) == 1).all() for name in gates)
 
 
 def test_what_has_no_adapter_is_refused_in_a_line(made, tmp_path, capsys):

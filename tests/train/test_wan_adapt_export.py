@@ -13,6 +13,7 @@ from flexsparse import Mass, Scaled, Threshold
 from models.attention import BSA, VSA, Dense
 from models.wan import debug
 from models.wan.checkpoint import load
+from models.wan.experts import times_of
 from models.wan.formats import to_key
 from train import export
 from train.records.run_dir import describe, rebuild
@@ -73,6 +74,24 @@ def test_any_complete_step_can_be_had(runs, tmp_path):
     again = load(config.model, exported(config, tmp_path / "again", "--step", "4"))
     assert_equal(again.state_dict(), part(weights, "ema"))
     assert not torch.equal(third.head.head.weight, again.head.head.weight)
+
+
+def test_one_of_a_pair_says_which_noise_it_is_for(runs, tmp_path, capsys):
+    config, _ = runs["debug_bsa_adapt"]
+    there, low = Path(config.dump_folder), tmp_path / "low"
+    low.mkdir()
+    (low / "checkpoint").symlink_to(there / "checkpoint")
+    said = json.loads((there / "config.json").read_text())
+    for flow, times in ((dict(most=0.875), (0, 0.875)), (dict(least=0.9), (0.9, 1)), ({}, (0, 1))):
+        (low / "config.json").write_text(json.dumps(said | {"flow": flow}))
+        out = tmp_path / f"out {times}"
+        capsys.readouterr()
+        assert export.main(["--run", str(low), "--out", str(out)]) == 0
+        alone = "for noise from {:g} to {:g} alone".format(*times)
+        assert (alone in capsys.readouterr().out) == bool(flow)
+        assert times_of(out) == times
+        WanTransformer3DModel.from_pretrained(out).save_pretrained(tmp_path / "again")
+        assert times_of(tmp_path / "again") == times
 
 
 def test_what_cannot_be_exported_is_refused_in_a_line(runs, tmp_path, capsys):

@@ -2,8 +2,9 @@
 
 Which files those are is the model's affair: its package may have a module `pretrained` with
 `check(config, path)`, which reads no weights, `load(config, path) -> model`, in fp32 on the CPU,
-`save(model, folder, format)` and `FORMATS`, the first of which is the default. It may have
-`times_of(path)`, the first and last noise level that the weights are for, and `save_adapter`.
+`save(model, folder, format, times=...)` and `FORMATS`, the first of which is the default. It may
+have `times_of(path)`, the first and last noise level that the weights are for, as `save` was given
+them, and `save_adapter`.
 """
 
 import importlib

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from train.data.latents.records import TENSOR_COLUMNS
 from train.data.order.damaged import of_system
 from train.data.progress import WorkProgress
+from train.data.sources.decode import NO_VIDEOS
 
 Kind = tuple[tuple[int, ...], tuple[int, ...]]
 """The shapes of a record's latent and of its text; () for one that has none."""
@@ -120,6 +121,10 @@ def _named(file: Path) -> Iterator[None]:
         said = " ".join(str(e).split())
         if of_system(e):
             raise ValueError(f"{file} cannot be read: {said}") from e
+        with file.open("rb") as opened:
+            start = opened.read(32)
+        if what := next((what for x, what in NO_VIDEOS.items() if start.startswith(x)), None):
+            raise ValueError(f"{file} is no Parquet file: {what}") from e
         raise ValueError(f"{file} is no Parquet file: {said}; remove it or write it again") from e
 
 

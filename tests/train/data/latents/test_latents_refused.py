@@ -65,6 +65,9 @@ def test_a_file_of_something_else_is_named(tmp_path):
     (tmp_path / "b.parquet").write_text("not parquet")
     with pytest.raises(ValueError, match=r"b\.parquet is no Parquet file: "):
         config(tmp_path).build()
+    (tmp_path / "b.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid x\n")
+    with pytest.raises(ValueError, match=r"b\.parquet is no Parquet file: .*run `git lfs pull`$"):
+        config(tmp_path).build()
     pq.write_table(pa.table({"id": ["a"], "caption": ["b"]}), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match=r"b\.parquet lacks the columns vae_latent_bytes, "):
         config(tmp_path).build()
