@@ -1,6 +1,7 @@
 """Rooms: imports between the folders of a package, and between its files, point one way."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -81,3 +82,5 @@ def test_a_circle_is_found():
 def test_every_room_says_in_ten_lines_what_it_is_for(init):
     said = ast.get_docstring(ast.parse(init.read_text()))
     assert said and len(said.splitlines()) <= 10
+    begin = re.findall(r"\w+\.py\b|\w+/", said)
+    assert any((init.parent / name).exists() for name in begin), "name a file to begin with"
