@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.tables import markdown
-from benchmarks.record import RESULTS, read, write_row
+from benchmarks.record import RESULTS, markdown, read, write_row
 from train.data.doom.__main__ import Options, record
 from train.data.fetch import fetch_clips
 from train.data.order.shots import find_shots, frame_change

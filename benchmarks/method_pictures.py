@@ -32,7 +32,7 @@ from train.demo.pictures import CHOSEN, QUERY
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 TILING = VideoTiling((1, 24, 36), tile=(1, 6, 6))  # 4 x 6 tiles
-OF_PLACES, LOOKS, TOP_K = 9, 3, 5  # the tile that looks, and the tiles that it chooses
+OF_PLACES, LOOKS, TOP_K = 9, 3, 5  # the query tile, and the tiles that it chooses
 DARK, LEFT_OUT = "#3a3a3a", "#c9c9c9"
 
 
@@ -69,7 +69,7 @@ def box(tile: int) -> tuple[int, int]:
 
 
 def show(axes: Axes, scenery: Tensor, bright: Any = None, looks: int | None = None) -> None:
-    """The scene in its tiles; those not bright are dark, the tile that looks has a frame."""
+    """The scene in its tiles; those not bright are dark, the query tile has a frame."""
     picture = scenery.numpy().copy()
     tiles = range(TILING.num_tiles)
     for tile in tiles:

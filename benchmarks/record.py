@@ -1,10 +1,11 @@
-"""Rows of results: one JSON line each, with the device and the versions that gave it."""
+"""Rows of results: one JSON line each, with the device and the versions that gave it; tables."""
 
 from __future__ import annotations
 
 import json
 import platform
 import subprocess
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
+NONE = "-"  # in a table, where nothing is known
 
 
 def read(name: str, results: Path = RESULTS) -> list[Row]:
@@ -62,3 +64,11 @@ def write_row(file: str, device: str, *, results: Path = RESULTS, **row: Any) ->
     }
     append(file, row, results)
     return row
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """A table; empty without lines."""
+    body = [f"| {' | '.join(map(str, line))} |" for line in lines]
+    if not body:
+        return ""
+    return "\n".join([f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *body])

@@ -20,7 +20,7 @@ from benchmarks.evidence import page as evidence_page
 from benchmarks.gpu import tables
 from benchmarks.gpu.plots import draw
 from benchmarks.gpu.report_coarse import coarse, lists, traffic
-from benchmarks.record import RESULTS, Row, read
+from benchmarks.record import RESULTS, Row, markdown, read
 from benchmarks.studies.report_precision import score_precision
 from flexsparse.engines.kernel_configs import (
     BACKWARD,
@@ -71,7 +71,7 @@ def configs(results: Path) -> str:
             cells = [_resources(mine, kind) for kind in ("full", "ragged")]
             blocks = f"{q_rows} x {kv_rows}"
             lines.append([arch, name, blocks, _shown(mine[0]["config"]), *cells, why(mine[0])])
-        parts.append(f"{direction.capitalize()}:\n\n{tables.markdown(head, lines)}")
+        parts.append(f"{direction.capitalize()}:\n\n{markdown(head, lines)}")
     return "\n\n".join(parts)
 
 
@@ -129,7 +129,7 @@ def lowering(results: Path) -> str:
         lines.append(line)
     head = ["case", "forward: Triton (FlexAttention), other", "backward"]
     head += ["FlexAttention registers, forward", "backward"]
-    return tables.markdown(head, lines)
+    return markdown(head, lines)
 
 
 def _flex_registers(row: Row | None) -> str:
@@ -167,7 +167,7 @@ def columns(results: Path) -> str:
                 " / ".join(f"{gain:.1f} %" for gain in gains),
             ]
         )
-    return tables.markdown(head, lines)
+    return markdown(head, lines)
 
 
 Sections = Mapping[str, Callable[[Path], str]]

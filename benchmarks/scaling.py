@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks.evidence.flops import step_flops
 from benchmarks.evidence.runs import Run, all_of, command, parser, remembered
 from benchmarks.evidence.scale import CPU, DATA, GPU, METHODS, POINTS, SCALES, Scale, here
-from benchmarks.gpu.tables import markdown
+from benchmarks.record import markdown
 from flexsparse.flops import attention_flops
 from models.attention import Slot
 from models.video_dit import VideoDiTConfig, dit_1b4, dit_60m, dit_120m, dit_410m

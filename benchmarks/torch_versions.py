@@ -23,8 +23,7 @@ from benchmarks.compiled.problems import PROBLEMS
 from benchmarks.compiled.proof import PROOF, compile_proof
 from benchmarks.compiled.run import ROOT, ratios
 from benchmarks.compiled.sabotage import SABOTAGES, is_red
-from benchmarks.gpu.tables import markdown
-from benchmarks.record import RESULTS, Row, append, read
+from benchmarks.record import RESULTS, Row, append, markdown, read
 
 VERSIONS = "2.11.0", "2.13.0", "2.14.1", "2.15.0"
 FILE = "torch_versions"

@@ -5,6 +5,8 @@
 >>> mask = vsa_mask(q, k, tiling, top_k=2)
 >>> tiling.from_tiles(flex_attention(q, k, v, block_mask=mask)).shape
 torch.Size([1, 2, 256, 16])
+
+Begin with tiling.py, then vsa.py.
 """
 
 from flexsparse.bsa import bsa_attention, bsa_mask

@@ -1,4 +1,4 @@
-"""The house's own rules: imports point one way, docstrings run, FLOPs are the stated formula."""
+"""The project's own rules: imports point one way, docstrings run, FLOPs are the stated formula."""
 
 import ast
 import doctest

@@ -9,6 +9,7 @@ import pytest
 import flexsparse
 import flexsparse.diffusers
 import flexsparse.nn
+import flexsparse.selfcheck
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -43,7 +44,7 @@ def test_files_that_are_named_are_there(page):
 
 def test_every_public_name_is_in_the_api():
     shown = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), re.M)
-    modules = flexsparse, flexsparse.nn, flexsparse.diffusers
+    modules = flexsparse, flexsparse.nn, flexsparse.diffusers, flexsparse.selfcheck
     for module in modules:
         for name in module.__all__:
             assert any(x.endswith(f".{name}") for x in shown), f"{module.__name__}.{name}"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,6 +51,10 @@ def test_there_is_an_example_and_everything_that_is_linked_exists():
 
 def test_the_table_is_the_run_in_which_dense_attention_was_fastest():
     rows = list(map(json.loads, (ROOT / "benchmarks/results/cpu.jsonl").read_text().splitlines()))
+    (version,) = {row["torch"].split("+")[0] for row in rows}
+    days = sorted({date.fromisoformat(row["date"]) for row in rows})
+    said = f"torch {version}, {' and '.join(str(day.day) for day in days)} {days[0]:%B %Y}"
+    assert said in README.replace("\n", " ")
     for step, label in (("forward", "forward, ms"), ("forward_backward", "forward and backward")):
         dense, sparse = (
             [row for row in rows if (row["step"], row["method"]) == (step, method)]
@@ -67,5 +72,5 @@ def test_the_table_is_the_run_in_which_dense_attention_was_fastest():
 
 def test_the_versions_of_torch_are_those_with_which_everything_passed():
     passed = [version for version, row in torch_versions.latest().items() if not row["failed"]]
-    (said,) = re.findall(r"has with torch ([\d., and]*\d)", README.replace("\n", " "))
+    (said,) = re.findall(r"The same passed with torch ([\d., and]*\d)", README.replace("\n", " "))
     assert re.findall(r"\d+\.\d+\.\d+", said) == passed

@@ -5,8 +5,7 @@ from laws import assert_accurate
 from torch.utils.checkpoint import checkpoint
 
 from flexsparse import VideoTiling, vsa_attention
-from flexsparse.choice import rules as kv_rules
-from flexsparse.choice import selection
+from flexsparse.choice import rules, selection
 from flexsparse.nn import VSA
 
 tiling = VideoTiling((5, 8, 9), (4, 4, 4))
@@ -31,7 +30,7 @@ def test_a_checkpointed_layer_chooses_the_same_tiles(monkeypatch):
 
     inputs = drawn()
     plain = torch.autograd.grad(attend(*inputs).square().sum(), inputs)
-    monkeypatch.setattr(kv_rules, "select_top_k", recorded)
+    monkeypatch.setattr(rules, "select_top_k", recorded)
     out = checkpoint(attend, *inputs, use_reentrant=False)
     again = torch.autograd.grad(out.square().sum(), inputs)
     assert len(choices) == 2 and torch.equal(*choices)

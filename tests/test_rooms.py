@@ -1,6 +1,7 @@
 """Rooms: imports between the folders of a package, and between its files, point one way."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -62,6 +63,19 @@ def test_imports_between_rooms_point_one_way(house):
     TopologicalSorter(found).prepare()  # CycleError names the rooms
 
 
+def test_the_library_has_the_order_of_the_page():
+    page = (ROOT / "docs/design.md").read_text()
+    (line,) = [x for x in page.splitlines() if x.count("` <- `") > 2]
+    floors = [re.findall(r"`(\w+)`", part) for part in line.split("<-")]
+    floor = {name: i for i, names in enumerate(floors) for name in names}
+    found = arrows("flexsparse")
+    assert set(floor) == {mine.removesuffix(".py") for mine in found}
+    for mine, theirs in found.items():
+        for other in theirs:
+            below, above = (floor[x.removesuffix(".py")] for x in (other, mine))
+            assert below < above, f"{mine} imports {other}"
+
+
 def test_imports_between_files_point_one_way():
     every = [path for package in PACKAGES for path in files(package)]
     found = {path: set(imported(path)) - {path} for path in every}
@@ -81,3 +95,5 @@ def test_a_circle_is_found():
 def test_every_room_says_in_ten_lines_what_it_is_for(init):
     said = ast.get_docstring(ast.parse(init.read_text()))
     assert said and len(said.splitlines()) <= 10
+    begin = re.findall(r"\w+\.py\b|\w+/", said)
+    assert any((init.parent / name).exists() for name in begin), "name a file to begin with"

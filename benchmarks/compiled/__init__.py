@@ -1,1 +1,4 @@
-"""Compiles for an NVIDIA GPU that is not there. Measures no time."""
+"""Compiles for an NVIDIA GPU that is not there. Measures no time.
+
+Begin with proof.py; pretend.py makes torch believe in the GPU.
+"""

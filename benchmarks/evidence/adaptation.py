@@ -1,12 +1,12 @@
-"""A dense model adapted to sparse attention by the papers' schedules: what is lost, and when.
+"""A dense model adapted to sparse attention by schedules of sparsity: what is lost, and when.
 
     python -m benchmarks.evidence.adaptation [--steps 192] [--data doom]
 
 Trains a dense model for `steps`, then goes on from its weights for as many: dense, with VSA's
-schedule (arXiv 2505.13389) and BSA's (arXiv 2509.01085), and with the target from the first step
-on, whose loss before that step is that of sparse attention without any training. The papers' steps
-are shortened in proportion: the target is reached after half of them. Appends rows to
-``benchmarks/results/evidence.jsonl``.
+schedule (arXiv 2505.13389) and BSA's (arXiv 2509.01085, as a secondary source has it), and with the
+target from the first step on, whose loss before that step is that of sparse attention without any
+training. Their steps are shortened in proportion: the target is reached after half of them. Appends
+rows to ``benchmarks/results/evidence.jsonl``.
 """
 
 from __future__ import annotations

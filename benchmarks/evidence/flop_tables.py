@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.evidence.flops import step_flops
 from benchmarks.evidence.pictures import draw_flops, shown
 from benchmarks.evidence.scale import GPU_120M, METHODS
-from benchmarks.gpu.tables import markdown
+from benchmarks.record import markdown
 from flexsparse import VideoTiling
 from flexsparse.flops import attention_flops
 

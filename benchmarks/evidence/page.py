@@ -19,8 +19,7 @@ from benchmarks.evidence.pictures import (
     named,
     shown,
 )
-from benchmarks.gpu.tables import markdown
-from benchmarks.record import Row, read
+from benchmarks.record import Row, markdown, read
 
 
 def rows_of(experiment: str, results: Path, names: Sequence[str] = ()) -> list[list[Row]]:

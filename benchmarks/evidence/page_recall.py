@@ -6,8 +6,7 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.evidence.pictures import NAMES, NONE, shown
-from benchmarks.gpu.tables import markdown
-from benchmarks.record import read
+from benchmarks.record import markdown, read
 
 CHOICES = (
     "What one tile of a clip looks at, that in which most moves. The slices of tiles in time stand "

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from benchmarks.evidence import frontier
 from benchmarks.evidence.pictures import NAMES, NONE, draw_scaling, shown
-from benchmarks.gpu.tables import markdown
-from benchmarks.record import Row, read
+from benchmarks.record import Row, markdown, read
 
 
 def scaling(results: Path, images: Path) -> str:

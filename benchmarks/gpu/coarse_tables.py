@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from benchmarks.gpu.list_memory import GOAL, mb
-from benchmarks.gpu.tables import NONE, Row, latest, markdown
+from benchmarks.gpu.tables import latest
+from benchmarks.record import NONE, Row, markdown
 
 LONG = "75k-40x128"
 VSA = "vsa 87.5% x{}"

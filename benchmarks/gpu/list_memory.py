@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from benchmarks.gpu.cases import Setting, settings
-from benchmarks.gpu.tables import markdown
+from benchmarks.record import markdown
 
 SETTINGS = [s for s in settings() if s.key == "75k-40x128"]
 SETTINGS += [s for s in settings() if s.key == "153k-12x128"]

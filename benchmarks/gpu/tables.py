@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
-Row = dict[str, Any]
-NONE = "-"
+from benchmarks.record import NONE, Row, markdown
 
 
 def tables(rows: list[Row]) -> str:
     """Everything that the rows have to say."""
     parts = [checks(rows), ceilings(rows), times(rows), sweeps(rows), goals(rows)]
     return "\n\n".join(part for part in parts if part)
-
-
-def markdown(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """A table; empty without lines."""
-    body = [f"| {' | '.join(map(str, line))} |" for line in lines]
-    if not body:
-        return ""
-    return "\n".join([f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *body])
 
 
 def latest(rows: list[Row], part: str) -> list[Row]:

@@ -14,7 +14,7 @@ from benchmarks.gpu import list_memory
 from benchmarks.gpu.cases import Setting
 from benchmarks.gpu.layers import KEEP, window_of
 from benchmarks.gpu.list_memory import COLUMNS, ROWS, SETTINGS, mb
-from benchmarks.gpu.tables import markdown
+from benchmarks.record import markdown
 from flexsparse.stages.windows import Windows
 
 CHOSEN = {1: 8, 2: 8, 4: 10}  # one tile in so many, by query tiles: VSA's 87.5 %, BSA's 95 %

@@ -1,2 +1,5 @@
-"""Measurements whose decision has been made: the precision of scores, how selections use tiles,
-bytes that kernels move. docs/results/studies.md tells what each decided."""
+"""Measurements whose decision has been made: the precision of scores and how selections use
+tiles (docs/results/studies.md), torch's compiled FlexAttention for CPUs (docs/design.md).
+
+Begin with selections.py.
+"""

@@ -7,8 +7,7 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.gpu import tables
-from benchmarks.record import Row, read
+from benchmarks.record import NONE, Row, markdown, read
 
 
 def score_precision(results: Path) -> str:
@@ -47,7 +46,7 @@ def score_precision(results: Path) -> str:
     head = ["queries and keys", "rows", "mean of scores, of either sign", "gap, median", "1 %"]
     found = ["queries and keys", "scores in", "error", "TopK: rows", "tiles", "regret"]
     found += ["mass lost: mean, worst row", "ties", "shift", "Threshold: rows", "tiles", "regret"]
-    return f"{tables.markdown(head, gaps)}\n\n{tables.markdown(found, lines)}"
+    return f"{markdown(head, gaps)}\n\n{markdown(found, lines)}"
 
 
 def _differences(found: list[Row]) -> list[str]:
@@ -60,7 +59,7 @@ def _shift(found: list[Row]) -> str:
     known = [x for x in found if x["shift"] is not None]
     error = math.hypot(*(x["shift_error"] for x in known)) / max(1, len(known))
     if not known or error > 0.05:
-        return tables.NONE
+        return NONE
     return f"{_mean(x['shift'] for x in known):.3f} ± {error:.3f}"
 
 

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.gpu.drawn import forget
-from benchmarks.gpu.tables import markdown
-from benchmarks.record import Row, commit, device_name, read, write_row
+from benchmarks.record import Row, commit, device_name, markdown, read, write_row
 from benchmarks.wan import models as wan_models
 from benchmarks.wan import timing as wan_timing
 from benchmarks.wan.checks import check_attention, check_models, sparsity_of

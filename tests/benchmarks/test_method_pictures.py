@@ -22,7 +22,7 @@ def test_rules_admit_what_the_page_says_of_their_pictures():
         assert tuple(found) == counts[name], name
 
 
-def test_the_tile_that_looks_chooses_itself():
+def test_the_query_tile_chooses_itself():
     q = pictures.queries()
     chosen = pictures.vsa_tile_map(q, q, pictures.TILING, top_k=pictures.TOP_K)[0, 0]
     assert chosen[pictures.LOOKS, pictures.LOOKS] and int(chosen.sum()) == 24 * pictures.TOP_K

@@ -1,1 +1,4 @@
-"""Runs side by side: `python -m train.compare RUN RUN ...`."""
+"""Runs side by side: `python -m train.compare RUN RUN ...`.
+
+Begin with runs.py.
+"""

@@ -1,4 +1,7 @@
-"""What a run will take, by formula, before it is started: `python -m train --config ... --plan`."""
+"""What a run will take, by formula, before it is started: `python -m train --config ... --plan`.
+
+Begin with plan.py.
+"""
 
 from train.plan.plan import Plan, plan
 
