@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor
 from torch._library.autograd import make_autograd_impl
 from torch.autograd import forward_ad
 
@@ -76,8 +77,15 @@ def refuse_tangents(what: str) -> NoReturn:
 
 
 def has_tangent(*tensors: Tensor) -> bool:
-    """Whether some of these carry a tangent, as far as the innermost transform can see."""
-    return any(_tangent(x) is not None for x in tensors)
+    """Whether some of these carry a tangent, as far as the innermost transform but vmap can see."""
+    return any(_tangent(_unbatched(x)) is not None for x in tensors)
+
+
+def _unbatched(x: Tensor) -> Tensor:
+    """What vmap, which has no rule for looking for tangents, has wrapped."""
+    while is_batchedtensor(x):
+        x = get_unwrapped(x)
+    return x
 
 
 def _tangent(x: Any) -> Any:

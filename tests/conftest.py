@@ -21,7 +21,9 @@ from hypothesis import settings  # noqa: E402
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-settings.register_profile("flexsparse", deadline=None, derandomize="CI" in os.environ)
+settings.register_profile(
+    "flexsparse", deadline=None, max_examples=50, derandomize="CI" in os.environ
+)
 settings.load_profile("flexsparse")
 
 SLOWEST = [
