@@ -24,7 +24,7 @@ test: $(VENV)/installed
 	$(PYTEST)
 
 # For whoever is at work: lint, types and the library's laws, side by side. `make test` has the rest:
-# what takes a compiler, whole layers of kernels in Triton's interpreter, other processes, pages.
+# what takes a compiler or Triton's interpreter, other processes, pages.
 check: $(VENV)/installed
 	$(MAKE) -j 2 lint laws
 
@@ -32,7 +32,7 @@ SLOW := tests/test_selfcheck.py tests/test_coarse_stage.py tests/test_ulysses.py
 	tests/test_readme.py tests/test_guide.py tests/test_%_page.py
 
 laws: $(VENV)/installed
-	$(PYTEST) -k "not compile" $(filter-out $(SLOW), $(wildcard tests/test_*.py))
+	$(PYTEST) -k "not compile and not triton" $(filter-out $(SLOW), $(wildcard tests/test_*.py))
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
