@@ -63,8 +63,8 @@ def choose_tiles(
 
     Raises:
         ValueError: heads that do not fit, a rule's tensor on another device; infinite scores, on a
-            CPU outside of torch.compile (on a GPU looking would mean
-            to wait for it; there +inf is a best score like any other).
+            CPU outside of torch.compile (on a GPU looking would mean to wait for it; there +inf is
+            a best score like any other).
     """
     q_pooled, k_pooled = q_pooled.detach(), k_pooled.detach()
     if k_pooled.shape[1] == 0 or q_pooled.shape[1] % k_pooled.shape[1]:

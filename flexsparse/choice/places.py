@@ -107,7 +107,11 @@ def OwnTile() -> Neighbourhood:
 
 @dataclass(frozen=True)
 class OnGrid(Rule):
-    """A union on a grid of tiles: what any of the ``rules`` admits, and the tiles of ``places``."""
+    """A union on a grid of tiles: what any of the ``rules`` admits, and the tiles of ``places``.
+
+    Its scores do not say where tiles lie, so that :func:`flexsparse.choice.choose.choose_tiles`
+    asks the rules one by one, and there is no ``admits``.
+    """
 
     rules: tuple[Rule, ...]
     places: tuple[Any, ...]
