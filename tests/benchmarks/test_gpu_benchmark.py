@@ -115,7 +115,7 @@ def test_without_a_gpu_it_says_so(capsys):
 
 def test_it_ends_when_its_time_is_up(tmp_path, capsys):
     with mock.patch.object(parts, "measure_machine", lambda _: None):
-        arguments = ["--rehearse", "--minutes", "0.001", "--results", str(tmp_path)]
+        arguments = ["--rehearse", "--minutes", "0", "--results", str(tmp_path)]
         assert command.main(arguments) == 0
     assert read_rows(tmp_path) == [] and "time is up" in capsys.readouterr().out
 
