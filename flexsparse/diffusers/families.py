@@ -6,9 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from flexsparse.diffusers.call import Grid, Processor
+
+
+def of_a_thousand(timestep: Tensor) -> Tensor:
+    """The noise level of a timestep that goes from 1,000 (noise) to 0, as most models'."""
+    return timestep.double() / 1000
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,14 @@ class Family:
         processor: made from the shared Call; takes the place of each layer's processor. Where it
             depends on that one, of which parameters it reads, give one for each class that is
             known: a layer with any other, which may compute something else, is refused.
+        noise: noise levels, 0 for data and 1 for noise, from the call's argument ``timestep``.
     """
 
     name: str
     grid: Callable[..., Grid]
     layers: Callable[[nn.Module], Iterator[tuple[str, Any]]]
     processor: type[Processor] | Mapping[type, type[Processor]]
+    noise: Callable[[Tensor], Tensor] = of_a_thousand
 
     def processor_for(self, layer: str, replaced: Any) -> type[Processor]:
         """What takes the place of a layer's processor; ValueError for one that is not known."""
