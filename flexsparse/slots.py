@@ -37,7 +37,7 @@ class Slot(Protocol):
 
     def tiling(self, grid: tuple[int, int, int], text: int = 0) -> VideoTiling | None: ...
 
-    def top_k_for(self, tiling: VideoTiling | None) -> int | None: ...
+    def top_k_for(self, tiling: VideoTiling | None) -> float | None: ...
 
     def q_rows_for(self, tiling: VideoTiling | None) -> int | None: ...
 
@@ -116,13 +116,15 @@ class VSA:
 
     def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module:
         options: Any = dict(adapt=self.adapt, gates=self.gates, query_tiles=self.query_tiles)
+        return flexsparse.nn.VSA(dim, num_heads, self.rule(tiling), **options)
+
+    def rule(self, tiling: VideoTiling | None) -> Unites | int:
+        """The tiles that its module admits, of a tiling or, with none, of any."""
         if isinstance(self.top_k, Unites):
-            top_k = self.top_k
-        elif tiling is None:
-            top_k = Scaled(None if self.top_k else self.sparsity, self.top_k)
-        else:
-            top_k = self.top_k_for(tiling)
-        return flexsparse.nn.VSA(dim, num_heads, top_k, **options)
+            return self.top_k
+        if tiling is None:
+            return Scaled(None if self.top_k else self.sparsity, self.top_k)
+        return self.top_k_for(tiling)
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,10 @@ class BSA:
         rule = self._rule_for_any() if self.kv is None else self.kv
         return as_rule(rule, tiling, "kv")
 
+    def rule(self, tiling: VideoTiling | None) -> Unites:
+        """The tiles that its module admits, of a tiling or, with none, of any."""
+        return self._rule_for_any() if tiling is None else self.rule_for(tiling)
+
     def _rule_for_any(self) -> Unites:
         if self.kv is None:
             return Scaled(self.sparsity, rule=Threshold)
@@ -193,7 +199,7 @@ class BSA:
 
     def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module:
         return flexsparse.nn.BSA(
-            self._rule_for_any() if tiling is None else self.rule_for(tiling),
+            self.rule(tiling),
             keep=self.keep,
             window=self.window,
             fill=self.fill,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,23 @@ from torch.autograd import Variable
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from flexsparse.by_noise import ByNoise, band_of
 from flexsparse.slots import BSA, VSA
 from flexsparse.tiling import VideoTiling
 
 Grid = tuple[int, int, int]
+
+
+class Met(NamedTuple):
+    """What the layers know of a call.
+
+    Attributes:
+        grid: tokens along (T, H, W).
+        band: of its noise level, where that decides the density.
+    """
+
+    grid: Grid
+    band: str | None
 
 
 class Call:
@@ -27,50 +41,63 @@ class Call:
 
     Attributes:
         method: the slot that all layers have.
-        grid: tokens along (T, H, W), set at the model's door by :meth:`enter`, and again where the
-            backward comes in by it: activation checkpointing runs the layers once more.
+        met: set at the model's door by :meth:`enter`, and again where the backward comes in by it:
+            activation checkpointing runs the layers once more.
+        band: that of the layer that runs, set by :meth:`tiling`.
     """
 
-    def __init__(self, method: VSA | BSA, grid_of: Any, attentions: dict[str, Any]) -> None:
-        self.method, self._grid_of = replace(method, query_tiles=1), grid_of
+    def __init__(
+        self,
+        method: VSA | BSA | ByNoise,
+        grid_of: Callable[..., Grid],
+        noise_of: Callable[..., Tensor],
+        attentions: dict[str, Any],
+    ) -> None:
+        own = method.sparse if isinstance(method, ByNoise) else method
+        self.method, self._grid_of, self._noise_of = method, grid_of, noise_of
+        self._alone = replace(own, query_tiles=1)
         self._attentions = attentions
-        self.grid: Grid | None = None
+        self.met: Met | None = None
+        self.band: str | None = None
         # of each call, by its rotary table, and as long as that lives
-        self._grids: Any = WeakIdKeyDictionary()
+        self._calls: Any = WeakIdKeyDictionary()
         self._tiled: Any = WeakIdKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without what it remembers of calls."""
-        return {**vars(self), "grid": None, "_grids": None, "_tiled": None}
+        return {**vars(self), "met": None, "_calls": None, "_tiled": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _grids=WeakIdKeyDictionary(), _tiled=WeakIdKeyDictionary())
+        vars(self).update(state, _calls=WeakIdKeyDictionary(), _tiled=WeakIdKeyDictionary())
 
     def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the model."""
         # torch.compile makes symbols of ints that change, but none of a range: tiles have static
         # sizes, so that each size of the video is a program of its own
         t, h, w = (len(range(size)) for size in self._grid_of(model, *args, **kwargs))
-        self.grid = t, h, w
+        band = None
+        if isinstance(self.method, ByNoise):
+            band = band_of(self.method, self._noise_of(model, args, kwargs))
+        self.met = Met((t, h, w), band)
         for name, attn in self._attentions.items():  # of which a compiled program has guards
             check_processor(name, attn)
 
     def leave(self, model: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         """A forward hook of the model, for calls that raise, too."""
-        grid, self.grid = self.grid, None
+        met, self.met = self.met, None
         if torch.compiler.is_compiling():
             return
         for x in tree_leaves(out):
             if isinstance(x, Tensor) and x.requires_grad:
-                x.register_hook(partial(self._enter_backward, grid))
+                x.register_hook(partial(self._enter_backward, met))
 
-    def _enter_backward(self, grid: Grid | None, gradient: Tensor) -> None:
+    def _enter_backward(self, met: Met | None, gradient: Tensor) -> None:
         """Of several calls in one backward the last comes first, and is through before the next."""
-        self.grid = grid
+        self.met = met
         Variable._execution_engine.queue_callback(self._leave_backward)
 
     def _leave_backward(self) -> None:
-        self.grid = None
+        self.met = None
 
     def tiling(self, tokens: int, text: int = 0, rotary: Any = None) -> VideoTiling:
         """The tiling of a layer that has so many tokens of video, and of text beside them.
@@ -83,17 +110,18 @@ class Call:
         Raises:
             ValueError: the model was not called as a whole, or with tokens that are no grid.
         """
-        grid = self.grid
+        met = self.met
         if rotary is not None and not torch.compiler.is_compiling():
-            grid = self._grids.get(rotary[0], grid)
-            if grid is not None:
-                self._grids[rotary[0]] = grid
-        if grid is None:
+            met = self._calls.get(rotary[0], met)
+            if met is not None:
+                self._calls[rotary[0]] = met
+        if met is None:
             raise ValueError(
                 "a layer of a sparsified model ran by itself, and the video's grid is not known: "
                 "call the model, or restore(model) first (activation checkpointing, which does so, "
                 "takes a loss of the model's output)"
             )
+        grid, self.band = met
         if math.prod(grid) != tokens:
             raise ValueError(
                 f"a layer has {tokens} tokens of video, but the call's grid {grid} has "
@@ -121,7 +149,7 @@ class Call:
     @torch.compiler.assume_constant_result
     def _tile_and_rows(self, grid: Grid, text: int) -> str:
         """As text, since of a constant's numbers torch.compile would want to guard each."""
-        tiling = self.method.tiling(grid, text)
+        tiling = self._alone.tiling(grid, text)
         return " ".join(map(str, (*tiling.tile, tiling.rows)))
 
 
@@ -159,7 +187,7 @@ class Processor:
         if torch.is_autocast_enabled(q.device.type):  # norms leave q and k in fp32
             dtype = torch.get_autocast_dtype(q.device.type)
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-        out = attn.slot(x, q, k, v, tiling, text_lengths)
+        out = attn.slot(x, q, k, v, tiling, text_lengths, band=self.call.band)
         return tiling.from_tiles(out.transpose(1, 2).flatten(2, 3)).to(q.dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -10,13 +11,14 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from flexsparse.by_noise import ByNoise
 from flexsparse.diffusers import cogvideox, hunyuan_video, ltx, wan  # noqa: F401  # register
 from flexsparse.diffusers.call import Call, Processor, check_processor
 from flexsparse.diffusers.families import Family, family_of
 from flexsparse.diffusers.gates import mark
 from flexsparse.diffusers.offload import check_groups, check_in_memory, regroup
 from flexsparse.diffusers.origin import fill_from_origin
-from flexsparse.slots import BSA, VSA
+from flexsparse.slots import BSA, VSA, Dense
 from flexsparse.stages.windows import Windows
 from flexsparse.tiling import VideoTiling
 
@@ -33,7 +35,13 @@ class _State:
     dtype: torch.dtype
 
 
-def sparsify(model: nn.Module, method: VSA | BSA) -> None:
+def sparsify(
+    model: nn.Module,
+    method: VSA | BSA | ByNoise | Mapping[float, VSA | BSA | Dense],
+    *,
+    dense_above: float | None = None,
+    dense_layers: Iterable[int] = (),
+) -> None:
     """Make the self-attention of a diffusers model sparse, in place.
 
     The video's grid is taken from each call: any resolution, one after the other. ``top_k`` above
@@ -47,34 +55,41 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
     them), and :func:`load_gates` has to read them. For inference without training,
     ``VSA(..., gates=False)`` saves their time. BSA adds nothing.
 
+    Density may follow the noise level, which is read from each call's own ``timestep``, so that it
+    is right under guidance, caches and several experts (give each model the same); on a GPU that
+    waits for it, once a call. Compiled, each method is a program of its own: compile the blocks,
+    ``model.compile_repeated_blocks()``; a graph of the whole model breaks where it is read.
+
     Args:
         model: a pipeline's ``transformer`` (or ``transformer_2``). One that is sparse already
             changes its method and keeps its gates, the parameters themselves: those that the method
             has no use for lie aside, neither trained nor saved, until one has, or :func:`restore`.
-        method: :class:`VSA` or :class:`BSA`.
+        method: :class:`VSA` or :class:`BSA`; or a mapping of noise levels, from 1 (noise) to 0
+            (data), to the method from each on, of which some may be :class:`Dense`, as
+            :class:`ByNoise` says.
+        dense_above: the noise level from which attention is dense: with 0.85, that of timesteps 850
+            to 1,000. For one method; a mapping has ``{0.85: Dense(), ...}``.
+        dense_layers: layers that are dense throughout, counted as they run, from 0.
 
     Raises:
-        ValueError: a model that is not known, with how to add it, one whose layers run on other
-            tokens than those of one video, or whose folder has gates that are none of these; a
-            window that does not divide the tile; weights beside which there can be no new gates,
-            since they are sharded, or offloaded to where nothing can be added, or part by part.
+        ValueError: noise levels or layers that are none; a model that is not known, with how to add
+            it, one whose layers run on other tokens than those of one video, or whose folder has
+            gates that are none of these; a window that does not divide the tile; weights beside
+            which there can be no new gates, since they are sharded, or offloaded to where nothing
+            can be added, or part by part.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
-    if not isinstance(method, VSA | BSA):
-        raise ValueError(f"{method!r} is no method: give VSA(...) or BSA(...)")
+    slot = _slot_of(method, dense_above, tuple(dense_layers))
     family = family_of(model)
-    if isinstance(method, BSA) and method.tile is not None and method.window != "fit":
-        tile = VideoTiling(method.tile, method.tile)
-        Windows(tile, method.keep, method.window)  # of any video, not of one tile alone
-    if isinstance(method, VSA):
-        method = replace(method, adapt=True)
     dtype = cast(torch.dtype, model.dtype)  # that it computes in, however weights are stored
     own = _own_processors(model, family)
     kinds = {name: family.processor_for(name, processor) for name, processor in own.items()}
     kept = _kept_gates(model, dtype)
     slots = {
-        name: _slot(attn, method, dtype, kept.get(name, {})) for name, attn in family.layers(model)
+        name: _slot(attn, slot, dtype, kept.get(name, {})) for name, attn in family.layers(model)
     }
+    if isinstance(slot, ByNoise):
+        slot.settle(list(slots.values()))
     _check_shards(model, slots, kept)
     gates, there = _parameters(slots), _parameters(_slots_of(model))
     fresh = [name for name, p in gates.items() if p is not there.get(name)]
@@ -85,7 +100,7 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
     if not any(kept.values()):
         fill_from_origin(model, gates)
     gone = _undo(model)
-    call = Call(method, family.grid, dict(family.layers(model)))
+    call = Call(slot, family.grid, family.noise_of, dict(family.layers(model)))
     for name, attn in family.layers(model):
         attn.slot = slots[name]
         attn.set_processor(kinds[name](call))
@@ -101,6 +116,31 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
     if changed:
         regroup(model, gone)
     mark(model)
+
+
+def _slot_of(
+    method: Any, dense_above: float | None, dense_layers: tuple[int, ...]
+) -> VSA | BSA | ByNoise:
+    """What every layer has, of what a user asks for."""
+    if isinstance(method, VSA | BSA):
+        if dense_above is not None or dense_layers:
+            above = {} if dense_above is None else {dense_above: Dense()}
+            method = ByNoise({0.0: method} | above, dense_layers)
+    elif dense_above is not None:
+        raise ValueError(f"dense_above={dense_above} is for one method: put Dense() in the mapping")
+    elif isinstance(method, ByNoise):
+        method = ByNoise(method.methods, (*method.dense_layers, *dense_layers))
+    elif isinstance(method, Mapping):
+        method = ByNoise(method, dense_layers)
+    else:
+        raise ValueError(f"{method!r} is no method: give VSA(...) or BSA(...)")
+    own = method.sparse if isinstance(method, ByNoise) else method
+    if isinstance(own, BSA) and own.tile is not None and own.window != "fit":
+        tile = VideoTiling(own.tile, own.tile)
+        Windows(tile, own.keep, own.window)  # of any video, not of one tile alone
+    if isinstance(own, BSA):
+        return method
+    return method.but(adapt=True) if isinstance(method, ByNoise) else replace(own, adapt=True)
 
 
 def _own_processors(model: nn.Module, family: Family) -> dict[str, Any]:
@@ -155,7 +195,7 @@ def _has(slot: nn.Module, gate: str) -> bool:
 
 
 def _slot(
-    attn: Any, method: VSA | BSA, dtype: torch.dtype, kept: dict[str, nn.Module]
+    attn: Any, method: VSA | BSA | ByNoise, dtype: torch.dtype, kept: dict[str, nn.Module]
 ) -> nn.Module:
     """A layer's slot, where its weights are, with the gates that are kept for it."""
     weight = attn.to_q.weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,16 @@ class Family:
     layers: Callable[[nn.Module], Iterator[tuple[str, Any]]]
     processor: type[Processor] | Mapping[type, type[Processor]]
     noise: Callable[[Tensor], Tensor] = of_a_thousand
+
+    def noise_of(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The noise levels of a call; ValueError for one without a ``timestep``."""
+        given = inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments
+        if not isinstance(timestep := given.get("timestep"), Tensor):
+            raise ValueError(
+                f"{self.name} was called with timestep={timestep!r}, a tensor of which says how "
+                f"dense its attention is to be: give one, or a single method to sparsify"
+            )
+        return self.noise(timestep)
 
     def processor_for(self, layer: str, replaced: Any) -> type[Processor]:
         """What takes the place of a layer's processor; ValueError for one that is not known."""

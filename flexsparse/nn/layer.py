@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -43,7 +43,10 @@ class AttentionLayer(nn.Module):
         tiling: VideoTiling | None,
         text_lengths: Tensor | None,
     ) -> Tensor:
-        """Attention of whole sequences, ``[B, H, L, D]`` each: ``[B, H, L, D]``."""
+        """Attention of whole sequences, ``[B, H, L, D]`` each: ``[B, H, L, D]``.
+
+        With a ``band: str`` as well where the slot is a ByNoise.
+        """
         raise NotImplementedError
 
     def reset_parameters(self) -> None:
@@ -59,6 +62,7 @@ class AttentionLayer(nn.Module):
         text_lengths: Tensor | None = None,
         *,
         shards: Ulysses | None = None,
+        band: str | None = None,
     ) -> Tensor:
         """Attend; everything tile-major (in raster order where ``tiling`` is None).
 
@@ -70,6 +74,7 @@ class AttentionLayer(nn.Module):
             text_lengths: where texts of the batch differ in length, int ``[B]``.
             shards: how ranks share the rows, where they do; x, q, k and v are then this rank's.
                 q, k, v and the gates travel in one all-to-all, the output in another.
+            band: of noise levels, by which :class:`flexsparse.by_noise.ByNoise` chooses.
 
         Returns:
             ``[B, H, L, D]``, with ``shards`` this rank's rows of it.
@@ -77,8 +82,9 @@ class AttentionLayer(nn.Module):
         gates = self.gates(x, tiling, text_lengths, shards)
         q, k, v = as_autocast(q, k, v)
         given = q, k, v, *(gate.to(v.dtype) for gate in gates)
+        options: Any = {} if band is None else dict(band=band)
         if shards is None:
-            return self.attend(*given, tiling=tiling, text_lengths=text_lengths)
+            return self.attend(*given, tiling=tiling, text_lengths=text_lengths, **options)
         whole = shards.to_heads(*given)
-        out = self.attend(*whole, tiling=tiling, text_lengths=text_lengths)
+        out = self.attend(*whole, tiling=tiling, text_lengths=text_lengths, **options)
         return shards.to_sequence(out)

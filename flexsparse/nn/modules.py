@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -35,7 +37,18 @@ class Choice(NamedTuple):
     q_rows: int | None
 
 
-class VSA(AttentionLayer):
+class _Admitting(AttentionLayer):
+    """What VSA and BSA share: a rule, or one for each band of noise levels."""
+
+    kv_rule: Unites | int | None
+    kv_rules: Mapping[str, Unites | int | None] = MappingProxyType({})
+
+    def rule(self, band: str | None) -> Unites | int | None:
+        """``kv_rule``, or that of a band, of those that ``kv_rules`` has."""
+        return self.kv_rule if band is None else self.kv_rules[band]
+
+
+class VSA(_Admitting):
     """Video Sparse Attention with learned gates (VSA, arXiv 2505.13389).
 
     Owns the gate projections only; q, k, v and the output projection belong to the block around it.
@@ -129,6 +142,7 @@ class VSA(AttentionLayer):
         *,
         tiling: VideoTiling,
         text_lengths: Tensor | None = None,
+        band: str | None = None,
     ) -> Tensor:
         """Attend; k and v may have a divisor of q's heads."""
         return vsa_attention(
@@ -136,7 +150,7 @@ class VSA(AttentionLayer):
             k,
             v,
             tiling,
-            top_k=self.kv_rule,
+            top_k=self.rule(band),
             gate_coarse=gate_coarse,
             gate_fine=gate_fine,
             enable_gqa=q.shape[1] != k.shape[1],
@@ -146,12 +160,14 @@ class VSA(AttentionLayer):
         )
 
     @torch.no_grad()
-    def choose(self, q: Tensor, k: Tensor, tiling: VideoTiling) -> Choice | None:
+    def choose(
+        self, q: Tensor, k: Tensor, tiling: VideoTiling, band: str | None = None
+    ) -> Choice | None:
         """What :meth:`forward` chooses for the same q and k; None where it is dense."""
-        if self.kv_rule is None:
+        if (rule := self.rule(band)) is None:
             return None
         together = min(self.query_tiles, tiling.num_tiles)
-        tile_map = vsa_tile_map(q, k, tiling, top_k=self.kv_rule, query_tiles=together)
+        tile_map = vsa_tile_map(q, k, tiling, top_k=rule, query_tiles=together)
         return Choice(tile_map, tiling.valid(q.device).expand(*q.shape[:2], -1), None)
 
     def extra_repr(self) -> str:
@@ -160,7 +176,7 @@ class VSA(AttentionLayer):
         return f"{shown}, query_tiles={self.query_tiles}"
 
 
-class BSA(AttentionLayer):
+class BSA(_Admitting):
     """Bidirectional Sparse Attention (BSA, arXiv 2509.01085); it has no parameters.
 
     Args:
@@ -201,17 +217,18 @@ class BSA(AttentionLayer):
         *,
         tiling: VideoTiling,
         text_lengths: Tensor | None = None,
+        band: str | None = None,
     ) -> Tensor:
         """Attend; k and v may have a divisor of q's heads."""
         gqa = q.shape[1] != k.shape[1]
-        if self.kv_rule is None:
+        if (rule := self.rule(band)) is None:
             return dense_attention(q, k, v, tiling, enable_gqa=gqa, text_lengths=text_lengths)
         return bsa_attention(
             q,
             k,
             v,
             tiling,
-            kv=self.kv_rule,
+            kv=rule,
             keep=self.keep,
             window=fit_window(self.window, tiling),
             fill=self.fill,
@@ -222,13 +239,15 @@ class BSA(AttentionLayer):
         )
 
     @torch.no_grad()
-    def choose(self, q: Tensor, k: Tensor, tiling: VideoTiling) -> Choice | None:
+    def choose(
+        self, q: Tensor, k: Tensor, tiling: VideoTiling, band: str | None = None
+    ) -> Choice | None:
         """What :meth:`forward` chooses for the same q and k; None where it is dense."""
-        if self.kv_rule is None:
+        if (rule := self.rule(band)) is None:
             return None
         kept = prune_queries(q, tiling, keep=self.keep, window=fit_window(self.window, tiling))
         together = min(self.query_tiles, tiling.num_tiles)
-        tile_map = bsa_tile_map(kept, k, tiling, kv=self.kv_rule, query_tiles=together)
+        tile_map = bsa_tile_map(kept, k, tiling, kv=rule, query_tiles=together)
         return Choice(tile_map, kept.mask, kept.q_rows)
 
     def extra_repr(self) -> str:
