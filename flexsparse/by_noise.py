@@ -46,7 +46,8 @@ class ByNoise:
         methods: Mapping[float, Method] | Iterable[tuple[float, Method]],
         dense_layers: Iterable[int] = (),
     ) -> None:
-        pairs = methods.items() if isinstance(methods, Mapping) else methods
+        given: Any = methods.items() if isinstance(methods, Mapping) else methods
+        pairs: list[tuple[float, Method]] = [(float(level), method) for level, method in given]
         ordered = tuple(sorted(pairs, key=lambda pair: -pair[0]))
         object.__setattr__(self, "methods", ordered)
         object.__setattr__(self, "dense_layers", tuple(sorted(set(dense_layers))))
@@ -61,7 +62,7 @@ class ByNoise:
         for _, method in ordered:
             if not isinstance(method, Method):
                 raise ValueError(f"{method!r} is no method: give VSA(...), BSA(...) or Dense()")
-        if not (sparse := self._sparse):
+        if not (sparse := self.all_sparse):
             raise ValueError("no method is sparse: give VSA(...) or BSA(...) at some noise level")
         for other in sparse[1:]:
             if _but_rule(other) != _but_rule(sparse[0]):
@@ -71,13 +72,19 @@ class ByNoise:
                 )
 
     @property
-    def _sparse(self) -> list[VSA | BSA]:
+    def all_sparse(self) -> list[VSA | BSA]:
+        """The sparse methods, from noise to data."""
         return [method for _, method in self.methods if not isinstance(method, Dense)]
 
     @property
     def sparse(self) -> VSA | BSA:
-        """The sparse method at the lowest noise, which says how tokens lie."""
-        return self._sparse[-1]
+        """That at the lowest noise, which says how tokens lie."""
+        return self.all_sparse[-1]
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The noise levels at which the method changes, from noise to data."""
+        return tuple(level for level, _ in self.methods[:-1])
 
     def but(self, **changes: Any) -> ByNoise:
         """The same with all of its sparse methods changed."""
@@ -149,10 +156,24 @@ class ByNoise:
             layers[i].kv_rules = dict.fromkeys(layers[i].kv_rules)
 
 
-@torch.compiler.disable(reason="the noise level is read, and decides which program runs")
+def settle(slot: Any, layers: Sequence[Any], tiling: VideoTiling | None) -> float | None:
+    """Let a model's modules be dense where its slot, of any kind, says so; returns the tiles that a
+    query tile selects in them, on average."""
+    if not isinstance(slot, ByNoise):
+        return slot.top_k_for(tiling)
+    slot.settle(layers)
+    return slot.top_k_for(tiling, len(layers))
+
+
 def band_of(slot: object, noise: Tensor) -> str | None:
     """The band of a call at some noise levels; None for a slot that has no bands."""
-    return slot.band(noise) if isinstance(slot, ByNoise) else None
+    if not isinstance(slot, ByNoise):
+        return None
+    return "0" if len(slot.methods) == 1 else _read_band(slot, noise)
+
+
+# outside of compiled programs, since the level decides which of them runs
+_read_band: Any = torch.compiler.disable(ByNoise.band, reason="the noise level is read")
 
 
 def _but_rule(method: VSA | BSA) -> VSA | BSA:

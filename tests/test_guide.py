@@ -37,7 +37,7 @@ def page():
 
 def test_the_code_runs_and_its_gradients_reach_every_parameter(page):
     missing = [name for name, p in page.model.named_parameters() if p.grad is None]
-    assert len(BLOCKS) == 12 and not missing
+    assert len(BLOCKS) == 13 and not missing
 
 
 def test_the_table_of_tiles_is_what_the_code_prints(page):

@@ -1,7 +1,7 @@
 """What the steps train on: this rank's clips, with the noise and the times that they meet."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,9 @@ class Feed:
     A clip's place in the global batch decides what it meets, so the same global batch is the same
     training however it is split.
 
+    Args:
+        levels: noise levels at which the model's attention changes, as `draw` has them.
+
     Attributes:
         batches: what the loader gives, one for each pass.
         passes: in a step.
@@ -49,8 +52,10 @@ class Feed:
         flow: FlowConfig,
         ranks: DataRanks,
         device: torch.device,
+        levels: Sequence[float] = (),
     ) -> None:
         self.training, self.flow, self.ranks, self.device = training, flow, ranks, device
+        self.levels = levels
         self.passes = training.global_batch_size // (training.local_batch_size * ranks.size)
         self.dataloader, self.batches = dataloader, endless(dataloader)
         self._seconds = 0.0
@@ -74,6 +79,7 @@ class Feed:
                 shift=self.flow.shift,
                 least=self.flow.least,
                 most=self.flow.most,
+                levels=self.levels,
             )
             yield x0, context, noise, t
 

@@ -6,6 +6,7 @@ Liu et al., arXiv 2209.03003).
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -44,6 +45,12 @@ def shifted(t: Tensor, shift: float, least: float = 0.0, most: float = 1.0) -> T
     return least + (most - least) * shift * t / (1 + (shift - 1) * t)
 
 
+def unshifted(time: float, shift: float, least: float = 0.0, most: float = 1.0) -> float:
+    """What `shifted` makes a time of, from 0 to 1; the end that is nearer where none is."""
+    along = min(max((time - least) / (most - least), 0.0), 1.0)
+    return along / (shift - (shift - 1) * along)
+
+
 def keyed_generator(device: torch.device, *key: int | str) -> torch.Generator:
     """A generator that depends on the key alone: a resumed run draws what the first would have."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
@@ -59,11 +66,16 @@ def draw(
     shift: float = 1.0,
     least: float = 0.0,
     most: float = 1.0,
+    levels: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor]:
     """Noise and times for the clips at these positions of a step's global batch.
 
     Each clip has a generator of its own, keyed by (seed, step, position), so that the same global
     batch meets the same noise however it is split over ranks and accumulation steps.
+
+    Where the model attends otherwise from some noise `levels` on, all times of a step lie between
+    two of them, drawn for the step as often as single times would: a call of the model has one
+    density, and ranks take equally long.
 
     Returns noise like `clips` [B, C, T, H, W], and t [B] in [least, most), fp32.
     """
@@ -72,7 +84,34 @@ def draw(
         generator = keyed_generator(clips.device, "train", seed, step, position)
         times.append(torch.rand((), device=clips.device, generator=generator))
         noise[i].normal_(generator=generator)
-    return noise, shifted(torch.stack(times), shift, least, most)
+    if not levels:
+        return noise, shifted(torch.stack(times), shift, least, most)
+    low, high = _span_of(step, levels, seed, shift, least, most)
+    u, v = (unshifted(time, shift, least, most) for time in (low, high))
+    t = shifted(u + (v - u) * torch.stack(times), shift, least, most)
+    return noise, t.clamp(_fp32(low, up=True), _fp32(high, up=False))
+
+
+def _span_of(
+    step: int, levels: Sequence[float], seed: int, shift: float, least: float, most: float
+) -> tuple[float, float]:
+    """The two of these levels, or ends of all times, between which a step's times lie."""
+    edges = [least, *sorted(level for level in levels if least < level < most), most]
+    generator = keyed_generator(torch.device("cpu"), "band", seed, step)
+    drawn = torch.rand((), generator=generator, dtype=torch.float64).item()
+    return next(
+        pair
+        for pair in pairwise(edges)
+        if pair[1] == most or drawn < unshifted(pair[1], shift, least, most)
+    )
+
+
+def _fp32(time: float, up: bool) -> float:
+    """The least fp32 number from a time on, or the greatest below it."""
+    x = torch.tensor(time, dtype=torch.float32)
+    if up:
+        return (x if x.item() >= time else x.nextafter(torch.tensor(math.inf))).item()
+    return (x if x.item() < time else x.nextafter(torch.tensor(-math.inf))).item()
 
 
 def flow_loss(model: Velocity, x0: Tensor, context: Tensor, noise: Tensor, t: Tensor) -> Tensor:

@@ -88,7 +88,8 @@ class Trainer(Stateful, Configurable):
     def _open_data(self) -> None:
         c = self.config
         self.dataloader = open_split(c, self.ranks, "train")
-        place: Any = dict(flow=c.flow, ranks=self.ranks, device=self.device)
+        levels = getattr(getattr(c.model, "attention", None), "levels", ())
+        place: Any = dict(flow=c.flow, ranks=self.ranks, device=self.device, levels=levels)
         self.feed = Feed(self.dataloader, training=c.training, **place)
         self.validator = None
         if c.validation.interval:

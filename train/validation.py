@@ -23,6 +23,8 @@ class Validator(Configurable):
     divided among ranks and batches. Sampled clips start from noise keyed by (seed, i), with the
     clips' captions.
 
+    Where attention changes at some noise `levels`, the model is called for each clip by itself.
+
     The loader is one of the split "validation", with `keep` and `numbers` as `VideoDataLoader` has.
     """
 
@@ -44,8 +46,10 @@ class Validator(Configurable):
         device: torch.device,
         flow: FlowConfig,
         ranks: DataRanks,
+        levels: Sequence[float] = (),
     ) -> None:
         self.config, self.device, self.flow, self.ranks = config, device, flow, ranks
+        self.levels = levels
         if config.clips < 1:
             raise ValueError(f"validation.clips is {config.clips}: at least one is wanted")
         if config.sample_steps and flow.most < 1:
@@ -82,7 +86,9 @@ class Validator(Configurable):
             given = [number or 0 for number in numbers]
             even = (torch.tensor(given, device=self.device) + 0.5) / self.clips
             t = shifted(even, self.flow.shift, self.flow.least, self.flow.most)
-            losses = flow_loss(model, x0, context, self._noise(x0, given), t)
+            clips = x0, context, self._noise(x0, given), t
+            calls = zip(*(x.split(1) for x in clips), strict=True) if self.levels else [clips]
+            losses = torch.cat([flow_loss(model, *call) for call in calls])
             counts = torch.tensor([n is not None for n in numbers], device=self.device)
             total += losses.where(counts, 0.0).sum()
         return self.ranks.total(total).item() / self.clips

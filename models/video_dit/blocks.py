@@ -8,6 +8,8 @@ The six vectors of a block are the sum of a projection of the timestep, which al
 of a table of the block's own, as in PixArt and Wan.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -36,12 +38,11 @@ def attend(
     k: Tensor,
     v: Tensor,
     tiling: VideoTiling | None,
-    shards: Ulysses | None,
+    **options: Any,
 ) -> Tensor:
-    """What a slot makes of these rows; where there are no shards it need not know of them."""
-    if shards is None:
-        return slot(x, q, k, v, tiling)
-    return slot(x, q, k, v, tiling, shards=shards)
+    """What a slot makes of these rows; of options, `shards` and `band`, it need not know those that
+    are None."""
+    return slot(x, q, k, v, tiling, **{n: o for n, o in options.items() if o is not None})
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -69,13 +70,19 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(config.dim, config.dim)
 
     def forward(
-        self, x: Tensor, rotary: Tensor, tiling: VideoTiling | None, shards: Ulysses | None
+        self,
+        x: Tensor,
+        rotary: Tensor,
+        tiling: VideoTiling | None,
+        shards: Ulysses | None,
+        band: str | None,
     ) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, -1)
         q = rotate(split_heads(self.q_norm(q), self.heads), rotary)
         k = rotate(split_heads(self.k_norm(k), self.heads), rotary)
         v = split_heads(v, self.heads)
-        return self.out(merge_heads(attend(self.slot, x, q, k, v, tiling, shards)))
+        attended = attend(self.slot, x, q, k, v, tiling, shards=shards, band=band)
+        return self.out(merge_heads(attended))
 
 
 class CrossAttention(nn.Module):
@@ -129,13 +136,14 @@ class Block(nn.Module):
         rotary: Tensor,
         tiling: VideoTiling | None,
         shards: Ulysses | None = None,
+        band: str | None = None,
     ) -> Tensor:
         """x [B, L, dim], modulation [B, 6, dim], context [B, N, dim], rotary [2, L, D / 2].
 
-        With `shards`, x and rotary are this rank's rows.
+        With `shards`, x and rotary are this rank's rows; `band` is that of the noise level.
         """
         scale1, shift1, gate1, scale2, shift2, gate2 = (self.table + modulation).split(1, dim=1)
-        attended = self.self_attention(modulate(x, scale1, shift1), rotary, tiling, shards)
+        attended = self.self_attention(modulate(x, scale1, shift1), rotary, tiling, shards, band)
         x = add_gated(x, gate1, attended)
         x = x + self.cross_attention(self.cross_norm(x), context)
         return add_gated(x, gate2, self.mlp(modulate(x, scale2, shift2)))

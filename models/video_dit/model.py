@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from flexsparse.by_noise import band_of, settle
 from flexsparse.nn.ulysses import Ulysses
 from models.video_dit.blocks import Block, Head
 from models.video_dit.config import VideoDiTConfig
@@ -46,7 +47,6 @@ class VideoDiT(nn.Module):
         self.grid = config.grid
         self.tokens = math.prod(config.grid)
         self.tiling = config.attention.tiling(config.grid)
-        self.top_k = config.attention.top_k_for(self.tiling)
         self.q_rows = config.attention.q_rows_for(self.tiling)
         dim = config.dim
         # Only init_weights may draw numbers: a slot's own layers would shift what all others get.
@@ -61,6 +61,8 @@ class VideoDiT(nn.Module):
             )
             self.head = Head(config)
         self.init_weights()
+        slots = [cast(Block, block).self_attention.slot for block in self.layers.values()]
+        self.top_k = settle(config.attention, slots, self.tiling)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """Velocity [B, C, T, H, W] in x's dtype; computed in the weights'.
@@ -84,10 +86,11 @@ class VideoDiT(nn.Module):
         time = self.time_out(F.silu(time))
         modulation = self.modulation(F.silu(time)).unflatten(-1, (6, -1))
         modulation = modulation.to(torch.promote_types(dtype, torch.float32))
+        band = band_of(config.attention, t)
         context = self.context_in(context.to(dtype))
         rows = self.patch_in(patches)
         for block in self.layers.values():
-            rows = block(rows, modulation, context, rotary, self.tiling, shards)
+            rows = block(rows, modulation, context, rotary, self.tiling, shards, band)
         out = self.head(rows, time)
         if shards is not None:
             out = shards.gather(out, 1)

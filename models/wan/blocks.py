@@ -53,11 +53,17 @@ class SelfAttention(Attention):
         self.slot = config.attention.build(config.dim, config.heads, None)
 
     def forward(
-        self, x: Tensor, rotary: Tensor, tiling: VideoTiling | None, shards: Ulysses | None
+        self,
+        x: Tensor,
+        rotary: Tensor,
+        tiling: VideoTiling | None,
+        shards: Ulysses | None,
+        band: str | None,
     ) -> Tensor:
         q, k, v = self.split(self.norm_q(self.q(x)), self.norm_k(self.k(x)), self.v(x))
         q, k = rotate(q, rotary), rotate(k, rotary)
-        return self.o(merge_heads(attend(self.slot, x, q, k, v, tiling, shards)))
+        attended = attend(self.slot, x, q, k, v, tiling, shards=shards, band=band)
+        return self.o(merge_heads(attended))
 
 
 class CrossAttention(Attention):
@@ -111,13 +117,14 @@ class Block(nn.Module):
         rotary: Tensor,
         tiling: VideoTiling | None,
         shards: Ulysses | None = None,
+        band: str | None = None,
     ) -> Tensor:
         """x [B, L, dim], modulation [B, 6, dim] in fp32 at least, text [B, N, dim], image
         [B, M, dim] or None, rotary [2, L, D / 2]. With `shards`, x and rotary are this rank's
-        rows."""
+        rows; `band` is that of the noise level."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + modulation).split(1, 1)
         rows = modulate(x, shift1, scale1, self.eps)
-        attended = self.self_attn(rows, rotary, tiling, shards)
+        attended = self.self_attn(rows, rotary, tiling, shards, band)
         x = add_gated(x, gate1, attended)
         x = x + self.cross_attn(self.norm3(x), text, image)
         return add_gated(x, gate2, self.ffn(modulate(x, shift2, scale2, self.eps)))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from flexsparse import VideoTiling
+from flexsparse.by_noise import band_of, settle
 from flexsparse.nn.ulysses import Ulysses
 from models.video_dit.embed import patchify, timestep_embedding
 from models.wan.blocks import Block, Head
@@ -57,7 +58,6 @@ class WanModel(nn.Module):
         self.grid = config.grid
         self.tokens = math.prod(config.grid)
         self.tiling = config.attention.tiling(config.grid)
-        self.top_k = config.attention.top_k_for(self.tiling)
         self.q_rows = config.attention.q_rows_for(self.tiling)
         dim = config.dim
         # Only init_weights may draw numbers: a slot's own layers would shift what all others get.
@@ -75,6 +75,8 @@ class WanModel(nn.Module):
             self.layers = nn.ModuleDict({str(i): Block(config) for i in range(config.layers)})
             self.head = Head(config)
         self.init_weights()
+        slots = [cast(Block, block).self_attn.slot for block in self.layers.values()]
+        self.top_k = settle(config.attention, slots, self.tiling)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, image: Tensor | None = None) -> Tensor:
         """Velocity [B, out_channels, T, H, W] in x's dtype; computed in the weights'.
@@ -112,11 +114,12 @@ class WanModel(nn.Module):
         time = timestep_embedding(t, config.freq_dim).to(first.weight.dtype)
         time = self.time_embedding(time).to(weight.dtype)
         modulation = wide(self.time_projection(time)).unflatten(-1, (6, -1))
+        band = band_of(config.attention, t)
         text = self.text_embedding(context.to(weight.dtype))
         if image is not None:
             image = self.img_emb(image.to(weight.dtype))
         for block in self.layers.values():
-            rows = block(rows, modulation, text, image, rotary, tiling, shards)
+            rows = block(rows, modulation, text, image, rotary, tiling, shards, band)
         out = self.head(rows, time)
         if shards is not None:
             out = shards.gather(out, 1)

@@ -161,7 +161,7 @@ def test_what_is_no_density_is_named_and_changes_nothing():
     before = run(model, batch)
     for wrong, message in (
         (dict(method=BANDS, dense_above=0.9), "put Dense"),
-        (dict(method=LOW, dense_above=850), r"noise levels \[850, 0.0\] must be in \[0, 1\)"),
+        (dict(method=LOW, dense_above=850), r"noise levels \[850.0, 0.0\] must be in \[0, 1\)"),
         (dict(method={0.5: Dense()}), "the least 0"),
         (dict(method={0.0: Dense()}), "no method is sparse"),
         (dict(method={0.5: BSA(), 0.0: VSA()}), "may differ in the tiles"),

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
+from flexsparse.by_noise import ByNoise
 from train.distributed.activation_checkpoint import Mode, apply_activation_checkpointing
 from train.flow import flow_loss
 from train.plan.attention import PlannedAttention
@@ -91,7 +92,7 @@ def _planned(
 ) -> tuple[Any, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """The model, with so many layers, and what its loss is computed of."""
     batch = config.training.local_batch_size
-    model = dataclasses.replace(config.model, layers=layers).build()
+    model = dataclasses.replace(densest(config.model), layers=layers).build()
     add_lora(model, config.lora)
     for module in model.modules():  # nn.Module.to can't, with tensors without data
         for name, p in list(module.named_parameters(recurse=False)):
@@ -106,6 +107,18 @@ def _planned(
     x0 = torch.empty(batch, getattr(c, "in_channels", 0) or c.channels, *c.video)
     context = torch.empty(batch, context_tokens(config), c.context_dim)
     return model, (x0, context, torch.empty_like(x0), torch.rand(batch))
+
+
+def densest(model: Any) -> Any:
+    """A model's config with the sparse method that admits the most, in place of several by noise
+    level: without data none can be read."""
+    slot = getattr(model, "attention", None)
+    if not isinstance(slot, ByNoise):
+        return model
+    tiling = slot.tiling(model.grid)
+    return dataclasses.replace(
+        model, attention=max(slot.all_sparse, key=lambda m: m.top_k_for(tiling))
+    )
 
 
 def context_tokens(config: Any) -> int:

@@ -56,7 +56,13 @@ class Annealing:
         m: Any = model
         self.target: float | None = getattr(m, "top_k", None) if self._layers else None
         self.n, self._plan, self._at_n = 0, [], []
-        if self.target is not None:
+        by_noise = any(getattr(layer, "kv_rules", None) for layer in self._layers)
+        if by_noise and not isinstance(schedule, Constant):
+            raise ValueError(
+                f"sparsity.schedule is {schedule}, but the density follows the noise level: train "
+                f"with a single method first, and go on from its weights with ByNoise"
+            )
+        if self.target is not None and not by_noise:
             self.n = m.tiling.num_tiles
             self._at_n = [as_rule(rule, m.tiling) for rule in self._rules]
             most = max(_cap(rule, self.n) for rule in self._at_n)

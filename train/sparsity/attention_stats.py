@@ -74,6 +74,7 @@ def layer_stats(
     v: Tensor,
     tiling: VideoTiling | None,
     shards: Ulysses | None = None,
+    band: str | None = None,
 ) -> LayerStats | None:
     """Those of what a slot was called with; None where it does not say what it chooses.
 
@@ -82,7 +83,7 @@ def layer_stats(
     heads, length, dim = q.shape[1:]
     if tiling is not None and not hasattr(slot, "choose"):
         return None
-    choice = None if tiling is None else choice_of(slot, q, k, tiling, shards)
+    choice = None if tiling is None else choice_of(slot, q, k, tiling, shards, band)
     if tiling is None or choice is None:
         rows = length if shards is None else shards.length
         tokens = rows if tiling is None else tiling.tokens
@@ -117,16 +118,22 @@ def chosen_by_middle(tile_map: Tensor, tiling: VideoTiling) -> Tensor:
 
 
 def choice_of(
-    slot: Any, q: Tensor, k: Tensor, tiling: VideoTiling, shards: Ulysses | None
+    slot: Any,
+    q: Tensor,
+    k: Tensor,
+    tiling: VideoTiling,
+    shards: Ulysses | None,
+    band: str | None = None,
 ) -> Choice | None:
     """What a slot chooses for q and k, of all heads; None where it is dense.
 
     Where ranks share the rows a collective, with the same answer on each.
     """
+    options = {} if band is None else dict(band=band)
     if shards is None:
-        return slot.choose(q, k, tiling)
+        return slot.choose(q, k, tiling, **options)
     q, k = shards.to_heads(q, k)
-    choice = slot.choose(q, k, tiling)
+    choice = slot.choose(q, k, tiling, **options)
     if choice is None:
         return None
     tile_map, kept = (shards.gather_heads(x.byte()).bool() for x in choice[:2])
@@ -137,14 +144,18 @@ def choice_of(
 def watched_slots(model: nn.Module, see: Callable[[nn.Module, tuple], None]) -> Iterator[None]:
     """Within it, `see(slot, inputs)` is told of each call of a layer's slot, before it is made.
 
-    The inputs are x, q, k, v and tiling, and how ranks share the rows, where they do.
+    The inputs are x, q, k, v, tiling, how ranks share the rows, where they do, and the band of the
+    noise level, where there are some.
 
     Hooks within a compiled block do not run, so blocks run uncompiled; what the slots compile for
     themselves stays compiled.
     """
 
     def told(slot: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        see(slot, (*args, *kwargs.values()))
+        more = [kwargs.get(name) for name in ("shards", "band")]
+        while more and more[-1] is None:
+            more.pop()
+        see(slot, (*args, *more))
 
     hooks = [slot.register_forward_pre_hook(told, with_kwargs=True) for slot in slots(model)]
     compiled = {block: block._compiled_call_impl for block in _blocks(model)}
