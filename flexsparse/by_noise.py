@@ -156,7 +156,7 @@ class ByNoise:
             layers[i].kv_rules = dict.fromkeys(layers[i].kv_rules)
 
 
-def settle(slot: Any, layers: Sequence[Any], tiling: VideoTiling | None) -> float | None:
+def settle(slot: Any, layers: Sequence[Any], tiling: Any) -> float | None:
     """Let a model's modules be dense where its slot, of any kind, says so; returns the tiles that a
     query tile selects in them, on average."""
     if not isinstance(slot, ByNoise):
