@@ -43,6 +43,8 @@ class Run:
     schedule: Schedule = Constant()
     initial: Path | None = None
     """A checkpoint's step-N whose weights it starts from, to train at a quarter of the rate."""
+    tell: Callable[[Trainer], dict[str, Any]] | None = None
+    """More for its row, of the trained model."""
 
     def row(self, scale: Scale, steps: int) -> Row:
         """What names it among the results; `config` is a digest of all that is trained."""
@@ -61,7 +63,7 @@ def all_of(runs: Iterable[Run], scale: Scale, steps: int, out: Path, results: Pa
     """
     todo, rows, spent = list(runs), [], []
     for data in dict.fromkeys(run.data for run in todo):
-        DATA[data].prepare(scale)
+        scale.prepare(data)
     known = {tuple(row[k] for k in KEY): row for row in read("evidence", results)}
     for number, run in enumerate(todo, start=1):
         row = known.get(tuple(run.row(scale, steps).values()))
@@ -124,7 +126,7 @@ def train_run(run: Run, scale: Scale, steps: int, out: Path, results: Path) -> R
     trainer = config.build()
     try:
         history = trainer.train()
-        told = told_of(trainer)
+        told = told_of(trainer) | (run.tell(trainer) if run.tell else {})
     finally:
         trainer.close()
     if history.validation[-1][0] != steps:
@@ -156,11 +158,16 @@ def told_of(trainer: Trainer) -> dict[str, Any]:
     )
 
 
-def parser(description: str | None, **data: Any) -> argparse.ArgumentParser:
-    """What all experiments may be told; `data` are the options of --data."""
+def parser(
+    description: str | None,
+    known: Iterable[str] = DATA,
+    scales: Iterable[str] = SCALES,
+    **data: Any,
+) -> argparse.ArgumentParser:
+    """What all experiments may be told; `data` are the options of --data, one of those `known`."""
     found = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    found.add_argument("--data", choices=sorted(DATA), **(data or {"default": "doom"}))
-    found.add_argument("--scale", choices=sorted(SCALES), help="default: that of this machine")
+    found.add_argument("--data", choices=sorted(known), **(data or {"default": "doom"}))
+    found.add_argument("--scale", choices=sorted(scales), help="default: that of this machine")
     found.add_argument("--out", type=Path, default=Path("out/evidence"), help="where runs go")
     found.add_argument("--results", type=Path, default=RESULTS, help="where rows go")
     return found

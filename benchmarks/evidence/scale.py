@@ -70,20 +70,9 @@ class Scale:
         self, attention: Slot, data: str, *, seed: int, steps: int, folder: Path
     ) -> Trainer.Config:
         """One run; `data` is a name of DATA. It saves itself at its end alone."""
-        frames, height, width = self.model.video
-        loader = NormalisedLoader.Config(
-            num_frames=frames,
-            height=height,
-            width=width,
-            fps=self.fps,
-            stride=max(1, frames // 4),
-            seed=seed,
-            context_dim=self.model.context_dim,
-            **DATA[data].options(self),
-        )
         return Trainer.Config(
             model=PixelDiTConfig(replace(self.model, attention=attention)),
-            dataloader=loader,
+            dataloader=self.loader(data, seed),
             dump_folder=str(folder),
             training=TrainingConfig(steps=steps, local_batch_size=self.batch, seed=seed),
             flow=FlowConfig(shift=self.shift, least=LEAST_TIME),
@@ -100,6 +89,24 @@ class Scale:
             checkpoint=Checkpointer.Config(interval=steps, keep_latest_k=2),
             metrics=Metrics.Config(log_freq=10),
             compile=self.compile,
+        )
+
+    def prepare(self, data: str) -> None:
+        """What clips take before any work, once."""
+        DATA[data].prepare(self)
+
+    def loader(self, data: str, seed: int) -> Any:
+        """The loader's config for a name of DATA."""
+        frames, height, width = self.model.video
+        return NormalisedLoader.Config(
+            num_frames=frames,
+            height=height,
+            width=width,
+            fps=self.fps,
+            stride=max(1, frames // 4),
+            seed=seed,
+            context_dim=self.model.context_dim,
+            **DATA[data].options(self),
         )
 
 

@@ -46,6 +46,16 @@ class OwnTileVSA(VSA):
 
 
 @dataclass(frozen=True)
+class RandomVSA(VSA):
+    """VSA that attends to tiles drawn at random, its own among them: others for each head, the same
+    in every call."""
+
+    def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module:
+        assert tiling is not None, "an ablation has one grid"
+        return _Random(dim, num_heads, self.top_k_for(tiling), gates=False)
+
+
+@dataclass(frozen=True)
 class ZeroFillBSA(BSA):
     """BSA in which the output of a pruned query is zero: its token keeps what it was."""
 
@@ -104,6 +114,19 @@ class _OwnTile(flexsparse.nn.VSA):
         own = torch.eye(tiling.num_tiles, dtype=torch.bool, device=q.device)
         valid = tiling.valid(q.device).expand(*q.shape[:2], -1)
         return Choice(own.expand(*q.shape[:2], -1, -1).contiguous(), valid, None)
+
+
+class _Random(_OwnTile):
+    @torch.no_grad()
+    def choose(self, q: Tensor, k: Tensor, tiling: VideoTiling) -> Choice:
+        n, heads = tiling.num_tiles, q.shape[1]
+        assert isinstance(self.kv_rule, int), "built with a number of tiles"
+        drawn = torch.rand(1, heads, n, n, generator=torch.Generator().manual_seed(0))
+        drawn.diagonal(dim1=-2, dim2=-1).fill_(1)
+        chosen = drawn.to(q.device).topk(self.kv_rule).indices
+        found = torch.zeros(1, heads, n, n, dtype=torch.bool, device=q.device)
+        found = found.scatter_(-1, chosen, True).expand(q.shape[0], -1, -1, -1).contiguous()
+        return Choice(found, tiling.valid(q.device).expand(*q.shape[:2], -1), None)
 
 
 class _ZeroFill(flexsparse.nn.BSA):

@@ -22,6 +22,8 @@ class VideoDiTConfig:
         dim, heads, layers, ffn: width, attention heads, blocks, hidden width of the MLP.
         context_dim: width of the condition tokens.
         attention: the slot of the self-attention, see `models.attention`.
+        mimetic: queries and keys start from equal weights, so that from the first step tokens look
+            at what is like themselves (mimetic initialisation, arXiv 2305.09828).
     """
 
     channels: int = 16
@@ -33,6 +35,7 @@ class VideoDiTConfig:
     ffn: int
     context_dim: int = 64
     attention: Slot = Dense()
+    mimetic: bool = False
 
     model_class: ClassVar[Any]  # VideoDiT, which model.py enters
 

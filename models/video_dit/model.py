@@ -123,6 +123,10 @@ class VideoDiT(nn.Module):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
                 module.reset_parameters()
+        if self.config.mimetic:
+            for block in blocks:
+                query, key, _ = block.self_attention.qkv.weight.chunk(3)
+                key.copy_(query)
         zero = [self.modulation, self.head.modulation, self.head.out]
         for linear in zero + [block.cross_attention.out for block in blocks]:
             nn.init.zeros_(linear.weight)

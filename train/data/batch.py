@@ -9,7 +9,7 @@ Item_co = TypeVar("Item_co", covariant=True)
 
 
 class Sample(TypedDict):
-    """One clip: video uint8 [3, T, H, W], and its caption."""
+    """One clip: video [3, T, H, W], uint8 for pixels, or float32 values; and its caption."""
 
     video: Tensor
     caption: str

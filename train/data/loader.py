@@ -4,14 +4,16 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from train.data.batch import Batch, Sample, name_of
+from train.data.copies.layouts import Copies
 from train.data.order.damaged import Damage, Note
 from train.data.order.shots import Split
 from train.data.order.stream import ClipStream
@@ -40,8 +42,9 @@ class VideoDataLoader:
     @dataclass(kw_only=True, slots=True)
     class Config:
         source: str = "folder"
-        """Where clips come from: "folder" (videos under `path`), "digits" (moving digits) or the
-        name of a recipe, "real-footage" (see train/data/fetch.py)."""
+        """Where clips come from: "folder" (videos under `path`), "digits" (moving digits), "copies"
+        (content that recurs far away) or the name of a recipe, "real-footage" (see
+        train/data/fetch.py)."""
         path: str = ""
         """Folder of videos; its layout is detected (train/data/sources/folder.py)."""
         num_frames: int = 17
@@ -54,6 +57,8 @@ class VideoDataLoader:
         """Frames for each second of video; 0 takes them as filmed."""
         stride: int = 0
         """Frames from the start of one clip to that of the next; 0: half a clip."""
+        copies: Copies = field(default_factory=Copies)
+        """What recurs, where, of "copies"."""
         holdout: float = 0.1
         """Share of each shot, at its end, that is held out for validation."""
         cache_dir: str = ""
@@ -174,7 +179,7 @@ class VideoDataLoader:
     def collate(self, clips: list[Sample]) -> Batch:
         n, dim = self.config.context_tokens, self.config.context_dim
         return {
-            "video": torch.stack([clip["video"] for clip in clips]).float().div_(127.5).sub_(1),
+            "video": _values(torch.stack([clip["video"] for clip in clips])),
             "context": torch.stack([embed_caption(clip["caption"], n, dim) for clip in clips]),
         }
 
@@ -194,3 +199,8 @@ class VideoDataLoader:
                 "position %d is amid %d clips of one size: the run goes on after them, at %d",
                 *(state["position"], self.stream.group, self.position),
             )
+
+
+def _values(video: Tensor) -> Tensor:
+    """Pixels from -1 to 1; what is no uint8 is values already."""
+    return video.float().div_(127.5).sub_(1) if video.dtype == torch.uint8 else video

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from train.data.copies.clips import RecurringClips
 from train.data.order.shots import Split
 from train.data.sources.digits import MovingDigits
 from train.data.sources.recipes import RECIPES, missing, recipe_folder
 from train.data.sources.video_folder import VideoFolder
 
 
-def open_clips(config: Any, split: Split) -> MovingDigits | VideoFolder:
+def open_clips(config: Any, split: Split) -> MovingDigits | RecurringClips | VideoFolder:
     """The clips of a split, as a VideoDataLoader.Config names them."""
     size = {"num_frames": config.num_frames, "height": config.height, "width": config.width}
     size["buckets"] = config.buckets
@@ -18,11 +19,18 @@ def open_clips(config: Any, split: Split) -> MovingDigits | VideoFolder:
         if split == "train":
             return MovingDigits(train, **size)
         return MovingDigits(validation, first=train, **size)
+    if config.source == "copies":
+        if config.buckets:
+            raise ValueError('clips of source="copies" have one size: leave buckets out')
+        train, validation = 1 << 20, 256
+        first, length = (0, train) if split == "train" else (train, validation)
+        pixels = config.num_frames, config.height, config.width
+        return RecurringClips(config.copies, length, first=first, size=pixels)
     path = config.path
     if config.source in RECIPES:
         path = path or _fetched(config.source)
     elif config.source != "folder":
-        known = ", ".join(f'"{name}"' for name in ("folder", "digits", *RECIPES))
+        known = ", ".join(f'"{name}"' for name in ("folder", "digits", "copies", *RECIPES))
         raise ValueError(f'source="{config.source}": it is one of {known}')
     if not path:  # Path("") is the current directory
         raise ValueError("give --dataloader.path, a folder of videos")
