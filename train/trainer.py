@@ -33,7 +33,6 @@ from train.distributed.peers import Waiting
 from train.distributed.ranks import DataRanks
 from train.distributed.signals import StopSignal
 from train.feed import Feed, open_split
-from train.flow import flow_loss
 from train.log import logger
 from train.nonfinite import Skipped, backward, step_if_finite
 from train.plan.cost import attention_cost, other_cost, training_cost
@@ -74,6 +73,7 @@ class Trainer(Stateful, Configurable):
             self.rank, self.world = dist.get_rank(), dist.get_world_size()
             dims = parallel_dims(config.parallel)
             check_shared_sequences(config.model, dims.cp)
+            config.loss.check(config.model)
             self.ranks = DataRanks.of(dims)
             waiting.limit()
             training = config.training.resolved(self.ranks.size, self.device)
@@ -214,7 +214,7 @@ class Trainer(Stateful, Configurable):
         loss = torch.zeros((), device=self.device)
         self.optimizers.zero_grad()
         for given in self.feed.step(self.step):
-            share = flow_loss(self.model, *given).sum() / training.global_batch_size
+            share = self.config.loss(self.model, *given).sum() / training.global_batch_size
             backward(share)
             loss += share.detach()
         grad_norm = clip_grad_norm_(self.model.parameters(), training.max_norm)

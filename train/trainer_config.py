@@ -6,6 +6,7 @@ from typing import Any
 from train.distributed.activation_checkpoint import Mode
 from train.distributed.parallelize import ParallelConfig
 from train.flow import FlowConfig
+from train.losses import FlowLoss, Loss
 from train.records.metrics import Metrics
 from train.settings import TrainingConfig
 from train.sparsity.annealing import SparsityConfig
@@ -38,6 +39,8 @@ class TrainerConfig(Configurable.Config):
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
+    loss: Loss = field(default_factory=FlowLoss)
+    """What training minimises; validation is by flow matching's own."""
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
     optimizer: OptimizersContainer.Config = field(default_factory=default_adamw)
     lr_scheduler: LRSchedulersContainer.Config = field(

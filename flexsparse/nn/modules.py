@@ -38,13 +38,21 @@ class Choice(NamedTuple):
 
 
 class _Admitting(AttentionLayer):
-    """What VSA and BSA share: a rule, or one for each band of noise levels."""
+    """What VSA and BSA share: a rule, or one for each band of noise levels.
 
+    Attributes:
+        dense: assign True, and the layer is what a dense model computes of q, k and v, without
+            gates.
+    """
+
+    dense: bool = False
     kv_rule: Unites | int | None
     kv_rules: Mapping[str, Unites | int | None] = MappingProxyType({})
 
     def rule(self, band: str | None) -> Unites | int | None:
-        """``kv_rule``, or that of a band, of those that ``kv_rules`` has."""
+        """``kv_rule``, or that of a band, of those in ``kv_rules``; None where dense."""
+        if self.dense:
+            return None
         return self.kv_rule if band is None else self.kv_rules[band]
 
 
@@ -121,7 +129,7 @@ class VSA(_Admitting):
         text_lengths: Tensor | None,
         shards: Ulysses | None,
     ) -> tuple[Tensor, ...]:
-        if self.gate_coarse is None:
+        if self.dense or self.gate_coarse is None:
             return ()
         # padding may hold anything, and the gates' weights have gradients, too
         if shards is None:

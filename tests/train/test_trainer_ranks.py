@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trainer_runs import SPARSE, finish, plain_run, run, start, tiny
 
 from models.attention import Dense
+from train.losses import VelocityDistillation
 from train.sparsity.annealing import SparsityConfig
 from train.sparsity.schedules import FallingTiles
 from train.weights.checkpoint import complete_steps
@@ -117,4 +118,12 @@ def test_ranks_agree_on_the_break_even_that_one_measured(two_ranks, tmp_path):
     sparsity = SparsityConfig(schedule=FallingTiles(dense_steps=1, by=1, every=1), break_even=even)
     numbers, _ = run(tiny(tmp_path, sparsity=sparsity))
     _, _, plain_error, _ = exactly(SPARSE)  # of the same slot without a schedule
+    assert distance(losses, [loss for loss, _ in numbers]) <= 2 * plain_error
+
+
+def test_two_processes_distil_as_one_does(two_ranks, tmp_path):
+    losses, other = (torch.load(two_ranks / f"distilled_{rank}.pt") for rank in range(2))
+    assert losses == other
+    numbers, _ = run(tiny(tmp_path, loss=VelocityDistillation(weight=0.7)))
+    _, _, plain_error, _ = exactly(SPARSE)  # of the same slot without a teacher
     assert distance(losses, [loss for loss, _ in numbers]) <= 2 * plain_error

@@ -11,6 +11,7 @@ from trainer_runs import tiny, weights
 
 from models.attention import Dense
 from train.distributed.parallelize import ParallelConfig
+from train.losses import VelocityDistillation
 from train.records.metrics import Metrics
 from train.sparsity.annealing import SparsityConfig
 from train.sparsity.schedules import FallingTiles
@@ -56,6 +57,12 @@ if __name__ == "__main__":
     annealed.close()
     saved = annealed.annealing.break_even, [r.loss for r in annealed.history.steps]
     torch.save(saved, folder / f"annealed_{dist.get_rank()}.pt")
+    loss = VelocityDistillation(weight=0.7)
+    distilled = tiny(folder / "distilled", local_batch_size=2, loss=loss).build()
+    distilled.train()
+    distilled.close()
+    losses = [r.loss for r in distilled.history.steps]
+    torch.save(losses, folder / f"distilled_{dist.get_rank()}.pt")
     stopped = tiny(folder / "stopped", attention=Dense(), local_batch_size=2).build()
     stop_one_rank(stopped, step=2)
     stopped.train()

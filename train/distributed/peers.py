@@ -3,11 +3,14 @@
 import os
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.distributed_c10d import _set_pg_timeout, _world
+from torch.distributed.distributed_c10d import _world
+
+_set_timeout: Any = getattr(dist, "set_timeout", None) or distributed_c10d._set_pg_timeout
 
 
 class LostPeerError(RuntimeError):
@@ -37,7 +40,7 @@ class Waiting:
         # a mesh makes its groups with torch's own timeouts: 10 minutes of NCCL, 30 of gloo
         for group in _world.pg_map:
             if dist.get_backend(group) != "fake":
-                _set_pg_timeout(timedelta(seconds=self.timeout_seconds), group)
+                _set_timeout(timedelta(seconds=self.timeout_seconds), group)
 
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None

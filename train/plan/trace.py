@@ -19,7 +19,6 @@ from torch.utils.flop_counter import (
 
 from flexsparse.by_noise import ByNoise
 from train.distributed.activation_checkpoint import Mode, apply_activation_checkpointing
-from train.flow import flow_loss
 from train.plan.attention import PlannedAttention
 from train.plan.live import Live
 from train.sparsity.attention_stats import slots
@@ -69,7 +68,7 @@ def _flops(config: Any, layers: int, mode: Mode, dtype: torch.dtype) -> tuple[di
     with FakeTensorMode(allow_non_fake_inputs=True):
         model, given = _planned(config, layers, mode, dtype)
         with counter:
-            loss = flow_loss(model, *given).sum()
+            loss = config.loss(model, *given).sum()
             forward = _by_part(counter)
             loss.backward()
     return forward, counter.get_total_flops()
@@ -81,7 +80,7 @@ def _bytes(config: Any, layers: int, mode: Mode, dtype: torch.dtype) -> tuple[in
     with FakeTensorMode(allow_non_fake_inputs=True):
         model, given = _planned(config, layers, mode, dtype)
         with Live([*model.parameters(), *given]) as live:
-            loss = flow_loss(model, *given).sum()
+            loss = config.loss(model, *given).sum()
             kept = live.bytes
             loss.backward()
     return kept, live.peak

@@ -25,6 +25,7 @@ BINDING = (
     "lr_scheduler",
     "training",
     "flow",
+    "loss",
     "sparsity",
     "ema",
 )

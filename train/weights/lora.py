@@ -36,6 +36,7 @@ class LoRALinear(nn.Linear):
     """
 
     adapt = True  # the checkpoint of a model without adapters fits, see Checkpointer.dcp_load
+    aside = False  # assigned True: the linear layer as it was
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
         bias = linear.bias is not None
@@ -47,8 +48,10 @@ class LoRALinear(nn.Linear):
         nn.init.normal_(self.lora_a, std=linear.in_features**-0.5)
 
     def forward(self, input: Tensor) -> Tensor:
-        adapted = F.linear(F.linear(input, self.lora_a), self.lora_b)
-        return F.linear(input, self.weight, self.bias) + self.scale * adapted
+        out = F.linear(input, self.weight, self.bias)
+        if self.aside:
+            return out
+        return out + self.scale * F.linear(F.linear(input, self.lora_a), self.lora_b)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
