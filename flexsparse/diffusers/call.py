@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,25 @@ from torch.autograd import Variable
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from flexsparse.permute import permute
 from flexsparse.slots import BSA, VSA
 from flexsparse.tiling import VideoTiling
 
 Grid = tuple[int, int, int]
+Table = Tensor | tuple[Tensor, Tensor]
+
+
+class Packed(NamedTuple):
+    """A grid whose tokens have places of their own in the sequence that a model's layers see.
+
+    Attributes:
+        grid: tokens along (T, H, W).
+        rows: int64 ``[S]``, all places of the sequence in the order that a VideoTiling has: those
+            of the video in raster order, then those of all else, which attends as text does.
+    """
+
+    grid: Grid
+    rows: Tensor
 
 
 class Call:
@@ -29,53 +45,59 @@ class Call:
         method: the slot that all layers have.
         grid: tokens along (T, H, W), set at the model's door by :meth:`enter`, and again where the
             backward comes in by it: activation checkpointing runs the layers once more.
+        rows: the places of a :class:`Packed` sequence, likewise; else None.
     """
 
     def __init__(self, method: VSA | BSA, grid_of: Any, attentions: dict[str, Any]) -> None:
         self.method, self._grid_of = replace(method, query_tiles=1), grid_of
         self._attentions = attentions
         self.grid: Grid | None = None
+        self.rows: Tensor | None = None
         # of each call, by its rotary table, and as long as that lives
-        self._grids: Any = WeakIdKeyDictionary()
-        self._tiled: Any = WeakIdKeyDictionary()
+        self._places: Any = WeakIdKeyDictionary()
+        self._made: Any = WeakIdKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without what it remembers of calls."""
-        return {**vars(self), "grid": None, "_grids": None, "_tiled": None}
+        return {**vars(self), "grid": None, "rows": None, "_places": None, "_made": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _grids=WeakIdKeyDictionary(), _tiled=WeakIdKeyDictionary())
+        vars(self).update(state, _places=WeakIdKeyDictionary(), _made=WeakIdKeyDictionary())
 
     def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the model."""
         # torch.compile makes symbols of ints that change, but none of a range: tiles have static
         # sizes, so that each size of the video is a program of its own
-        t, h, w = (len(range(size)) for size in self._grid_of(model, *args, **kwargs))
+        found = self._grid_of(model, *args, **kwargs)
+        found, self.rows = found if isinstance(found, Packed) else (found, None)
+        t, h, w = (len(range(size)) for size in found)
         self.grid = t, h, w
         for name, attn in self._attentions.items():  # of which a compiled program has guards
             check_processor(name, attn)
 
     def leave(self, model: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         """A forward hook of the model, for calls that raise, too."""
-        grid, self.grid = self.grid, None
+        (grid, rows), self.grid, self.rows = (self.grid, self.rows), None, None
         if torch.compiler.is_compiling():
             return
         for x in tree_leaves(out):
             if isinstance(x, Tensor) and x.requires_grad:
-                x.register_hook(partial(self._enter_backward, grid))
+                x.register_hook(partial(self._enter_backward, grid, rows))
 
-    def _enter_backward(self, grid: Grid | None, gradient: Tensor) -> None:
+    def _enter_backward(self, grid: Grid | None, rows: Tensor | None, gradient: Tensor) -> None:
         """Of several calls in one backward the last comes first, and is through before the next."""
-        self.grid = grid
+        self.grid, self.rows = grid, rows
         Variable._execution_engine.queue_callback(self._leave_backward)
 
     def _leave_backward(self) -> None:
-        self.grid = None
+        self.grid = self.rows = None
 
-    def tiling(self, tokens: int, text: int = 0, rotary: Any = None) -> VideoTiling:
+    def tiling(self, tokens: int, text: int | None = 0, rotary: Any = None) -> VideoTiling:
         """The tiling of a layer that has so many tokens of video, and of text beside them.
 
         Args:
+            text: None where ``tokens`` are all of the layer's, and those that the grid does not
+                have are text.
             rotary: what the call made for all of its layers, if it did. Activation checkpointing
                 runs a layer once more after the call, with the same tensors, and other calls may
                 have come in between; the backward may have come in elsewhere than at the output.
@@ -83,18 +105,17 @@ class Call:
         Raises:
             ValueError: the model was not called as a whole, or with tokens that are no grid.
         """
-        grid = self.grid
-        if rotary is not None and not torch.compiler.is_compiling():
-            grid = self._grids.get(rotary[0], grid)
-            if grid is not None:
-                self._grids[rotary[0]] = grid
+        grid, places = self._place(rotary)
         if grid is None:
             raise ValueError(
                 "a layer of a sparsified model ran by itself, and the video's grid is not known: "
                 "call the model, or restore(model) first (activation checkpointing, which does so, "
                 "takes a loss of the model's output)"
             )
-        if math.prod(grid) != tokens:
+        all_known = places is None or len(places) == tokens
+        if text is None and all_known and tokens >= math.prod(grid):
+            text = tokens - math.prod(grid)
+        elif math.prod(grid) != tokens or text is None:
             raise ValueError(
                 f"a layer has {tokens} tokens of video, but the call's grid {grid} has "
                 f"{math.prod(grid)}: tokens beside the grid, or shards of it, cannot be tiled"
@@ -103,20 +124,52 @@ class Call:
         t, h, w, rows = map(int, self._tile_and_rows(grid, text).split())
         return VideoTiling(grid, (t, h, w), rows, text)
 
-    def rotary(self, table: tuple[Tensor, Tensor], tiling: VideoTiling) -> tuple[Tensor, Tensor]:
+    def _place(self, rotary: Table | None) -> tuple[Grid | None, Tensor | None]:
+        """The grid and the rows of the call that a layer is in, or was."""
+        here = self.grid, self.rows
+        if rotary is None or torch.compiler.is_compiling():
+            return here
+        here = self._places.get(_key(rotary), here)
+        if here[0] is not None:
+            self._places[_key(rotary)] = here
+        return here
+
+    def order(self, tiling: VideoTiling, rotary: Table | None) -> tuple[Tensor, Tensor] | None:
+        """Of a packed sequence the index that takes its rows to tile-major ones, and the one that
+        takes them back; None where a model's tokens are in raster order."""
+        rows = self._place(rotary)[1]
+        if rows is None:
+            return None
+        return self._once(rows, tiling, lambda: tile_rows(rows, tiling))
+
+    def rotary(
+        self, table: Any, tiling: VideoTiling, as_pair: Callable[[Any], Any] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The call's cosines and sines in tile-major order, made once for all of its layers.
 
         Args:
-            table: ``[..., tokens of the video, C]``, or ``[1, tokens, 1, C]``, which gets
-                ``[1, 1, rows, C]``. Text is not turned.
+            table: cosines and sines, ``[..., tokens of the video, C]``, or ``[1, tokens, 1, C]``,
+                which gets ``[1, 1, rows, C]``. Text that it has no rows of is not turned.
+            as_pair: makes cosines and sines, ``[..., tokens, C]``, of a table of another form.
         """
+        rows = self._place(table)[1]
+
+        def make() -> tuple[Tensor, Tensor]:
+            cos, sin = (as_pair or heads_first)(table)
+            if rows is not None:
+                cos, sin = cos.index_select(-2, rows), sin.index_select(-2, rows)
+            return tile_rotary((cos, sin), tiling)
+
+        return self._once(_key(table), tiling, make)
+
+    def _once(self, key: Tensor, tiling: VideoTiling, make: Callable[[], Any]) -> Any:
+        """What all layers of a call share, as long as ``key`` lives, a tensor of that call."""
         if torch.compiler.is_compiling():  # weak keys are nothing that it could trace
-            return tile_rotary(table, tiling)
-        key = table[0]
+            return make()
         made_for = tiling, torch.is_inference_mode_enabled()  # whose tensors no backward may save
-        if self._tiled.get(key, (None,))[0] != made_for:
-            self._tiled[key] = made_for, tile_rotary(table, tiling)
-        return self._tiled[key][1]
+        if self._made.get(key, (None,))[0] != made_for:
+            self._made[key] = made_for, make()
+        return self._made[key][1]
 
     @torch.compiler.assume_constant_result
     def _tile_and_rows(self, grid: Grid, text: int) -> str:
@@ -153,14 +206,17 @@ class Processor:
         v: Tensor,
         tiling: VideoTiling,
         text_lengths: Tensor | None = None,
+        order: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Tile-major rows to raster ones: x ``[B, padded_tokens, dim]``, q, k, v ``[B, H,
-        padded_tokens, D]`` to ``[B, tokens, H * D]``."""
+        """Tile-major rows to raster ones, or to those of a packed sequence, by :meth:`Call.order`:
+        x ``[B, padded_tokens, dim]``, q, k, v ``[B, H, padded_tokens, D]`` to ``[B, tokens,
+        H * D]``."""
         if torch.is_autocast_enabled(q.device.type):  # norms leave q and k in fp32
             dtype = torch.get_autocast_dtype(q.device.type)
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-        out = attn.slot(x, q, k, v, tiling, text_lengths)
-        return tiling.from_tiles(out.transpose(1, 2).flatten(2, 3)).to(q.dtype)
+        out = attn.slot(x, q, k, v, tiling, text_lengths).transpose(1, 2).flatten(2, 3)
+        out = tiling.from_tiles(out) if order is None else permute(out, order[1], order[0])
+        return out.to(q.dtype)
 
 
 def check_processor(name: str, attn: Any) -> None:
@@ -177,11 +233,33 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+def to_tiles(x: Tensor, tiling: VideoTiling, order: tuple[Tensor, Tensor] | None) -> Tensor:
+    """A layer's rows, ``[B, tokens, C]``, to tile-major ones, by :meth:`Call.order`."""
+    return tiling.to_tiles(x) if order is None else permute(x, *order)
+
+
+def tile_rows(rows: Tensor, tiling: VideoTiling) -> tuple[Tensor, Tensor]:
+    """As :meth:`Call.order`, made anew."""
+    layout = tiling.layout(rows.device).flatten()
+    index = torch.where(layout >= 0, rows[layout.clamp(min=0)], -1)
+    memory = torch.arange(tiling.padded_tokens, device=rows.device)
+    back = torch.empty_like(rows).index_copy(0, rows, tiling.from_tiles(memory[:, None])[:, 0])
+    return index, back
+
+
 def tile_rotary(table: tuple[Tensor, Tensor], tiling: VideoTiling) -> tuple[Tensor, Tensor]:
-    """As :meth:`Call.rotary`, made anew."""
-    cos, sin = (x.transpose(1, 2) if x.ndim == 4 else x for x in table)
+    """As :meth:`Call.rotary`, made anew, of cosines and sines ``[..., tokens, C]``."""
     cos, sin = (
-        tiling.to_tiles(F.pad(x, (0, 0, 0, tiling.text), value=of_text))
-        for x, of_text in ((cos, 1), (sin, 0))
+        tiling.to_tiles(F.pad(x, (0, 0, 0, tiling.tokens - x.shape[-2]), value=of_text))
+        for x, of_text in zip(table, (1, 0))
     )
     return cos, sin
+
+
+def heads_first(table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    cos, sin = (x.transpose(1, 2) if x.ndim == 4 else x for x in table)
+    return cos, sin
+
+
+def _key(table: Table) -> Tensor:
+    return table if isinstance(table, Tensor) else table[0]
