@@ -11,6 +11,7 @@ Read convert.py, call.py, one of the models' files. This package alone imports d
 from flexsparse.diffusers.convert import restore, sparsify
 from flexsparse.diffusers.families import Family, register
 from flexsparse.diffusers.gates import gates_of, load_gates, save_gates
+from flexsparse.diffusers.kandinsky import nabla
 from flexsparse.slots import BSA, VSA
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Family",
     "gates_of",
     "load_gates",
+    "nabla",
     "register",
     "restore",
     "save_gates",

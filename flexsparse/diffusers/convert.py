@@ -10,7 +10,15 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from flexsparse.diffusers import cogvideox, hunyuan_video, ltx, wan  # noqa: F401  # register
+from flexsparse.diffusers import (  # noqa: F401  # register
+    cogvideox,
+    hunyuan_video,
+    kandinsky,
+    ltx,
+    ltx2,
+    minimax_h3,
+    wan,
+)
 from flexsparse.diffusers.call import Call, Processor, check_processor
 from flexsparse.diffusers.families import Family, family_of
 from flexsparse.diffusers.gates import mark
