@@ -219,7 +219,11 @@ def ltx2(**changes: Any) -> nn.Module:
 
 
 def ltx2_batch(grid: Grid, seed: int) -> dict[str, Any]:
+    """As LTX2ConditionPipeline calls it, with tokens of conditions after the video's."""
+    tokens = grid[0] * grid[1] * grid[2] + 6
     return ltx_batch(grid, seed) | dict(
+        hidden_states=randn(seed, 2, tokens, 8),
+        video_coords=3 * randn(seed + 4, 2, 3, tokens, 2),
         audio_hidden_states=randn(seed + 2, 2, 5, 4),
         audio_encoder_hidden_states=randn(seed + 3, 2, 6, 8),
         audio_encoder_attention_mask=torch.ones(2, 6),
@@ -236,5 +240,5 @@ SMALL = {
     "minimax_h3": Small(minimax_h3, minimax_h3_batch, 9),
     "kandinsky5": Small(kandinsky5, kandinsky5_batch, 0),
     "kandinsky6": Small(kandinsky6, kandinsky6_batch, 0),
-    "ltx2": Small(ltx2, ltx2_batch, 0),
+    "ltx2": Small(ltx2, ltx2_batch, 6),
 }

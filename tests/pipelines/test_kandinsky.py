@@ -10,6 +10,7 @@ from small_models import SMALL, kandinsky5, kandinsky5_batch, run
 
 from flexsparse import Mass, Neighbourhood
 from flexsparse.diffusers import BSA, VSA, nabla, restore, sparsify
+from flexsparse.diffusers.kandinsky import kandinsky6_grid
 
 GRID = 2, 16, 24
 CONFIG = dict(attention_P=0.6, attention_wT=1, attention_wH=1, attention_wW=3)
@@ -77,3 +78,13 @@ def test_another_method_than_the_call_asks_for_is_refused(method):
 def test_a_model_without_nabla_is_named():
     with pytest.raises(ValueError, match="has attention_type='regular', not 'nabla'"):
         nabla(SMALL["kandinsky5"].build())
+
+
+@pytest.mark.parametrize("places, frames", [([0, 1, 2], 3), ([0, 1, 0], 2), ([5, 7, 8], 3)])
+def test_a_reference_frame_that_the_pipeline_appends_is_none_of_the_video(places, frames):
+    small = SMALL["kandinsky6"]
+    model, batch = small.build(), small.batch((3, 4, 5), 0)
+    assert kandinsky6_grid(model, **batch) == (3, 4, 5)
+    positions = torch.tensor(places), torch.arange(4), torch.arange(5)
+    batch |= dict(visual_rope_pos=positions)
+    assert kandinsky6_grid(model, **batch) == (frames, 4, 5)

@@ -56,13 +56,13 @@ REFERENCE_FRAME = dict(
     hidden_states=randn(0, 2, 3, 8, 10, 4),
     visual_rope_pos=(torch.tensor([0, 1, 0]), torch.arange(4), torch.arange(5)),
 )
-APPENDED = dict(hidden_states=randn(0, 2, 46, 8), video_coords=randn(3, 2, 3, 46, 2))
+VIDEO_ALONE = dict(hidden_states=randn(0, 2, 40, 8), video_coords=None)
 SOME = dict(perturbation_mask=torch.tensor([0.0, 1.0]), spatio_temporal_guidance_blocks=[1])
 
 
 def ltx2_with(given: dict[str, Any] | None = None, **changes: Any) -> Small:
     batch = lambda grid, seed: ltx2_batch(grid, seed) | (given or {})  # noqa: E731
-    return Small(partial(ltx2, **changes), batch, 0)
+    return Small(partial(ltx2, **changes), batch, 6)
 
 
 def keyframes(*anchors: str) -> Small:
@@ -101,7 +101,10 @@ LAYOUTS = {
     "kandinsky5 scale": changed("kandinsky5", scale_factor=(1.0, 2.0, 3.16)),
     "kandinsky6 reference frame": changed("kandinsky6", **REFERENCE_FRAME),
     "kandinsky6 no audio": changed("kandinsky6", audio_hidden_states=None),
-    "ltx2 conditions": ltx2_with(APPENDED),
+    "ltx2 video alone": ltx2_with(VIDEO_ALONE),
+    "ltx2 time of each token": ltx2_with(
+        dict(timestep=torch.arange(92).view(2, 46), audio_timestep=torch.tensor([100, 700]))
+    ),
     "ltx2 halves, gates of heads": ltx2_with(rope_type="split", gated_attn=True),
     "ltx2 guidance of some": ltx2_with(SOME, perturbed_attn=True, gated_attn=True),
     "ltx2 guidance of all": ltx2_with(
@@ -198,7 +201,7 @@ def test_an_argument_that_cannot_be_obeyed_is_refused(name):
     names = list(inspect.signature(attn.forward).parameters)
     masks = {"attention_mask", "attn_mask"}.intersection(names)
     given = [{mask: torch.zeros(2, 1, tokens, tokens)} for mask in masks]
-    if small.text and "encoder_hidden_states" in names:
+    if name in ("hunyuan", "cogvideox"):
         given += [dict(attention_mask=torch.zeros(2, 1, 1, tokens))]  # to be added to scores
     elif "encoder_hidden_states" in names:
         given += [dict(encoder_hidden_states=torch.zeros(2, 6, 32))]
