@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from laws import EPS
 from small_models import SMALL, run
 
 from flexsparse.diffusers import VSA, sparsify
@@ -26,6 +27,22 @@ def by_place(model, batch):
     defaults = dict(fps=24.0)
     last = 1 + max(names.index(name) for name in batch)
     return [batch.get(name, defaults.get(name)) for name in names[:last]]
+
+
+def test_keys_may_have_a_rotary_table_of_their_own():
+    def more(module, args, given):
+        cos, sin = given["query_rotary_emb"]
+        return args, given | dict(key_rotary_emb=(cos.flip(1), sin.flip(1)))
+
+    model, batch = SMALL["ltx2"].model(0, torch.float64), SMALL["ltx2"].batch(GRID, 0)
+    without = run(model, batch)
+    for block in model.transformer_blocks:
+        block.attn1.register_forward_pre_hook(more, with_kwargs=True)
+    dense = run(model, batch)
+    sparsify(model, VSA(sparsity=0.0, tile=(1, 2, 3)))
+    scale = dense.abs().max()
+    assert (run(model, batch) - dense).abs().max() <= EPS * scale
+    assert (without - dense).abs().max() > 1000 * EPS * scale
 
 
 def test_audio_stays_dense():

@@ -60,6 +60,17 @@ def test_rows_may_lie_anywhere_in_the_sequence():
     torch.testing.assert_close(run(model, other), wanted, rtol=0, atol=1e-12)
 
 
+def test_rows_may_be_handed_over_in_any_order():
+    model, batch = sparse(), minimax_h3_batch(GRID, 0)
+    wanted = run(model, batch)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    other = dict(hidden_states=batch["hidden_states"][:, order])
+    other |= dict(video_indices=batch["video_indices"][order])
+    found, due = (minimax_h3_grid(None, **given) for given in (batch | other, batch))
+    assert torch.equal(found.rows, due.rows)
+    torch.testing.assert_close(run(model, batch | other), wanted[:, order], rtol=0, atol=1e-12)
+
+
 def test_a_sequence_without_a_grid_is_refused():
     model, batch = sparse(), minimax_h3_batch(GRID, 0)
     wrong = batch["position_ids"].clone()
