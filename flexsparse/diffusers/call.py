@@ -30,10 +30,15 @@ class Packed(NamedTuple):
         grid: tokens along (T, H, W).
         rows: int64 ``[S]``, all places of the sequence in the order that a VideoTiling has: those
             of the video in raster order, then those of all else, which attends as text does.
+        parts: the VideoTiling's, of what attends as text does.
     """
 
     grid: Grid
     rows: Tensor
+    parts: tuple[int, ...] = ()
+
+
+Place = tuple[Grid | None, Packed | None]
 
 
 class Call:
@@ -45,21 +50,21 @@ class Call:
         method: the slot that all layers have.
         grid: tokens along (T, H, W), set at the model's door by :meth:`enter`, and again where the
             backward comes in by it: activation checkpointing runs the layers once more.
-        rows: the places of a :class:`Packed` sequence, likewise; else None.
+        packed: of a :class:`Packed` sequence, likewise; else None.
     """
 
     def __init__(self, method: VSA | BSA, grid_of: Any, attentions: dict[str, Any]) -> None:
         self.method, self._grid_of = replace(method, query_tiles=1), grid_of
         self._attentions = attentions
         self.grid: Grid | None = None
-        self.rows: Tensor | None = None
+        self.packed: Packed | None = None
         # of each call, by its rotary table, and as long as that lives
         self._places: Any = WeakIdKeyDictionary()
         self._made: Any = WeakIdKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without what it remembers of calls."""
-        return {**vars(self), "grid": None, "rows": None, "_places": None, "_made": None}
+        return {**vars(self), "grid": None, "packed": None, "_places": None, "_made": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _places=WeakIdKeyDictionary(), _made=WeakIdKeyDictionary())
@@ -69,28 +74,28 @@ class Call:
         # torch.compile makes symbols of ints that change, but none of a range: tiles have static
         # sizes, so that each size of the video is a program of its own
         found = self._grid_of(model, *args, **kwargs)
-        found, self.rows = found if isinstance(found, Packed) else (found, None)
-        t, h, w = (len(range(size)) for size in found)
+        self.packed = found if isinstance(found, Packed) else None
+        t, h, w = (len(range(x)) for x in (found.grid if isinstance(found, Packed) else found))
         self.grid = t, h, w
         for name, attn in self._attentions.items():  # of which a compiled program has guards
             check_processor(name, attn)
 
     def leave(self, model: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         """A forward hook of the model, for calls that raise, too."""
-        (grid, rows), self.grid, self.rows = (self.grid, self.rows), None, None
+        here, self.grid, self.packed = (self.grid, self.packed), None, None
         if torch.compiler.is_compiling():
             return
         for x in tree_leaves(out):
             if isinstance(x, Tensor) and x.requires_grad:
-                x.register_hook(partial(self._enter_backward, grid, rows))
+                x.register_hook(partial(self._enter_backward, here))
 
-    def _enter_backward(self, grid: Grid | None, rows: Tensor | None, gradient: Tensor) -> None:
+    def _enter_backward(self, here: Place, gradient: Tensor) -> None:
         """Of several calls in one backward the last comes first, and is through before the next."""
-        self.grid, self.rows = grid, rows
+        self.grid, self.packed = here
         Variable._execution_engine.queue_callback(self._leave_backward)
 
     def _leave_backward(self) -> None:
-        self.grid = self.rows = None
+        self.grid = self.packed = None
 
     def tiling(self, tokens: int, text: int | None = 0, rotary: Any = None) -> VideoTiling:
         """The tiling of a layer that has so many tokens of video, and of text beside them.
@@ -105,14 +110,14 @@ class Call:
         Raises:
             ValueError: the model was not called as a whole, or with tokens that are no grid.
         """
-        grid, places = self._place(rotary)
+        grid, packed = self._place(rotary)
         if grid is None:
             raise ValueError(
                 "a layer of a sparsified model ran by itself, and the video's grid is not known: "
                 "call the model, or restore(model) first (activation checkpointing, which does so, "
                 "takes a loss of the model's output)"
             )
-        all_known = places is None or len(places) == tokens
+        all_known = packed is None or len(packed.rows) == tokens
         if text is None and all_known and tokens >= math.prod(grid):
             text = tokens - math.prod(grid)
         elif math.prod(grid) != tokens or text is None:
@@ -122,11 +127,12 @@ class Call:
             )
         text = len(range(text))
         t, h, w, rows = map(int, self._tile_and_rows(grid, text).split())
-        return VideoTiling(grid, (t, h, w), rows, text)
+        parts = tuple(len(range(size)) for size in packed.parts) if packed else ()
+        return VideoTiling(grid, (t, h, w), rows, text, parts)
 
-    def _place(self, rotary: Table | None) -> tuple[Grid | None, Tensor | None]:
-        """The grid and the rows of the call that a layer is in, or was."""
-        here = self.grid, self.rows
+    def _place(self, rotary: Table | None) -> Place:
+        """Those of the call that a layer is in, or was."""
+        here = self.grid, self.packed
         if rotary is None or torch.compiler.is_compiling():
             return here
         here = self._places.get(_key(rotary), here)
@@ -137,10 +143,10 @@ class Call:
     def order(self, tiling: VideoTiling, rotary: Table | None) -> tuple[Tensor, Tensor] | None:
         """Of a packed sequence the index that takes its rows to tile-major ones, and the one that
         takes them back; None where a model's tokens are in raster order."""
-        rows = self._place(rotary)[1]
-        if rows is None:
+        packed = self._place(rotary)[1]
+        if packed is None:
             return None
-        return self._once(rows, tiling, lambda: tile_rows(rows, tiling))
+        return self._once(packed.rows, tiling, lambda: tile_rows(packed.rows, tiling))
 
     def rotary(
         self, table: Any, tiling: VideoTiling, as_pair: Callable[[Any], Any] | None = None
@@ -152,12 +158,12 @@ class Call:
                 which gets ``[1, 1, rows, C]``. Text that it has no rows of is not turned.
             as_pair: makes cosines and sines, ``[..., tokens, C]``, of a table of another form.
         """
-        rows = self._place(table)[1]
+        packed = self._place(table)[1]
 
         def make() -> tuple[Tensor, Tensor]:
             cos, sin = (as_pair or heads_first)(table)
-            if rows is not None:
-                cos, sin = cos.index_select(-2, rows), sin.index_select(-2, rows)
+            if packed is not None:
+                cos, sin = (x.index_select(-2, packed.rows) for x in (cos, sin))
             return tile_rotary((cos, sin), tiling)
 
         return self._once(_key(table), tiling, make)

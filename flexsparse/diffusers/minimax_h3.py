@@ -1,7 +1,8 @@
 """MiniMax-H3: text, conditions, audio and video packed in one sequence, which each call describes.
 
 Tiles are made of the video that is generated. All else, references and keyframes too, attends to
-everything and is attended by all, as text does.
+everything and is attended by all, as text does. VSA's coarse stage has tiles of it, too, of text,
+conditions and audio each, as FastVideo's sparse checkpoints of this model were trained with.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def minimax_h3_grid(
     token_tags: Tensor,
     position_ids: Tensor,
     video_indices: Tensor,
-    audio_indices: Tensor | None = None,
-    text_indices: Tensor | None = None,
+    audio_indices: Tensor,
+    text_indices: Tensor,
     attention_kwargs: dict[str, Any] | None = None,
     *args: Any,
     **kwargs: Any,
@@ -72,23 +73,25 @@ def minimax_h3_grid(
     """
     given = (attention_kwargs or {}).get("grid")
     if given is not None and torch.compiler.is_compiling():
-        grid, video = given, video_indices[-math.prod(given) :]
+        tokens = math.prod(given)
+        grid, conditions, video = given, video_indices[:-tokens], video_indices[-tokens:]
     else:
-        grid, video = _video_read(position_ids, video_indices, timestep_indices)
+        grid, conditions, video = _video_read(position_ids, video_indices, timestep_indices)
         if given is not None and tuple(given) != grid:
             raise ValueError(
                 f"attention_kwargs has grid={tuple(given)}, but the position ids of the video are "
                 f"those of {grid}: give that, or leave it out"
             )
-    of_video = torch.zeros_like(timestep_indices).index_fill(0, video, 1)
-    others = of_video.argsort(stable=True)[: len(of_video) - len(video)]
-    return Packed(grid, torch.cat((video, others)))
+    others = text_indices, conditions, audio_indices
+    parts = tuple(len(rows) for rows in others if len(rows))
+    return Packed(grid, torch.cat((video, *others)), parts)
 
 
 def _video(
     position_ids: Tensor, video_indices: Tensor, timestep_indices: Tensor
-) -> tuple[Grid, Tensor]:
-    """The grid of the video that is generated, and its places in raster order, int64 ``[n]``."""
+) -> tuple[Grid, Tensor, Tensor]:
+    """The grid of the video that is generated, the places of conditions, int64 ``[m]``, and its
+    own, in raster order, int64 ``[n]``."""
     rows, levels = video_indices.cpu(), timestep_indices.cpu()
     level, positions = levels[rows].diff(), position_ids.cpu()
     # in the last steps conditions may have the video's timestep: audio lies between them
@@ -100,7 +103,7 @@ def _video(
         grid = len(t), len(h), len(w)
         cell, order = ((of_t * len(h) + of_h) * len(w) + of_w).sort()
         if len(video) and torch.equal(cell, torch.arange(math.prod(grid))):
-            return grid, video[order].to(video_indices.device)
+            return grid, video_indices[:start], video[order].to(video_indices.device)
     raise ValueError(
         f"the last {len(video)} rows of video of the packed sequence have {grid} position ids "
         f"along (t, h, w), which is no grid of {len(video)} tokens: pack the generated video "

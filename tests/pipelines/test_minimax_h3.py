@@ -40,8 +40,10 @@ def test_the_video_that_is_generated_is_found_in_what_the_pipeline_packs(grid, a
     batch = minimax_h3_batch(grid, 0, anchors)
     if last_steps:  # in which keyframes have the video's timestep
         batch["timestep_indices"][batch["video_indices"]] = 0
-    found, rows = minimax_h3_grid(None, **batch)
+    found, rows, parts = minimax_h3_grid(None, **batch)
     total, (t, h, w) = len(batch["token_tags"]), grid
+    keyframes = len(anchors) * h * w
+    assert parts == ((5, keyframes, 4) if anchors else (5, 4))
     assert found == grid
     assert torch.equal(rows[: t * h * w], torch.arange(total - t * h * w, total))
     assert torch.equal(rows[t * h * w :], torch.arange(total - t * h * w))
