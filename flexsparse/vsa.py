@@ -177,17 +177,21 @@ def vsa_attention(
     gates = gate_coarse, gate_fine
     of_video_gates = [gate if gate is None else video_rows(gate, tiling) for gate in gates]
     coarse = None if pooled is None else _coarse(pooled, (q, k, v), tiling)
-    of_tiles = None if coarse is None else coarse[..., : tiling.num_tiles, :].contiguous()
+    of_tiles, of_words = coarse, None
+    if coarse is not None and tiling.parts:
+        of_tiles, of_words = coarse.split(
+            (tiling.num_tiles, coarse.shape[-2] - tiling.num_tiles), -2
+        )
+        of_tiles = of_tiles.contiguous()
     out = _gated(fine, of_tiles, of_video_gates[0], of_video_gates[1], tiling.of_video)
     if words is None:
         return out
     dtype = words.dtype
     if gate_fine is not None:
         words = words * zero_text_padding(split(gate_fine, tiling)[1], tiling, text_lengths)
-    if coarse is not None and gate_coarse is not None and tiling.parts:
-        of_words = spread_parts(coarse[..., tiling.num_tiles :, :], tiling)
+    if of_words is not None and gate_coarse is not None:
         gate = zero_text_padding(split(gate_coarse, tiling)[1], tiling, text_lengths)
-        words = (words + of_words * gate).to(dtype)
+        words = (words + spread_parts(of_words, tiling) * gate).to(dtype)
     return join(out, zero_text_padding(words, tiling, text_lengths))
 
 

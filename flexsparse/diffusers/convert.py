@@ -45,8 +45,9 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
     """Make the self-attention of a diffusers model sparse, in place.
 
     The video's grid is taken from each call: any resolution, one after the other. ``top_k`` above
-    the number of tiles means all, ``sparsity`` follows the grid. Text that attends together with
-    the video (HunyuanVideo, CogVideoX) attends to everything, and everything to it.
+    the number of tiles means all, ``sparsity`` follows the grid. What attends together with the
+    video (text, and conditions and audio in one sequence with it) attends to everything, and
+    everything to it.
 
     VSA adds a linear layer to each attention, ``slot.gate_coarse``, that starts at zero: the model
     is one adapted from a dense checkpoint (``adapt=True``), training it opens the gate, and saving

@@ -33,9 +33,10 @@ def load_gates(model: nn.Module, folder: str | Path, variant: str | None = None)
     Args:
         model: sparsified with VSA.
         folder: where ``save_pretrained`` wrote the sparse transformer, or :func:`save_gates` its
-            gates; or a Wan checkpoint that ``python -m train.export`` or FastVideo wrote in
-            diffusers' format. The files are those that ``from_pretrained`` reads, and
-            ``gates.safetensors``. Or a file of any name, .safetensors or .bin.
+            gates; or a checkpoint in diffusers' format that FastVideo wrote, of Wan or MiniMax-H3,
+            or ``python -m train.export``. The files are those that ``from_pretrained`` reads, and
+            ``gates.safetensors``. Or a file of any name, .safetensors or .bin, as FastVideo's
+            adapters of MiniMax-H3, of which the gates alone are read.
         variant: of the weights, as ``from_pretrained`` has it.
 
     Raises:

@@ -54,6 +54,15 @@ def test_nabla_is_a_method_of_ours():
     assert (dense - wanted).abs().max() > 1000 * EPS * scale
 
 
+def test_nabla_compiles_as_a_whole():
+    model, batch, asked = model_and_batch()
+    model.visual_transformer_blocks = model.visual_transformer_blocks[:1]
+    sparsify(model, nabla(model))
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert torch.equal(run(compiled, batch | asked), run(model, batch | asked))
+
+
 @pytest.mark.parametrize(
     "method",
     [
