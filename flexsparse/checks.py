@@ -117,6 +117,11 @@ def check_text_lengths(text_lengths: Tensor | None, tiling: VideoTiling, q: Tens
         raise ValueError(
             "text_lengths are given, but the tiling has no text: make it VideoTiling(..., text=N)"
         )
+    if tiling.parts:
+        raise ValueError(
+            f"text_lengths are given, and parts={tiling.parts} of the text, which have one length "
+            "in a batch: leave out one of them"
+        )
     if text_lengths.shape != q.shape[:1] or text_lengths.is_floating_point():
         raise ValueError(
             f"text_lengths is {text_lengths.dtype} {list(text_lengths.shape)}: give an int for "

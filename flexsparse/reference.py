@@ -109,6 +109,8 @@ def vsa(
     tile_map: Tensor | None = None,
     query_tiles: int = 1,
     text_lengths: Tensor | None = None,
+    parts: tuple[int, ...] = (),
+    rows: int = 64,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """What :func:`flexsparse.vsa_attention` must compute, in raster order and fp64.
@@ -122,6 +124,8 @@ def vsa(
             choice between nearly equal scores depends on rounding.
         query_tiles: consecutive query tiles that choose together.
         text_lengths: int ``[B]``, the tokens of text that there are of each.
+        parts, rows: tokens of each part of the text that the coarse stage has tiles of, of so many
+            tokens each.
         dtype: what to compute in. In a lower one this is plain PyTorch, whose error to fp64 is
             the measure of ours.
 
@@ -140,7 +144,17 @@ def vsa(
     out = attention(q, k, v, mask)
     if gate_fine is not None:
         out = out * gate_fine.to(dtype)
-    if gate_coarse is not None:
+    if gate_coarse is not None and parts:
+        first = int(of_token.max()) + 1
+        for part in parts:
+            tiles = first + torch.arange(part, device=q.device) // rows
+            of_token, first = torch.cat((of_token, tiles)), int(tiles.max()) + 1
+        same = of_token == torch.arange(first, device=q.device)[:, None]
+        mean = same.to(dtype) / same.sum(-1, keepdim=True)
+        everyone = torch.ones(1, 1, first, first, dtype=torch.bool, device=q.device)
+        coarse = attention(mean @ q, mean @ k, mean @ v, everyone)
+        out = out + coarse[..., of_token, :] * gate_coarse.to(dtype)
+    elif gate_coarse is not None:
         coarse = coarse_scores.softmax(-1) @ pool(v[..., :tokens, :], video, tile)
         gated = coarse[..., of_token, :] * gate_coarse[..., :tokens, :].to(dtype)
         out = torch.cat((out[..., :tokens, :] + gated, out[..., tokens:, :]), -2)

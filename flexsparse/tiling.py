@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -51,9 +51,13 @@ class VideoTiling:
             16, 32 or 64, whichever is the first to hold the tile, else the next multiple of 64:
             the kernels work in blocks of 16 to 64 rows that must divide a tile.
         text: tokens of text that attend, and are attended to, together with the video's.
+        parts: tokens of each part of the text, in order, where VSA's coarse stage has text as well:
+            in tiles of ``rows`` tokens, of which none holds two parts. Without, it has the video's
+            tiles alone.
 
     Raises:
-        ValueError: sizes that are not positive ints, or rows that cannot hold a tile.
+        ValueError: sizes that are not positive ints, rows that cannot hold a tile, parts of another
+            sum than text.
 
     >>> tiling = VideoTiling(video=(21, 30, 52), tile=(3, 5, 4))
     >>> tiling.rows, tiling.num_tiles, tiling.tokens, tiling.padded_tokens
@@ -67,6 +71,7 @@ class VideoTiling:
     tile: tuple[int, int, int] = (4, 4, 4)
     rows: int = None  # pyright: ignore[reportAssignmentType]  # an int once constructed
     text: int = 0
+    parts: tuple[int, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         video, tile = _triple("video", self.video), _triple("tile", self.tile)
@@ -80,6 +85,8 @@ class VideoTiling:
             )
         if type(self.text) is not int or self.text < 0:
             raise ValueError(f"text={self.text!r} must be an int of at least 0, tokens of text")
+        if self.parts and (min(self.parts) < 1 or sum(self.parts) != self.text):
+            raise ValueError(f"parts={self.parts} must be positive ints of sum text={self.text}")
         for name, value in (("video", video), ("tile", tile), ("rows", rows)):
             object.__setattr__(self, name, value)
 
@@ -134,7 +141,7 @@ class VideoTiling:
     @property
     def of_video(self) -> VideoTiling:
         """The same without text."""
-        return replace(self, text=0) if self.text else self
+        return replace(self, text=0, parts=()) if self.text else self
 
     @property
     def is_ragged(self) -> bool:

@@ -33,7 +33,7 @@ from flexsparse.engines.dense import dense_attention
 from flexsparse.engines.flex import attend_zeroed
 from flexsparse.stages.coarse import coarse_attention
 from flexsparse.stages.gates import combine
-from flexsparse.stages.pooling import pool_each, pool_tiles
+from flexsparse.stages.pooling import pool_each, pool_parts, pool_tiles, spread_parts
 from flexsparse.tiling import VideoTiling
 
 
@@ -115,7 +115,9 @@ def vsa_attention(
     ``Qc, Kc, Vc`` are means over tiles, and the coarse output of a tile is spread to all of its
     tokens. The fine stage is token attention over the ``top_k`` tiles of best coarse score. With
     ``top_k = tiling.num_tiles`` and no gates this is dense attention. Text has no part in the
-    coarse stage: its rows are ``fine * gate_fine``.
+    coarse stage, and its rows are ``fine * gate_fine``, unless the tiling has ``parts`` of it: then
+    the coarse output attends to their tiles, too, and is spread to their rows (FastVideo's VSA of
+    MiniMax-H3).
 
     Args:
         q: tile-major ``[B, H, padded_tokens, D]``; what stands in padding has no effect. Mixed
@@ -174,26 +176,45 @@ def vsa_attention(
             words = attend_zeroed(split(q, tiling)[1], k, v, mask, **options)
     gates = gate_coarse, gate_fine
     of_video_gates = [gate if gate is None else video_rows(gate, tiling) for gate in gates]
-    out = _gated(fine, pooled, of_video_gates[0], of_video_gates[1], tiling.of_video)
+    coarse = None if pooled is None else _coarse(pooled, (q, k, v), tiling)
+    of_tiles, of_words = coarse, None
+    if coarse is not None and tiling.parts:
+        of_tiles, of_words = coarse.split(
+            (tiling.num_tiles, coarse.shape[-2] - tiling.num_tiles), -2
+        )
+        of_tiles = of_tiles.contiguous()
+    out = _gated(fine, of_tiles, of_video_gates[0], of_video_gates[1], tiling.of_video)
     if words is None:
         return out
+    dtype = words.dtype
     if gate_fine is not None:
         words = words * zero_text_padding(split(gate_fine, tiling)[1], tiling, text_lengths)
+    if of_words is not None and gate_coarse is not None:
+        gate = zero_text_padding(split(gate_coarse, tiling)[1], tiling, text_lengths)
+        words = (words + spread_parts(of_words, tiling) * gate).to(dtype)
     return join(out, zero_text_padding(words, tiling, text_lengths))
+
+
+def _coarse(pooled: Sequence[Tensor], rows: Sequence[Tensor], tiling: VideoTiling) -> Tensor:
+    """The coarse output of the video's tiles, then of those of the text's parts."""
+    if tiling.parts:
+        words = [pool_parts(split(x, tiling)[1], tiling) for x in rows]
+        pooled = [torch.cat(pair, -2) for pair in zip(pooled, words)]
+    q, k, v = pooled
+    if k.shape[1] < q.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    return coarse_attention(q, k, v)
 
 
 def _gated(
     fine: Tensor,
-    pooled: Sequence[Tensor] | None,
+    coarse: Tensor | None,
     gate_coarse: Tensor | None,
     gate_fine: Tensor | None,
     tiling: VideoTiling,
 ) -> Tensor:
-    if pooled is not None and gate_coarse is not None:
-        q, k, v = pooled
-        if k.shape[1] < q.shape[1]:
-            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-        return combine(fine, coarse_attention(q, k, v), gate_coarse, gate_fine, tiling)
+    if coarse is not None and gate_coarse is not None:
+        return combine(fine, coarse, gate_coarse, gate_fine, tiling)
     if gate_fine is not None:
         fine = fine * tiling.zero_padding(gate_fine)  # or its NaN would reach fine's gradient
     return tiling.zero_padding(fine)

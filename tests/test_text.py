@@ -108,6 +108,38 @@ def test_vsa_equals_the_oracle(problem, gates, scale):
     check(problem, ours, oracle, inputs)
 
 
+@settings(max_examples=10)
+@given(problems(), st.lists(st.integers(1, 40), min_size=1, max_size=3), st.integers(1, 2))
+def test_vsa_with_parts_of_the_text_in_its_coarse_stage_equals_the_oracle(problem, parts, gates):
+    parts = tuple(parts)
+    tiling = replace(problem["tiling"], text=sum(parts), parts=parts)
+    problem |= dict(tiling=tiling, text_lengths=None)
+    inputs = tensors(3 + gates, problem)
+    choice = dict(top_k=problem["rule"], query_tiles=problem["query_tiles"])
+    chosen = vsa_tile_map(*map(tiling.to_tiles, inputs[:2]), tiling, **choice)
+    names = "gate_coarse", "gate_fine"
+
+    def ours(q, k, v, *given):
+        return vsa_attention(q, k, v, tiling, **choice, **dict(zip(names, given)))
+
+    def oracle(dtype, q, k, v, *given):
+        options = dict(zip(names, given)) | dict(dtype=dtype, tile_map=chosen)
+        options |= dict(parts=parts, rows=tiling.rows)
+        return reference.vsa(q, k, v, tiling.video, tiling.tile, top_k=0, **options)
+
+    check(problem, ours, oracle, inputs)
+
+
+def test_parts_of_the_text_that_cannot_be_are_named():
+    for parts in ((3, 4), (8, 0), (9, -1)):
+        with pytest.raises(ValueError, match=r"parts=.* positive ints of sum text=8"):
+            VideoTiling((2, 4, 4), text=8, parts=parts)
+    tiling = VideoTiling((2, 4, 4), text=8, parts=(3, 5))
+    q = torch.randn(1, 1, tiling.padded_tokens, 16)
+    with pytest.raises(ValueError, match=r"parts=\(3, 5\) of the text, which have one length"):
+        vsa_attention(q, q, q, tiling, top_k=1, text_lengths=torch.tensor([4]))
+
+
 @settings(max_examples=20)
 @given(
     problems(),

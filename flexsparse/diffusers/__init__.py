@@ -13,6 +13,7 @@ from flexsparse.by_noise import ByNoise
 from flexsparse.diffusers.convert import restore, sparsify
 from flexsparse.diffusers.families import Family, register
 from flexsparse.diffusers.gates import gates_of, load_gates, save_gates
+from flexsparse.diffusers.kandinsky import nabla
 from flexsparse.slots import BSA, VSA, Dense
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Family",
     "gates_of",
     "load_gates",
+    "nabla",
     "register",
     "restore",
     "save_gates",

@@ -16,10 +16,27 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from flexsparse.by_noise import ByNoise, band_of
+from flexsparse.permute import permute
 from flexsparse.slots import BSA, VSA
 from flexsparse.tiling import VideoTiling
 
 Grid = tuple[int, int, int]
+Table = Tensor | tuple[Tensor, Tensor]
+
+
+class Packed(NamedTuple):
+    """A grid whose tokens have places of their own in the sequence that a model's layers see.
+
+    Attributes:
+        grid: tokens along (T, H, W).
+        rows: int64 ``[S]``, all places of the sequence in the order that a VideoTiling has: those
+            of the video in raster order, then those of all else, which attends as text does.
+        parts: the VideoTiling's, of what attends as text does.
+    """
+
+    grid: Grid
+    rows: Tensor
+    parts: tuple[int, ...] = ()
 
 
 class Met(NamedTuple):
@@ -28,10 +45,12 @@ class Met(NamedTuple):
     Attributes:
         grid: tokens along (T, H, W).
         band: of its noise level, where that decides the density.
+        packed: of a :class:`Packed` sequence; else None.
     """
 
     grid: Grid
     band: str | None
+    packed: Packed | None
 
 
 class Call:
@@ -49,7 +68,7 @@ class Call:
     def __init__(
         self,
         method: VSA | BSA | ByNoise,
-        grid_of: Callable[..., Grid],
+        grid_of: Callable[..., Grid | Packed],
         noise_of: Callable[..., Tensor],
         attentions: dict[str, Any],
     ) -> None:
@@ -61,24 +80,26 @@ class Call:
         self.band: str | None = None
         # of each call, by its rotary table, and as long as that lives
         self._calls: Any = WeakIdKeyDictionary()
-        self._tiled: Any = WeakIdKeyDictionary()
+        self._made: Any = WeakIdKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without what it remembers of calls."""
-        return {**vars(self), "met": None, "_calls": None, "_tiled": None}
+        return {**vars(self), "met": None, "_calls": None, "_made": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _calls=WeakIdKeyDictionary(), _tiled=WeakIdKeyDictionary())
+        vars(self).update(state, _calls=WeakIdKeyDictionary(), _made=WeakIdKeyDictionary())
 
     def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the model."""
         # torch.compile makes symbols of ints that change, but none of a range: tiles have static
         # sizes, so that each size of the video is a program of its own
-        t, h, w = (len(range(size)) for size in self._grid_of(model, *args, **kwargs))
+        found = self._grid_of(model, *args, **kwargs)
+        packed = found if isinstance(found, Packed) else None
+        t, h, w = (len(range(x)) for x in (found.grid if isinstance(found, Packed) else found))
         band = None
         if isinstance(self.method, ByNoise):
             band = band_of(self.method, self._noise_of(model, args, kwargs))
-        self.met = Met((t, h, w), band)
+        self.met = Met((t, h, w), band, packed)
         for name, attn in self._attentions.items():  # of which a compiled program has guards
             check_processor(name, attn)
 
@@ -99,10 +120,12 @@ class Call:
     def _leave_backward(self) -> None:
         self.met = None
 
-    def tiling(self, tokens: int, text: int = 0, rotary: Any = None) -> VideoTiling:
+    def tiling(self, tokens: int, text: int | None = 0, rotary: Any = None) -> VideoTiling:
         """The tiling of a layer that has so many tokens of video, and of text beside them.
 
         Args:
+            text: None where ``tokens`` are all of the layer's, and those that the grid does not
+                have are text.
             rotary: what the call made for all of its layers, if it did. Activation checkpointing
                 runs a layer once more after the call, with the same tensors, and other calls may
                 have come in between; the backward may have come in elsewhere than at the output.
@@ -110,41 +133,76 @@ class Call:
         Raises:
             ValueError: the model was not called as a whole, or with tokens that are no grid.
         """
-        met = self.met
-        if rotary is not None and not torch.compiler.is_compiling():
-            met = self._calls.get(rotary[0], met)
-            if met is not None:
-                self._calls[rotary[0]] = met
+        met = self._met(rotary)
         if met is None:
             raise ValueError(
                 "a layer of a sparsified model ran by itself, and the video's grid is not known: "
                 "call the model, or restore(model) first (activation checkpointing, which does so, "
                 "takes a loss of the model's output)"
             )
-        grid, self.band = met
-        if math.prod(grid) != tokens:
+        grid, self.band, packed = met
+        all_known = packed is None or len(packed.rows) == tokens
+        if text is None and all_known and tokens >= math.prod(grid):
+            text = tokens - math.prod(grid)
+        elif math.prod(grid) != tokens or text is None:
             raise ValueError(
                 f"a layer has {tokens} tokens of video, but the call's grid {grid} has "
                 f"{math.prod(grid)}: tokens beside the grid, or shards of it, cannot be tiled"
             )
         text = len(range(text))
         t, h, w, rows = map(int, self._tile_and_rows(grid, text).split())
-        return VideoTiling(grid, (t, h, w), rows, text)
+        parts = tuple(len(range(size)) for size in packed.parts) if packed else ()
+        return VideoTiling(grid, (t, h, w), rows, text, parts)
 
-    def rotary(self, table: tuple[Tensor, Tensor], tiling: VideoTiling) -> tuple[Tensor, Tensor]:
+    def _met(self, rotary: Table | None) -> Met | None:
+        """Of the call that a layer is in, or was."""
+        if rotary is None or torch.compiler.is_compiling():
+            return self.met
+        met = self._calls.get(_key(rotary), self.met)
+        if met is not None:
+            self._calls[_key(rotary)] = met
+        return met
+
+    def _packed(self, rotary: Table | None) -> Packed | None:
+        met = self._met(rotary)
+        return None if met is None else met.packed
+
+    def order(self, tiling: VideoTiling, rotary: Table | None) -> tuple[Tensor, Tensor] | None:
+        """Of a packed sequence the index that takes its rows to tile-major ones, and the one that
+        takes them back; None where a model's tokens are in raster order."""
+        packed = self._packed(rotary)
+        if packed is None:
+            return None
+        return self._once(packed.rows, tiling, lambda: tile_rows(packed.rows, tiling))
+
+    def rotary(
+        self, table: Any, tiling: VideoTiling, as_pair: Callable[[Any], Any] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The call's cosines and sines in tile-major order, made once for all of its layers.
 
         Args:
-            table: ``[..., tokens of the video, C]``, or ``[1, tokens, 1, C]``, which gets
-                ``[1, 1, rows, C]``. Text is not turned.
+            table: cosines and sines, ``[..., tokens of the video, C]``, or ``[1, tokens, 1, C]``,
+                which gets ``[1, 1, rows, C]``. Text that it has no rows of is not turned.
+            as_pair: makes cosines and sines, ``[..., tokens, C]``, of a table of another form.
         """
+        packed = self._packed(table)
+
+        def make() -> tuple[Tensor, Tensor]:
+            cos, sin = (as_pair or heads_first)(table)
+            if packed is not None:
+                cos, sin = (x.index_select(-2, packed.rows) for x in (cos, sin))
+            return tile_rotary((cos, sin), tiling)
+
+        return self._once(_key(table), tiling, make)
+
+    def _once(self, key: Tensor, tiling: VideoTiling, make: Callable[[], Any]) -> Any:
+        """What all layers of a call share, as long as ``key`` lives, a tensor of that call."""
         if torch.compiler.is_compiling():  # weak keys are nothing that it could trace
-            return tile_rotary(table, tiling)
-        key = table[0]
+            return make()
         made_for = tiling, torch.is_inference_mode_enabled()  # whose tensors no backward may save
-        if self._tiled.get(key, (None,))[0] != made_for:
-            self._tiled[key] = made_for, tile_rotary(table, tiling)
-        return self._tiled[key][1]
+        if self._made.get(key, (None,))[0] != made_for:
+            self._made[key] = made_for, make()
+        return self._made[key][1]
 
     @torch.compiler.assume_constant_result
     def _tile_and_rows(self, grid: Grid, text: int) -> str:
@@ -181,14 +239,18 @@ class Processor:
         v: Tensor,
         tiling: VideoTiling,
         text_lengths: Tensor | None = None,
+        order: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Tile-major rows to raster ones: x ``[B, padded_tokens, dim]``, q, k, v ``[B, H,
-        padded_tokens, D]`` to ``[B, tokens, H * D]``."""
+        """Tile-major rows to raster ones, or to those of a packed sequence, by :meth:`Call.order`:
+        x ``[B, padded_tokens, dim]``, q, k, v ``[B, H, padded_tokens, D]`` to ``[B, tokens,
+        H * D]``."""
         if torch.is_autocast_enabled(q.device.type):  # norms leave q and k in fp32
             dtype = torch.get_autocast_dtype(q.device.type)
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         out = attn.slot(x, q, k, v, tiling, text_lengths, band=self.call.band)
-        return tiling.from_tiles(out.transpose(1, 2).flatten(2, 3)).to(q.dtype)
+        out = out.transpose(1, 2).flatten(2, 3)
+        out = tiling.from_tiles(out) if order is None else permute(out, order[1], order[0])
+        return out.to(q.dtype)
 
 
 def check_processor(name: str, attn: Any) -> None:
@@ -205,11 +267,33 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+def to_tiles(x: Tensor, tiling: VideoTiling, order: tuple[Tensor, Tensor] | None) -> Tensor:
+    """A layer's rows, ``[B, tokens, C]``, to tile-major ones, by :meth:`Call.order`."""
+    return tiling.to_tiles(x) if order is None else permute(x, *order)
+
+
+def tile_rows(rows: Tensor, tiling: VideoTiling) -> tuple[Tensor, Tensor]:
+    """As :meth:`Call.order`, made anew."""
+    layout = tiling.layout(rows.device).flatten()
+    index = torch.where(layout >= 0, rows[layout.clamp(min=0)], -1)
+    memory = torch.arange(tiling.padded_tokens, device=rows.device)
+    back = torch.empty_like(rows).index_copy(0, rows, tiling.from_tiles(memory[:, None])[:, 0])
+    return index, back
+
+
 def tile_rotary(table: tuple[Tensor, Tensor], tiling: VideoTiling) -> tuple[Tensor, Tensor]:
-    """As :meth:`Call.rotary`, made anew."""
-    cos, sin = (x.transpose(1, 2) if x.ndim == 4 else x for x in table)
+    """As :meth:`Call.rotary`, made anew, of cosines and sines ``[..., tokens, C]``."""
     cos, sin = (
-        tiling.to_tiles(F.pad(x, (0, 0, 0, tiling.text), value=of_text))
-        for x, of_text in ((cos, 1), (sin, 0))
+        tiling.to_tiles(F.pad(x, (0, 0, 0, tiling.tokens - x.shape[-2]), value=of_text))
+        for x, of_text in zip(table, (1, 0))
     )
     return cos, sin
+
+
+def heads_first(table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    cos, sin = (x.transpose(1, 2) if x.ndim == 4 else x for x in table)
+    return cos, sin
+
+
+def _key(table: Table) -> Tensor:
+    return table if isinstance(table, Tensor) else table[0]

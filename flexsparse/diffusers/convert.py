@@ -12,7 +12,15 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from flexsparse.by_noise import ByNoise
-from flexsparse.diffusers import cogvideox, hunyuan_video, ltx, wan  # noqa: F401  # register
+from flexsparse.diffusers import (  # noqa: F401  # register
+    cogvideox,
+    hunyuan_video,
+    kandinsky,
+    ltx,
+    ltx2,
+    minimax_h3,
+    wan,
+)
 from flexsparse.diffusers.call import Call, Processor, check_processor
 from flexsparse.diffusers.families import Family, family_of
 from flexsparse.diffusers.gates import mark
@@ -45,8 +53,9 @@ def sparsify(
     """Make the self-attention of a diffusers model sparse, in place.
 
     The video's grid is taken from each call: any resolution, one after the other. ``top_k`` above
-    the number of tiles means all, ``sparsity`` follows the grid. Text that attends together with
-    the video (HunyuanVideo, CogVideoX) attends to everything, and everything to it.
+    the number of tiles means all, ``sparsity`` follows the grid. What attends together with the
+    video (text, and conditions and audio in one sequence with it) attends to everything, and
+    everything to it.
 
     VSA adds a linear layer to each attention, ``slot.gate_coarse``, that starts at zero: the model
     is one adapted from a dense checkpoint (``adapt=True``), training it opens the gate, and saving
@@ -84,19 +93,21 @@ def sparsify(
     dtype = cast(torch.dtype, model.dtype)  # that it computes in, however weights are stored
     own = _own_processors(model, family)
     kinds = {name: family.processor_for(name, processor) for name, processor in own.items()}
-    kept = _kept_gates(model, dtype)
+    kept = _kept_gates(model, family, dtype)
     slots = {
-        name: _slot(attn, slot, dtype, kept.get(name, {})) for name, attn in family.layers(model)
+        name: _slot(attn, family, slot, dtype, kept.get(name, {}))
+        for name, attn in family.layers(model)
     }
     if isinstance(slot, ByNoise):
         slot.settle(list(slots.values()))
-    _check_shards(model, slots, kept)
+    queries = {name: family.query_of(attn).weight for name, attn in family.layers(model)}
+    _check_shards(model, queries, slots, kept)
     gates, there = _parameters(slots), _parameters(_slots_of(model))
     fresh = [name for name, p in gates.items() if p is not there.get(name)]
     if changed := bool(fresh) or gates.keys() != there.keys():
         check_groups(model)
         new = {name.partition(".slot.")[0] for name in fresh}
-        check_in_memory(model, {n: a.to_q.weight for n, a in family.layers(model) if n in new})
+        check_in_memory(model, {name: w for name, w in queries.items() if name in new})
     if not any(kept.values()):
         fill_from_origin(model, gates)
     gone = _undo(model)
@@ -154,15 +165,17 @@ def _own_processors(model: nn.Module, family: Family) -> dict[str, Any]:
 
 
 def _check_shards(
-    model: nn.Module, slots: dict[str, nn.Module], kept: dict[str, dict[str, nn.Module]]
+    model: nn.Module,
+    queries: dict[str, Any],
+    slots: dict[str, nn.Module],
+    kept: dict[str, dict[str, nn.Module]],
 ) -> None:
     """Raise ValueError if some gates would lie beside sharded weights as they are."""
     fsdp = any(isinstance(module, FSDPModule) for module in model.modules())
     for name, slot in slots.items():
-        weight: Any = model.get_submodule(f"{name}.to_q").weight
         # a forward of the root leaves weights whole, and no DTensors
         new = fsdp and any(gate not in kept.get(name, {}) for gate, _ in slot.named_children())
-        beside = isinstance(weight, DTensor) and any(
+        beside = isinstance(queries[name], DTensor) and any(
             not isinstance(p, DTensor) for p in slot.parameters()
         )
         if new or beside:
@@ -172,7 +185,9 @@ def _check_shards(
             )
 
 
-def _kept_gates(model: nn.Module, dtype: torch.dtype) -> dict[str, dict[str, nn.Module]]:
+def _kept_gates(
+    model: nn.Module, family: Family, dtype: torch.dtype
+) -> dict[str, dict[str, nn.Module]]:
     """The gates that a model has had since it is sparse, by layer."""
     state: _State | None = getattr(model, _STATE, None)
     if state is None:
@@ -180,10 +195,10 @@ def _kept_gates(model: nn.Module, dtype: torch.dtype) -> dict[str, dict[str, nn.
     kept = {}
     for name in state.processors:
         attn: Any = model.get_submodule(name)
-        aside = state.gates.get(name, {})
+        weight, aside = family.query_of(attn).weight, state.gates.get(name, {})
         for gate in aside.values():  # which model.to(...) has not moved
-            if not attn.to_q.weight.is_meta:
-                gate.to(attn.to_q.weight.device)
+            if not weight.is_meta:
+                gate.to(weight.device)
             if state.dtype != dtype:
                 gate.to(dtype)
         kept[name] = aside | dict(attn.slot.named_children())
@@ -195,12 +210,17 @@ def _has(slot: nn.Module, gate: str) -> bool:
 
 
 def _slot(
-    attn: Any, method: VSA | BSA | ByNoise, dtype: torch.dtype, kept: dict[str, nn.Module]
+    attn: Any,
+    family: Family,
+    method: VSA | BSA | ByNoise,
+    dtype: torch.dtype,
+    kept: dict[str, nn.Module],
 ) -> nn.Module:
     """A layer's slot, where its weights are, with the gates that are kept for it."""
-    weight = attn.to_q.weight
+    query, heads = family.query_of(attn), getattr(attn, family.heads)
+    weight = query.weight
     with torch.device(weight.device):
-        slot = method.build(attn.to_q.in_features, attn.heads, None)
+        slot = method.build(query.in_features, heads, None, query.out_features // heads)
     if any(p.dtype != dtype for p in slot.parameters()):
         slot.to(dtype)
     slot.requires_grad_(weight.requires_grad)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flexsparse.diffusers.call import Grid, Processor
+from flexsparse.diffusers.call import Grid, Packed, Processor
 
 
 def of_a_thousand(timestep: Tensor) -> Tensor:
@@ -24,19 +24,28 @@ class Family:
     Args:
         name: the model's class, ``type(model).__name__``.
         grid: the tokens along (T, H, W) of a call: called as the model is, with the model first.
+            :class:`~flexsparse.diffusers.call.Packed` where they have places of their own in it.
         layers: its self-attention modules over the video, by name. Each has ``heads``, ``to_q``,
             ``processor`` and ``set_processor``, as diffusers' own attention modules do.
         processor: made from the shared Call; takes the place of each layer's processor. Where it
             depends on that one, of which parameters it reads, give one for each class that is
             known: a layer with any other, which may compute something else, is refused.
         noise: noise levels, 0 for data and 1 for noise, from the call's argument ``timestep``.
+        query: what the layers call ``to_q``.
+        heads: what they call ``heads``.
     """
 
     name: str
-    grid: Callable[..., Grid]
+    grid: Callable[..., Grid | Packed]
     layers: Callable[[nn.Module], Iterator[tuple[str, Any]]]
     processor: type[Processor] | Mapping[type, type[Processor]]
     noise: Callable[[Tensor], Tensor] = of_a_thousand
+    query: str = "to_q"
+    heads: str = "heads"
+
+    def query_of(self, attn: Any) -> Any:
+        """The projection of a layer's queries."""
+        return getattr(attn, self.query)
 
     def noise_of(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The noise levels of a call; ValueError for one without a ``timestep``."""

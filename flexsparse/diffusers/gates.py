@@ -19,7 +19,9 @@ from flexsparse.diffusers.offload import check_in_memory
 MARK = "_flexsparse_gates"  # with an underscore diffusers carries it through config.json
 FILE = "gates.safetensors"  # of save_gates
 _GATE = re.compile(r"(.+\.slot\.gate_(?:coarse|fine))\.(?:base_layer\.)?(weight|bias)")
-_FASTVIDEO = re.compile(r"(blocks\.\d+)\.to_gate_(compress|fine)\.(weight|bias)")
+# in Wan's blocks, and in the attention layers of other models; in adapters what is set as it is
+_FASTVIDEO = re.compile(r"(.+)\.to_gate_(compress|fine)\.(?:set_)?(weight|bias)")
+_WAN_BLOCK = re.compile(r"blocks\.\d+")
 
 
 def load_gates(model: nn.Module, folder: str | Path, variant: str | None = None) -> None:
@@ -31,9 +33,10 @@ def load_gates(model: nn.Module, folder: str | Path, variant: str | None = None)
     Args:
         model: sparsified with VSA.
         folder: where ``save_pretrained`` wrote the sparse transformer, or :func:`save_gates` its
-            gates; or a Wan checkpoint that ``python -m train.export`` or FastVideo wrote in
-            diffusers' format. The files are those that ``from_pretrained`` reads, and
-            ``gates.safetensors``. Or a file of any name, .safetensors or .bin.
+            gates; or a checkpoint in diffusers' format that FastVideo wrote, of Wan or MiniMax-H3,
+            or ``python -m train.export``. The files are those that ``from_pretrained`` reads, and
+            ``gates.safetensors``. Or a file of any name, .safetensors or .bin, as FastVideo's
+            adapters of MiniMax-H3, of which the gates alone are read.
         variant: of the weights, as ``from_pretrained`` has it.
 
     Raises:
@@ -129,15 +132,21 @@ def _name(key: str) -> str:
     if found := _GATE.fullmatch(key):
         return ".".join(found.groups())
     if found := _FASTVIDEO.fullmatch(key):
-        block, gate, kind = found.groups()
-        return f"{block}.attn1.slot.gate_{'coarse' if gate == 'compress' else gate}.{kind}"
+        layer, gate, kind = found.groups()
+        layer = f"{layer}.attn1" if _WAN_BLOCK.fullmatch(layer) else layer
+        return f"{layer}.slot.gate_{'coarse' if gate == 'compress' else gate}.{kind}"
     return ""
 
 
 def gates_in(stored: Stored) -> dict[str, Tensor]:
-    """The gates that a set of weights has, by name."""
-    found = stored.tensors(lambda key: bool(_name(key)))
-    return {_name(key): tensor for key, tensor in found}
+    """The gates that a set of weights has, by name. FastVideo's of MiniMax-H3 are linear layers
+    without a bias: theirs is zero."""
+    found = dict(stored.tensors(lambda key: bool(_name(key))))
+    gates = {_name(key): tensor for key, tensor in found.items()}
+    if all(_FASTVIDEO.fullmatch(key) and key.endswith("weight") for key in found):
+        for name, weight in list(gates.items()):
+            gates[name.removesuffix("weight") + "bias"] = weight.new_zeros(len(weight))
+    return gates
 
 
 def fill(

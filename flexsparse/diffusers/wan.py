@@ -42,9 +42,13 @@ class WanProcessor(Processor):
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate channels (2i, 2i + 1) of x by angles that stand twice in cos and sin, computed in
     theirs, returned in x's dtype."""
+    return turned_pairs(x, cos, sin).to(x.dtype)
+
+
+def turned_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same in the dtype that it is computed in."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((-odd, even), -1).flatten(-2)
-    return (x * cos + turned * sin).to(x.dtype)
+    return x * cos + torch.stack((-odd, even), -1).flatten(-2) * sin
 
 
 def wan_grid(model: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Grid:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flexsparse.tiling import VideoTiling
@@ -54,3 +55,28 @@ def pool_tiles_twin(x: Tensor, tiling: VideoTiling) -> Tensor:
     tiles = tiling.zero_padding(x).unflatten(-2, (tiling.num_tiles, tiling.rows))
     sums = tiles.sum(-2, dtype=torch.promote_types(x.dtype, torch.float32))
     return sums / tiling.counts(x.device)[:, None]
+
+
+def pool_parts(x: Tensor, tiling: VideoTiling) -> Tensor:
+    """Means over the tiles of the text's parts: of its rows, ``[B, H, text_tiles * rows, D]``,
+    ``[B, H, m, D]`` in fp32 at least."""
+    means, rows = [], tiling.rows
+    for part in x[..., : tiling.text, :].split(tiling.parts, -2):
+        tokens = part.shape[-2]
+        tiles = F.pad(part, (0, 0, 0, -tokens % rows)).unflatten(-2, (-1, rows))
+        counts = tokens - rows * torch.arange(tiles.shape[-3], device=x.device)
+        sums = tiles.sum(-2, dtype=torch.promote_types(x.dtype, torch.float32))
+        means.append(sums / counts.clamp(max=rows)[:, None])
+    return torch.cat(means, -2)
+
+
+def spread_parts(x: Tensor, tiling: VideoTiling) -> Tensor:
+    """Each row of ``[B, H, m, D]``, as :func:`pool_parts` makes them, to all tokens of its tile:
+    ``[B, H, text_tiles * rows, D]``, zeros in padding."""
+    tiles = [-(-tokens // tiling.rows) for tokens in tiling.parts]
+    spread = [
+        part.repeat_interleave(tiling.rows, -2)[..., :tokens, :]
+        for part, tokens in zip(x.split(tiles, -2), tiling.parts, strict=True)
+    ]
+    text = torch.cat(spread, -2)
+    return F.pad(text, (0, 0, 0, tiling.text_tiles * tiling.rows - tiling.text))

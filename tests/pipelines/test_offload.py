@@ -27,6 +27,17 @@ WAYS = {
 }
 ways = pytest.mark.parametrize("way", WAYS)
 families = pytest.mark.parametrize("name", SMALL)
+# accelerate cannot rebuild the one's output, and the other's first layers take the storage's dtype
+DENSE_CANNOT = ("ltx2", "sequential"), ("kandinsky6", "casting")
+
+
+def skip_what_dense_cannot(name, way, batch):
+    if (name, way) in DENSE_CANNOT:
+        model = SMALL[name].model(0)
+        WAYS[way](model)
+        with pytest.raises((TypeError, RuntimeError)):
+            run(model, batch)
+        pytest.skip("the dense model cannot, either")
 
 
 def grouped_weights(model):
@@ -55,6 +66,7 @@ def opened(name):
 @ways
 def test_a_sparse_model_is_moved_and_changes_its_method(name, way):
     batch = SMALL[name].batch((2, 4, 5), 0)
+    skip_what_dense_cannot(name, way, batch)
     model, alone = opened(name), opened(name)
     WAYS[way](model)
     if way == "casting":
@@ -79,6 +91,7 @@ def test_a_sparse_model_is_moved_and_changes_its_method(name, way):
 @ways
 def test_a_model_that_is_moved_is_made_sparse_or_refused(name, way):
     batch = SMALL[name].batch((2, 4, 5), 0)
+    skip_what_dense_cannot(name, way, batch)
     model, alone = SMALL[name].model(0), SMALL[name].model(0)
     WAYS[way](model)
     if way == "casting":

@@ -78,7 +78,7 @@ def test_a_pipeline_itself_is_refused_with_what_to_give():
 @pytest.mark.parametrize("first", ["lora", "sparsify"])
 def test_lora_works_whichever_comes_first(name, method, first, tmp_path):
     small, batch = SMALL[name], SMALL[name].batch((2, 4, 5), 0)
-    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "to_query", "to_key", "to_value"]
     lora = LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
     model = small.model(0)
     sparsify(model, method)

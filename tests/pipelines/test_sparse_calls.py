@@ -48,7 +48,7 @@ def call_of(model):
     return next(m.processor.call for m in model.modules() if hasattr(m, "slot"))
 
 
-@pytest.mark.parametrize("name", ["wan", "cogvideox"])
+@pytest.mark.parametrize("name", ["wan", "cogvideox", "minimax_h3"])
 def test_so_it_has_where_no_rotary_table_tells_of_the_call(name):
     """Compiled blocks cannot ask which call a table is of, and CogVideoX-2B has none."""
     small = SMALL[name]

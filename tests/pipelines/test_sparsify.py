@@ -74,7 +74,8 @@ def patched(name, attend, text, video):
     def dispatched(q, k, v, attn_mask=None, **_):
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         if q.shape == k.shape and q.shape[-2] == video + text:
-            return attend(q, k, v, attn_mask, text).transpose(1, 2)
+            first = name == "minimax_h3"
+            return attend(q, k, v, attn_mask, text, first).transpose(1, 2)
         return dense(q, k, v, attn_mask).transpose(1, 2)
 
     if name == "cogvideox":
@@ -82,8 +83,8 @@ def patched(name, attend, text, video):
         where = "diffusers.models.attention_processor.F.scaled_dot_product_attention"
         stack.enter_context(mock.patch(where, take))
     else:
-        file = dict(wan="wan", vace="wan", hunyuan="hunyuan_video", ltx="ltx")
-        where = f"diffusers.models.transformers.transformer_{file[name]}.dispatch_attention_fn"
+        file = dict(vace="wan", hunyuan="hunyuan_video", kandinsky5="kandinsky").get(name, name)
+        where = f"diffusers.models.transformers.transformer_{file}.dispatch_attention_fn"
         stack.enter_context(mock.patch(where, dispatched))
     return stack
 
