@@ -134,8 +134,10 @@ class ByNoise:
     def q_rows_for(self, tiling: VideoTiling) -> int | None:
         return self.sparse.q_rows_for(tiling)
 
-    def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module:
-        module: Any = self.sparse.build(dim, num_heads, tiling)
+    def build(
+        self, dim: int, num_heads: int, tiling: VideoTiling | None, head_dim: int | None = None
+    ) -> nn.Module:
+        module: Any = self.sparse.build(dim, num_heads, tiling, head_dim)
         module.kv_rules = {
             str(i): None if isinstance(method, Dense) else method.rule(tiling)
             for i, (_, method) in enumerate(self.methods)

@@ -115,8 +115,9 @@ _video_read: Any = torch.compiler.disable(_video)  # from the device
 
 
 def from_data_to_noise(timestep: Tensor) -> Tensor:
-    """The noise levels of MiniMax-H3's timesteps, 0 for noise and 1 for data."""
-    return 1 - timestep.double()
+    """The noise level of MiniMax-H3's timesteps, 0 for noise and 1 for data: there is one for each
+    kind of row, of which the noisiest counts, that which is generated."""
+    return (1 - timestep.double()).amax().reshape(1)
 
 
 _processors = {MiniMaxH3AttnProcessor: MiniMaxH3Processor}
