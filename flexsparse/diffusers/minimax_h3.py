@@ -95,14 +95,17 @@ def _video(
     rows, levels = video_indices.cpu(), timestep_indices.cpu()
     level, positions = levels[rows].diff(), position_ids.cpu()
     # in the last steps conditions may have the video's timestep: audio lies between them
-    for ends in (level != 0, (level != 0) | (rows.diff() != 1)):
+    for gaps in (False, True):
+        ends = (level != 0) | (rows.diff() != 1) if gaps else level != 0
         start = int(ends.nonzero()[-1]) + 1 if ends.any() else 0
         video = rows[start:]
         axes = [x.unique(return_inverse=True) for x in positions[video].unbind(-1)]
         (t, of_t), (h, of_h), (w, of_w) = axes
         grid = len(t), len(h), len(w)
         cell, order = ((of_t * len(h) + of_h) * len(w) + of_w).sort()
-        if len(video) and torch.equal(cell, torch.arange(math.prod(grid))):
+        keyframes = not start and (video.diff() > 0).all() and (of_t.diff() < 0).any()
+        tiled = len(video) > 0 and torch.equal(cell, torch.arange(math.prod(grid)))
+        if tiled and (gaps or not keyframes):
             return grid, video_indices[:start], video[order].to(video_indices.device)
     raise ValueError(
         f"the last {len(video)} rows of video of the packed sequence have {grid} position ids "

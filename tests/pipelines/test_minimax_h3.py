@@ -34,7 +34,7 @@ def sparse():
 
 
 @pytest.mark.parametrize("last_steps", [False, True])
-@pytest.mark.parametrize("anchors", [(), ("first",), ("last", "first")], ids=str)
+@pytest.mark.parametrize("anchors", [(), ("first",), ("last",), ("last", "first")], ids=str)
 @pytest.mark.parametrize("grid", [GRID, (1, 3, 3), (3, 1, 4)], ids=str)
 def test_the_video_that_is_generated_is_found_in_what_the_pipeline_packs(grid, anchors, last_steps):
     batch = minimax_h3_batch(grid, 0, anchors)
