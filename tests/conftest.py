@@ -20,6 +20,9 @@ from hypothesis import settings  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    from benchmarks.compiled.quick import quicken
+
+    quicken()
 
 settings.register_profile(
     "flexsparse", deadline=None, max_examples=50, derandomize="CI" in os.environ
