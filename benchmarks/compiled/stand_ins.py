@@ -108,7 +108,8 @@ def _analyse_a_kernel_once() -> None:
     generate, made = triton_kernel_wrap.generate_ttir, {}
 
     def once(kernel: Any, given: dict[str, Any], *rest: Any) -> Any:
-        key = kernel, repr([(name, getattr(x, "dtype", x)) for name, x in given.items()]), repr(rest)
+        kinds = [(name, getattr(x, "dtype", x)) for name, x in given.items()]
+        key = kernel, repr(kinds), repr(rest)
         if key not in made:
             made[key] = generate(kernel, given, *rest), set(given)
         found, kept = made[key]
