@@ -4,8 +4,7 @@ Without a GPU, Triton kernels run in Triton's interpreter, on the CPU. The files
 come first, so that none of them is left for one process when the others are done.
 
 A process has one thread: with more, sums of one model are not the same bits in every call. Python
-looks for cycles a fourteenth as often: compilers make many objects, and a tenth of their time was
-that.
+looks for cycles less often: the many objects of compilers had it do so for a sixth of their time.
 """
 
 import gc
