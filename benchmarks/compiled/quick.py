@@ -1,4 +1,4 @@
-"""Triton's interpreter does the same, in little more than half of the time."""
+"""Triton's interpreter does the same, in two thirds of the time."""
 
 from __future__ import annotations
 
