@@ -27,6 +27,8 @@ from torch._inductor.runtime import triton_helpers, triton_heuristics
 from triton.language.extra import libdevice
 from triton.runtime import interpreter
 
+from benchmarks.compiled.quick import quicken
+
 NO_INDEX = 1_500_000_000
 
 
@@ -76,6 +78,7 @@ def prepare() -> None:
     """Stand in for what graphs and kernels ask of a device; once a process."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError("set TRITON_INTERPRET=1 before triton is imported")
+    quicken()
     torch.cuda._DeviceGuard = lambda device: nullcontext()  # type: ignore
     torch.cuda.set_device = lambda device: None
     for name, value in vars(libdevice).items():

@@ -178,13 +178,14 @@ def _vsa_oracle(
     return oracle
 
 
-FULL = VideoTiling((4, 8, 12), (4, 4, 4))  # 6 tiles of 64 rows
+FULL = VideoTiling((4, 8, 8), (4, 4, 4))  # 4 tiles of 64 rows
 PADDED = VideoTiling((3, 10, 12), (3, 5, 4))  # 6 of 60 tokens in 64 rows
 RAGGED = VideoTiling((9, 4, 10), (4, 4, 4))  # 9, some of them full
-SMALL = VideoTiling((3, 8, 10), (2, 4, 4))  # 12 of 32 rows
-LARGE = VideoTiling((4, 5, 24), (4, 4, 8))  # 6 of 128 rows
-TEXT = VideoTiling((4, 5, 10), (4, 4, 4), 64, 70)  # 6, and 2 of text
-CUT = VideoTiling((3, 10, 10), (3, 5, 4))  # 6, of 60 or 30 tokens
+ROW = VideoTiling((4, 4, 18), (4, 4, 4))  # 5, the last of them ragged
+SMALL = VideoTiling((3, 4, 10), (2, 4, 4))  # 6 of 32 rows
+LARGE = VideoTiling((4, 5, 16), (4, 4, 8))  # 4 of 128 rows
+TEXT = VideoTiling((4, 5, 6), (4, 4, 4), 64, 70)  # 4, and 2 of text
+CUT = VideoTiling((3, 10, 6), (3, 5, 4))  # 4, of 60 or 30 tokens
 FIT, WAN, TILE = (2, 2, 2), (3, 5, 2), (3, 5, 4)  # windows
 PROBLEMS: dict[str, Problem] = {
     "fine_full": fine(FULL),
@@ -192,7 +193,7 @@ PROBLEMS: dict[str, Problem] = {
     "fine_padded": fine(PADDED),
     "fine_padded_fours": fine(PADDED, 4),
     "fine_ragged": fine(RAGGED),
-    "fine_ragged_pairs_d128": fine(RAGGED, 2, dim=128),
+    "fine_ragged_pairs_d128": fine(ROW, 2, dim=128),
     "fine_32_rows": fine(SMALL),
     "fine_32_rows_fours": fine(SMALL, 4),
     "fine_128_rows": fine(LARGE),
@@ -201,13 +202,13 @@ PROBLEMS: dict[str, Problem] = {
     "vsa_inference": vsa(FULL, trains=False),
     "vsa_full_gated": vsa(FULL, gates=2),
     "vsa_padded_gated_pairs": vsa(PADDED, 2, gates=1),
-    "vsa_ragged_gated": vsa(RAGGED, gates=2),
+    "vsa_ragged_gated": vsa(ROW, gates=2),
     "bsa_full_topk": bsa(FULL, TopK(3), FIT),
     "bsa_padded_threshold": bsa(PADDED, Threshold(2), WAN),
     "bsa_cut_mass": bsa(CUT, Mass(0.8), TILE),
     "bsa_ragged_threshold_fours": bsa(RAGGED, Threshold(3), FIT, 4),
     "bsa_text": bsa(TEXT, TopK(3), FIT),
     "torchs_full": literal(FULL),
-    "torchs_ragged": literal(RAGGED),
-    "torchs_map": fine(RAGGED, ours=False),
+    "torchs_ragged": literal(ROW),
+    "torchs_map": fine(ROW, ours=False),
 }

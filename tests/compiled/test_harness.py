@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import cuda_build
 import pytest
 import torch
+import triton
+import triton.language as tl
 from cuda_build import needed
 
 from benchmarks import torch_versions
@@ -49,6 +51,32 @@ def test_a_graph_break_is_an_error_and_library_calls_are_named_as_the_gpu_would(
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     call = f"torch.ops.aten._scaled_dot_product_{engine}_attention.default"
     assert done.stdout.split() == [call, "0", "backward", f"sm_{arch}"], done.stderr[-2000:]
+
+
+@triton.jit
+def _twice(x):
+    return tl.where(x < 0, 0, x) * 2
+
+
+@triton.jit
+def _sum_of_twice(out, x, N: tl.constexpr, K: tl.constexpr):
+    total = tl.zeros([N], tl.float32)
+    for start in range(0, K):
+        total += _twice(tl.load(x + start * N + tl.arange(0, N)))
+    tl.store(out + tl.arange(0, N), total)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles here")
+def test_the_interpreter_in_less_time_computes_the_same_and_leaves_triton_as_it_was():
+    x, out = torch.randn(5, 16), torch.empty(16)
+    before = {name: vars(owner)[name] for owner, name in ((tl, "load"), (tl.tensor, "__add__"))}
+    for _ in range(2):
+        _sum_of_twice[(1,)](out.fill_(torch.nan), x, N=16, K=5)
+        torch.testing.assert_close(out, 2 * x.relu().sum(0))
+        assert all(
+            vars(owner)[name] is before[name]
+            for owner, name in ((tl, "load"), (tl.tensor, "__add__"))
+        )
 
 
 def test_pretending_refuses_a_process_that_has_torch():

@@ -151,6 +151,7 @@ def test_activations_are_what_a_step_holds(slot, most):
 
 def test_checkpointing_keeps_less_and_less():
     config = video_dit.dit_120m_vsa()
+    config.model = replace(config.model, layers=8)
     none, selective, full = (
         trace(config, mode, torch.bfloat16) for mode in ("none", "selective", "full")
     )
@@ -190,22 +191,22 @@ def test_of_several_sizes_the_largest_is_planned():
     found = plan(config, 1, "cpu")
     largest = max(SIZES, key=math.prod)
     assert config.model.video != largest
-    alone = VideoDataLoader.Config(source="digits", buckets=(largest,))
-    of_largest = replace(config, model=replace(config.model, video=largest), dataloader=alone)
-    assert plan(of_largest, 1, "cpu").memory("none") == found.memory("none")
+    data = VideoDataLoader.Config(source="digits", buckets=(largest,))
+    of_largest = replace(config, model=replace(config.model, video=largest), dataloader=data)
+    alone = plan(of_largest, 1, "cpu")
+    assert alone.memory("none") == found.memory("none")
     assert f"steps on clips of {' x '.join(map(str, largest))}, the largest of 3" in "".join(
         lines(found)
     )
-    assert "largest" not in "".join(lines(plan(of_largest, 1, "cpu")))
+    assert "largest" not in "".join(lines(alone))
 
 
 def test_a_plan_for_many_gpus_allocates_nothing(capsys):
     reset_peak_memory(torch.device("cpu"))
     before = peak_memory(torch.device("cpu"))
-    assert (
-        main(["--module", "models.wan", "--config", "wan_14b_vsa_adapt", "--plan-gpus", "64"]) == 0
-    )
-    assert peak_memory(torch.device("cpu")) - before < 1e9, "the weights alone are 60e9"
+    options = ["--config", "wan_14b_vsa_adapt", "--model.layers", "8", "--plan-gpus", "64"]
+    assert main(["--module", "models.wan", *options]) == 0
+    assert peak_memory(torch.device("cpu")) - before < 1e9, "the weights alone are 13e9"
     said = capsys.readouterr().out
     assert "64 processes: 1 replicas x 64 shards" in said and "76,800 a clip" in said
 

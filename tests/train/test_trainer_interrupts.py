@@ -11,7 +11,7 @@ import pytest
 import torch
 from fault_runs import files_of_at_most, kill
 from torch.distributed.checkpoint.utils import _DistWrapper
-from trainer_runs import finish, run, start, tiny
+from trainer_runs import REPOSITORY, finish, run, start, tiny
 
 from train.__main__ import main
 from train.data.sources.digits import MovingDigits
@@ -46,13 +46,14 @@ def test_going_back_asks_to_move_later_checkpoints_away(tmp_path):
 
 
 def test_sigterm_saves_and_leaves_and_the_same_command_goes_on(tmp_path):
-    command = ("-m", "train", "--config", "debug_vsa", "--dump-folder", str(tmp_path))
+    script, folder = str(REPOSITORY / "train" / "__main__.py"), str(tmp_path)
+    command = (script, "--config", "debug_vsa", "--dump-folder", folder)
     options = ("--training.steps", "100000", "--validation.interval", "0")
     process = start(*command, *options)[0]
     log = tmp_path / "train.log"
     patience = time.monotonic() + 90
     while not (log.exists() and "step 2/" in log.read_text()):
-        assert time.monotonic() < patience and process.poll() is None
+        assert time.monotonic() < patience and process.returncode is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     output = finish([process])
