@@ -11,6 +11,7 @@ import gc
 import getpass
 import os
 import tempfile
+from importlib.util import find_spec
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch, here and in processes of tests
 if capability := os.environ.get("ATEN_CPU_CAPABILITY"):  # which Inductor's keys leave out
@@ -22,9 +23,10 @@ from hypothesis import settings  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-    from benchmarks.compiled.quick import quicken
+    if find_spec("triton"):
+        from benchmarks.compiled.quick import quicken
 
-    quicken()
+        quicken()
 gc.set_threshold(10_000, 20, 20)
 
 settings.register_profile(
