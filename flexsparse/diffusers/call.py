@@ -83,6 +83,22 @@ class Call:
         Raises:
             ValueError: the model was not called as a whole, or with tokens that are no grid.
         """
+        grid = self._grid(rotary)
+        if math.prod(grid) != tokens:
+            raise ValueError(_not_the_grid(tokens, grid))
+        text = len(range(text))
+        t, h, w, rows = map(int, self._tile_and_rows(grid, text).split())
+        return VideoTiling(grid, (t, h, w), rows, text)
+
+    def beside(self, tokens: int, rotary: Any = None) -> int:
+        """How many of a layer's tokens are beside the grid, as those of an earlier video at
+        another scale: text to the tiling. ValueError as :meth:`tiling`, and for too few tokens."""
+        grid = self._grid(rotary)
+        if tokens < math.prod(grid):
+            raise ValueError(_not_the_grid(tokens, grid))
+        return tokens - math.prod(grid)
+
+    def _grid(self, rotary: Any) -> Grid:
         grid = self.grid
         if rotary is not None and not torch.compiler.is_compiling():
             grid = self._grids.get(rotary[0], grid)
@@ -94,28 +110,28 @@ class Call:
                 "call the model, or restore(model) first (activation checkpointing, which does so, "
                 "takes a loss of the model's output)"
             )
-        if math.prod(grid) != tokens:
-            raise ValueError(
-                f"a layer has {tokens} tokens of video, but the call's grid {grid} has "
-                f"{math.prod(grid)}: tokens beside the grid, or shards of it, cannot be tiled"
-            )
-        text = len(range(text))
-        t, h, w, rows = map(int, self._tile_and_rows(grid, text).split())
-        return VideoTiling(grid, (t, h, w), rows, text)
+        return grid
 
-    def rotary(self, table: tuple[Tensor, Tensor], tiling: VideoTiling) -> tuple[Tensor, Tensor]:
+    def rotary(
+        self, table: tuple[Tensor, ...], tiling: VideoTiling, first: int = 0, dim: int | None = None
+    ) -> tuple[Tensor, ...]:
         """The call's cosines and sines in tile-major order, made once for all of its layers.
 
         Args:
-            table: ``[..., tokens of the video, C]``, or ``[1, tokens, 1, C]``, which gets
-                ``[1, 1, rows, C]``. Text is not turned.
+            table: ``[..., tokens, C]``, or ``[1, tokens, 1, C]``, which gets ``[1, 1, rows, C]``.
+                Its tokens are the video's, or all that the layer has; text that it has no rows of
+                is not turned. Or as many other tensors, which get zeros there but for the first.
+            first: how many of its tokens come before the video, and are moved behind it.
+            dim: the dimension of its tokens, if another, which becomes the last but one.
         """
         if torch.compiler.is_compiling():  # weak keys are nothing that it could trace
-            return tile_rotary(table, tiling)
+            return tile_rotary(table, tiling, first, dim)
         key = table[0]
+        if key.requires_grad:  # checkpointing makes each layer's own, in the backward as before it
+            return tile_rotary(table, tiling, first, dim)
         made_for = tiling, torch.is_inference_mode_enabled()  # whose tensors no backward may save
         if self._tiled.get(key, (None,))[0] != made_for:
-            self._tiled[key] = made_for, tile_rotary(table, tiling)
+            self._tiled[key] = made_for, tile_rotary(table, tiling, first, dim)
         return self._tiled[key][1]
 
     @torch.compiler.assume_constant_result
@@ -177,11 +193,25 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def tile_rotary(table: tuple[Tensor, Tensor], tiling: VideoTiling) -> tuple[Tensor, Tensor]:
+def behind(x: Tensor, first: int, dim: int = 1) -> Tensor:
+    """x with its first tokens after all others; with minus as many, as it was before."""
+    return x.roll(-first, dim) if first else x
+
+
+def tile_rotary(
+    table: tuple[Tensor, ...], tiling: VideoTiling, first: int = 0, dim: int | None = None
+) -> tuple[Tensor, ...]:
     """As :meth:`Call.rotary`, made anew."""
-    cos, sin = (x.transpose(1, 2) if x.ndim == 4 else x for x in table)
-    cos, sin = (
-        tiling.to_tiles(F.pad(x, (0, 0, 0, tiling.text), value=of_text))
-        for x, of_text in ((cos, 1), (sin, 0))
+    made = []
+    for x, of_text in zip(table, (1, 0, 0)):
+        x = x.movedim((1 if x.ndim == 4 else -2) if dim is None else dim, -2)
+        x = F.pad(behind(x, first, -2), (0, 0, 0, tiling.tokens - x.shape[-2]), value=of_text)
+        made.append(tiling.to_tiles(x))
+    return tuple(made)
+
+
+def _not_the_grid(tokens: int, grid: Grid) -> str:
+    return (
+        f"a layer has {tokens} tokens of video, but the call's grid {grid} has {math.prod(grid)}: "
+        f"tokens beside the grid, or shards of it, cannot be tiled"
     )
-    return cos, sin

@@ -10,7 +10,24 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from flexsparse.diffusers import cogvideox, hunyuan_video, ltx, wan  # noqa: F401  # register
+from flexsparse.diffusers import (  # noqa: F401  # register
+    allegro,
+    anyflow,
+    cogvideox,
+    cosmos,
+    cosmos3,
+    easyanimate,
+    framepack,
+    helios,
+    hunyuan_video,
+    hunyuan_video15,
+    ltx,
+    mochi,
+    motif_video,
+    refused,
+    skyreels_v2,
+    wan,
+)
 from flexsparse.diffusers.call import Call, Processor, check_processor
 from flexsparse.diffusers.families import Family, family_of
 from flexsparse.diffusers.gates import mark
@@ -71,24 +88,26 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
     dtype = cast(torch.dtype, model.dtype)  # that it computes in, however weights are stored
     own = _own_processors(model, family)
     kinds = {name: family.processor_for(name, processor) for name, processor in own.items()}
-    kept = _kept_gates(model, dtype)
+    kept = _kept_gates(model, family, dtype)
     slots = {
-        name: _slot(attn, method, dtype, kept.get(name, {})) for name, attn in family.layers(model)
+        name: _slot(attn, family, method, dtype, kept.get(name, {}))
+        for name, attn in family.layers(model)
     }
-    _check_shards(model, slots, kept)
+    _check_shards(model, family, slots, kept)
     gates, there = _parameters(slots), _parameters(_slots_of(model))
     fresh = [name for name, p in gates.items() if p is not there.get(name)]
     if changed := bool(fresh) or gates.keys() != there.keys():
         check_groups(model)
         new = {name.partition(".slot.")[0] for name in fresh}
-        check_in_memory(model, {n: a.to_q.weight for n, a in family.layers(model) if n in new})
+        beside = {n: _weight(a, family) for n, a in family.layers(model) if n in new}
+        check_in_memory(model, beside)
     if not any(kept.values()):
         fill_from_origin(model, gates)
     gone = _undo(model)
     call = Call(method, family.grid, dict(family.layers(model)))
     for name, attn in family.layers(model):
         attn.slot = slots[name]
-        attn.set_processor(kinds[name](call))
+        _set_processor(attn, kinds[name](call))
     hooks = (
         model.register_forward_pre_hook(call.enter, with_kwargs=True),
         model.register_forward_hook(call.leave, always_call=True),
@@ -113,13 +132,28 @@ def _own_processors(model: nn.Module, family: Family) -> dict[str, Any]:
     return state.processors
 
 
+def _weight(attn: Any, family: Family) -> Any:
+    return getattr(attn, family.query).weight
+
+
+def _set_processor(attn: Any, processor: Any) -> None:
+    """Some attention modules have no other way than to assign it."""
+    if hasattr(attn, "set_processor"):
+        attn.set_processor(processor)
+    else:
+        attn.processor = processor
+
+
 def _check_shards(
-    model: nn.Module, slots: dict[str, nn.Module], kept: dict[str, dict[str, nn.Module]]
+    model: nn.Module,
+    family: Family,
+    slots: dict[str, nn.Module],
+    kept: dict[str, dict[str, nn.Module]],
 ) -> None:
     """Raise ValueError if some gates would lie beside sharded weights as they are."""
     fsdp = any(isinstance(module, FSDPModule) for module in model.modules())
     for name, slot in slots.items():
-        weight: Any = model.get_submodule(f"{name}.to_q").weight
+        weight = _weight(model.get_submodule(name), family)
         # a forward of the root leaves weights whole, and no DTensors
         new = fsdp and any(gate not in kept.get(name, {}) for gate, _ in slot.named_children())
         beside = isinstance(weight, DTensor) and any(
@@ -132,7 +166,9 @@ def _check_shards(
             )
 
 
-def _kept_gates(model: nn.Module, dtype: torch.dtype) -> dict[str, dict[str, nn.Module]]:
+def _kept_gates(
+    model: nn.Module, family: Family, dtype: torch.dtype
+) -> dict[str, dict[str, nn.Module]]:
     """The gates that a model has had since it is sparse, by layer."""
     state: _State | None = getattr(model, _STATE, None)
     if state is None:
@@ -142,8 +178,8 @@ def _kept_gates(model: nn.Module, dtype: torch.dtype) -> dict[str, dict[str, nn.
         attn: Any = model.get_submodule(name)
         aside = state.gates.get(name, {})
         for gate in aside.values():  # which model.to(...) has not moved
-            if not attn.to_q.weight.is_meta:
-                gate.to(attn.to_q.weight.device)
+            if not (weight := _weight(attn, family)).is_meta:
+                gate.to(weight.device)
             if state.dtype != dtype:
                 gate.to(dtype)
         kept[name] = aside | dict(attn.slot.named_children())
@@ -155,12 +191,13 @@ def _has(slot: nn.Module, gate: str) -> bool:
 
 
 def _slot(
-    attn: Any, method: VSA | BSA, dtype: torch.dtype, kept: dict[str, nn.Module]
+    attn: Any, family: Family, method: VSA | BSA, dtype: torch.dtype, kept: dict[str, nn.Module]
 ) -> nn.Module:
     """A layer's slot, where its weights are, with the gates that are kept for it."""
-    weight = attn.to_q.weight
+    query = getattr(attn, family.query)
+    weight = query.weight
     with torch.device(weight.device):
-        slot = method.build(attn.to_q.in_features, attn.heads, None)
+        slot = method.build(query.in_features, getattr(attn, family.heads), None)
     if any(p.dtype != dtype for p in slot.parameters()):
         slot.to(dtype)
     slot.requires_grad_(weight.requires_grad)
@@ -198,7 +235,7 @@ def _undo(model: nn.Module) -> list[nn.Module]:
     for name, processor in state.processors.items():
         attn: Any = model.get_submodule(name)
         if isinstance(attn.processor, Processor):  # what others have set since is theirs
-            attn.set_processor(processor)
+            _set_processor(attn, processor)
         del attn.slot
     for hook in state.hooks:
         hook.remove()

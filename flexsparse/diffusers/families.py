@@ -23,12 +23,14 @@ class Family:
     Args:
         name: the model's class, ``type(model).__name__``.
         grid: the tokens along (T, H, W) of a call: called as the model is, with the model first.
-        layers: its self-attention modules over the video, by name. Each has ``heads``, ``to_q``,
-            ``processor`` and ``set_processor``, as diffusers' own attention modules do.
+        layers: its self-attention modules over the video, by name. Each has ``processor``, as
+            diffusers' own attention modules do.
         processor: made from the shared Call; takes the place of each layer's processor. Where it
             depends on that one, of which parameters it reads, give one for each class that is
             known: a layer with any other, which may compute something else, is refused.
         noise: noise levels, 0 for data and 1 for noise, from the call's argument ``timestep``.
+        query: an attention module's name for the linear layer that makes the video's queries.
+        heads: its name for how many heads they have.
     """
 
     name: str
@@ -36,6 +38,12 @@ class Family:
     layers: Callable[[nn.Module], Iterator[tuple[str, Any]]]
     processor: type[Processor] | Mapping[type, type[Processor]]
     noise: Callable[[Tensor], Tensor] = of_a_thousand
+    query: str = "to_q"
+    heads: str = "heads"
+
+    def of(self, model: nn.Module) -> Family:
+        """The family of one model of the class, where they differ."""
+        return self
 
     def processor_for(self, layer: str, replaced: Any) -> type[Processor]:
         """What takes the place of a layer's processor; ValueError for one that is not known."""
@@ -51,6 +59,7 @@ class Family:
 
 
 _FAMILIES: dict[str, Family] = {}
+_REFUSED: dict[str, str] = {}
 
 
 def register(family: Family) -> Family:
@@ -59,11 +68,18 @@ def register(family: Family) -> Family:
     return family
 
 
+def refuse(name: str, reason: str) -> None:
+    """Make known why a class of models cannot be sparsified: a sentence's end, after a colon."""
+    _REFUSED[name] = reason
+
+
 def family_of(model: nn.Module) -> Family:
     """The family of a model; ValueError where it is not known."""
     for kind in type(model).__mro__:
         if kind.__name__ in _FAMILIES:
-            return _FAMILIES[kind.__name__]
+            return _FAMILIES[kind.__name__].of(model)
+        if kind.__name__ in _REFUSED:
+            raise ValueError(f"{kind.__name__} cannot be sparsified: {_REFUSED[kind.__name__]}")
     name = type(model).__name__
     if hasattr(model, "transformer"):
         raise ValueError(f"{name} is a pipeline: give its model, sparsify(pipe.transformer, ...)")

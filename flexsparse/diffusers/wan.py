@@ -1,11 +1,16 @@
-"""Wan 2.1 and 2.2 (WanTransformer3DModel), and VACE, whose control has blocks of its own."""
+"""Wan 2.1 and 2.2 (WanTransformer3DModel), VACE, whose control has blocks of its own, and Animate
+and ChronoEdit, whose references are frames and channels of the latent."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from diffusers.models.transformers import (
+    transformer_chronoedit,
+    transformer_wan,
+    transformer_wan_animate,
+)
 from torch import Tensor
 
 from flexsparse.diffusers.call import Grid, Processor, split_heads
@@ -27,24 +32,28 @@ class WanProcessor(Processor):
         self.refuse(**given)
         tiling = self.call.tiling(hidden_states.shape[1], rotary=rotary_emb)
         x = tiling.to_tiles(hidden_states)
-        if attn.fused_projections:
-            q, k, v = attn.to_qkv(x).chunk(3, -1)
-        else:
-            q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
-        q, k, v = (split_heads(y, attn.heads) for y in (attn.norm_q(q), attn.norm_k(k), v))
-        if rotary_emb is not None:  # [1, tokens, 1, D], each angle twice
-            rotary = self.call.rotary(rotary_emb, tiling)
-            q, k = rotate_pairs(q, *rotary), rotate_pairs(k, *rotary)
+        q, k, v = (split_heads(y, attn.heads) for y in project(attn, x))
+        if rotary_emb is not None:  # [1, tokens, 1, D], of which diffusers reads these
+            cos, sin = self.call.rotary(rotary_emb, tiling)
+            cos, sin = cos[..., ::2], sin[..., 1::2]
+            q, k = rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
         out = self.attend(attn, x, q, k, v, tiling)
         return attn.to_out[1](attn.to_out[0](out))
 
 
+def project(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Normed q and k, and v, whether they are fused or not: ``[B, L, H * D]``."""
+    if attn.fused_projections:
+        q, k, v = attn.to_qkv(x).chunk(3, -1)
+    else:
+        q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
+    return attn.norm_q(q), attn.norm_k(k), v
+
+
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate channels (2i, 2i + 1) of x by angles that stand twice in cos and sin, computed in
-    theirs, returned in x's dtype."""
+    """Rotate channels (2i, 2i + 1) of x by angle i, computed in its dtype, returned in x's."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((-odd, even), -1).flatten(-2)
-    return (x * cos + turned * sin).to(x.dtype)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
 
 
 def wan_grid(model: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Grid:
@@ -53,8 +62,11 @@ def wan_grid(model: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Gr
     return t, h, w
 
 
-_processors = {WanAttnProcessor: WanProcessor}
+_modules = transformer_wan, transformer_wan_animate, transformer_chronoedit
+_processors = {module.WanAttnProcessor: WanProcessor for module in _modules}
 _layers = layers_of("blocks", attention="attn1")
 register(Family("WanTransformer3DModel", wan_grid, _layers, _processors))
+register(Family("WanAnimateTransformer3DModel", wan_grid, _layers, _processors))
+register(Family("ChronoEditTransformer3DModel", wan_grid, _layers, _processors))
 _layers = layers_of("vace_blocks", "blocks", attention="attn1")
 register(Family("WanVACETransformer3DModel", wan_grid, _layers, _processors))
