@@ -217,9 +217,8 @@ def allegro_batch(grid: Grid, seed: int) -> dict[str, Any]:
 
 def motif_video() -> nn.Module:
     sizes = dict(num_layers=1, num_single_layers=2, num_decoder_layers=1, text_embed_dim=8)
-    words = dict(enable_text_cross_attention_dual=True, enable_text_cross_attention_single=True)
     kinds = HEADS | CHANNELS | AXES
-    model = MotifVideoTransformer3DModel(**kinds, **sizes, **words, image_embed_dim=10)
+    model = MotifVideoTransformer3DModel(**kinds, **sizes, image_embed_dim=10)
     model.time_text_embed.timestep_embedder.register_forward_pre_hook(as_weights)
     return model
 

@@ -22,7 +22,7 @@ NO_VIDEO = set(  # pictures, sound and molecules
     AceStepTransformer1DModel AuraFlowTransformer2DModel BriaFibo2Transformer2DModel
     BriaFiboTransformer2DModel BriaTransformer2DModel ChromaTransformer2DModel
     CogView3PlusTransformer2DModel CogView4Transformer2DModel DiTTransformer2DModel
-    DreamLiteTransformer2DModel ErnieImageTransformer2DModel Flux2Transformer2DModel
+    DreamLiteTransformer2DModel DreamLiteUNetModel ErnieImageTransformer2DModel Flux2Transformer2DModel
     Flux3Transformer2DModel FluxTransformer2DModel GlmImageTransformer2DModel
     HiDreamImageTransformer2DModel HunyuanDiT2DModel HunyuanImageTransformer2DModel
     Ideogram4Transformer2DModel JoyImageEditPlusTransformer3DModel JoyImageEditTransformer3DModel
@@ -33,7 +33,7 @@ NO_VIDEO = set(  # pictures, sound and molecules
     PixArtTransformer2DModel PriorTransformer QwenImage21Transformer2DModel
     QwenImageTransformer2DModel RFD4ProteinaTransformer SD3Transformer2DModel
     SanaTransformer2DModel StableAudio3DiTModel StableAudioDiTModel StableCascadeUNet T5FilmDecoder
-    Transformer2DModel UNet1DModel UNet2DConditionModel UNet2DModel ZImageTransformer2DModel
+    Transformer2DModel UNet1DModel UNet2DConditionModel UNet2DModel UVit2DModel ZImageTransformer2DModel
     """.split()
 )
 PARTS = {"MotionAdapter"}  # weights that a UNetMotionModel takes in
@@ -44,7 +44,9 @@ CLASSES = {
     if issubclass(kind, ModelMixin)
 }
 LEAST: dict[str, Any] = {
-    "LatteTransformer3DModel": dict(in_channels=4, patch_size=2, cross_attention_dim=8),
+    "LatteTransformer3DModel": dict(
+        in_channels=4, patch_size=2, cross_attention_dim=8, caption_channels=8
+    ),
     "TransformerTemporalModel": dict(in_channels=32),
     "SanaWMTransformer3DModel": dict(hidden_size=32, num_attention_heads=2, linear_head_dim=16),
 }
