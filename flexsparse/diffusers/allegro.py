@@ -30,7 +30,7 @@ class AllegroProcessor(Processor):
         tables, places = (None, None) if image_rotary_emb is None else image_rotary_emb
         tiling = self.call.tiling(hidden_states.shape[1], rotary=places)
         x = tiling.to_tiles(hidden_states)
-        q, k, v = (split_heads(linear(x), attn.heads) for linear in (attn.to_q, attn.to_k, attn.to_v))
+        q, k, v = (split_heads(y, attn.heads) for y in (attn.to_q(x), attn.to_k(x), attn.to_v(x)))
         if places is not None:  # [1, tokens] along T, H and W
             tiled = [y.mT for y in self.call.rotary(places, tiling, dim=-1)]
             q, k = (apply_rotary_emb_allegro(y, tables, tiled) for y in (q, k))

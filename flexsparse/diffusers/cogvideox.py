@@ -1,4 +1,4 @@
-"""CogVideoX and ConsisID: text joins the video, before it, always as long as the model's text encoder pads."""
+"""CogVideoX and ConsisID: text joins the video, before it, always as long as its encoder pads."""
 
 from __future__ import annotations
 

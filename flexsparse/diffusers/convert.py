@@ -71,10 +71,11 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
         method: :class:`VSA` or :class:`BSA`.
 
     Raises:
-        ValueError: a model that is not known, with how to add it, one whose layers run on other
-            tokens than those of one video, or whose folder has gates that are none of these; a
-            window that does not divide the tile; weights beside which there can be no new gates,
-            since they are sharded, or offloaded to where nothing can be added, or part by part.
+        ValueError: a model that is not known, with how to add it, or cannot be sparse, with why;
+            one whose layers run on other tokens than those of one video, or whose folder has gates
+            that are none of these; gates beside queries of another width than the input; a window
+            that does not divide the tile; weights beside which there can be no new gates, since
+            they are sharded, or offloaded to where nothing can be added, or part by part.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if not isinstance(method, VSA | BSA):
@@ -196,6 +197,11 @@ def _slot(
     """A layer's slot, where its weights are, with the gates that are kept for it."""
     query = getattr(attn, family.query)
     weight = query.weight
+    if isinstance(method, VSA) and method.gates and query.in_features != query.out_features:
+        raise ValueError(
+            f"a layer makes queries of {query.out_features} channels from {query.in_features}, and "
+            "VSA's gates are as wide as the input: give VSA(..., gates=False) or BSA(...)"
+        )
     with torch.device(weight.device):
         slot = method.build(query.in_features, getattr(attn, family.heads), None)
     if any(p.dtype != dtype for p in slot.parameters()):

@@ -13,6 +13,8 @@ from flexsparse.diffusers.call import Processor, split_heads
 from flexsparse.diffusers.families import Family, layers_of, register
 from flexsparse.diffusers.wan import wan_grid
 
+rotate: Any = apply_rotary_emb  # whose annotations are those of another mode
+
 
 class CosmosProcessor(Processor):
     """In place of diffusers' CosmosAttnProcessor2_0, in self-attention."""
@@ -29,11 +31,11 @@ class CosmosProcessor(Processor):
         self.refuse(**given)
         tiling = self.call.tiling(hidden_states.shape[1], rotary=image_rotary_emb)
         x = tiling.to_tiles(hidden_states)
-        q, k, v = (split_heads(linear(x), attn.heads) for linear in (attn.to_q, attn.to_k, attn.to_v))
+        q, k, v = (split_heads(y, attn.heads) for y in (attn.to_q(x), attn.to_k(x), attn.to_v(x)))
         q, k = attn.norm_q(q), attn.norm_k(k)
         if image_rotary_emb is not None:
             rotary: Any = self.call.rotary(image_rotary_emb, tiling)
-            q, k = (apply_rotary_emb(y, rotary, use_real_unbind_dim=-2) for y in (q, k))
+            q, k = (rotate(y, rotary, use_real_unbind_dim=-2) for y in (q, k))
         out = self.attend(attn, x, q, k, v, tiling)
         return attn.to_out[1](attn.to_out[0](out))
 

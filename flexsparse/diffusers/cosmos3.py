@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import Cosmos3OmniTransformer
-from diffusers.models.transformers.transformer_cosmos3 import Cosmos3AttnProcessor
+from diffusers.models.transformers.transformer_cosmos3 import (
+    Cosmos3AttnProcessor,
+    Cosmos3OmniTransformer,
+)
 from torch import Tensor
 
 from flexsparse.diffusers.call import Grid, Processor
@@ -80,5 +82,5 @@ def cosmos3_grid(*args: Any, **kwargs: Any) -> Grid:
 
 _processors = {Cosmos3AttnProcessor: Cosmos3Processor}
 _layers = layers_of("layers", attention="self_attn")
-_names = dict(query="add_q_proj", heads="num_attention_heads")
+_names: Any = dict(query="add_q_proj", heads="num_attention_heads")
 register(Family("Cosmos3OmniTransformer", cosmos3_grid, _layers, _processors, **_names))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from inspect import signature
 from typing import Any
 
-from diffusers import HunyuanVideoFramepackTransformer3DModel
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
+from diffusers.models.transformers.transformer_hunyuan_video_framepack import (
+    HunyuanVideoFramepackTransformer3DModel,
+)
 
 from flexsparse.diffusers.call import Grid
 from flexsparse.diffusers.families import Family, register
@@ -39,6 +41,4 @@ def framepack_grid(*args: Any, **kwargs: Any) -> Grid:
 
 
 _processors = {HunyuanVideoAttnProcessor2_0: FramepackProcessor}
-register(
-    Family("HunyuanVideoFramepackTransformer3DModel", framepack_grid, layers, _processors)
-)
+register(Family("HunyuanVideoFramepackTransformer3DModel", framepack_grid, layers, _processors))

@@ -6,8 +6,10 @@ from inspect import signature
 from typing import Any
 
 import torch
-from diffusers import HeliosTransformer3DModel
-from diffusers.models.transformers.transformer_helios import HeliosAttnProcessor
+from diffusers.models.transformers.transformer_helios import (
+    HeliosAttnProcessor,
+    HeliosTransformer3DModel,
+)
 from torch import Tensor
 
 from flexsparse.diffusers.call import Grid, Processor, behind, split_heads

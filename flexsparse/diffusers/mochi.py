@@ -5,8 +5,8 @@ from __future__ import annotations
 from inspect import signature
 from typing import Any
 
-from diffusers import MochiTransformer3DModel
 from diffusers.models.attention_processor import MochiAttnProcessor2_0
+from diffusers.models.transformers.transformer_mochi import MochiTransformer3DModel
 from torch import Tensor
 
 from flexsparse.diffusers.call import Grid

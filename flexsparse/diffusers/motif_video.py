@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from inspect import signature
 from typing import Any
 
-from diffusers import MotifVideoTransformer3DModel
-from diffusers.models.transformers.transformer_motif_video import MotifVideoAttnProcessor2_0
+from diffusers.models.transformers.transformer_motif_video import (
+    MotifVideoAttnProcessor2_0,
+    MotifVideoTransformer3DModel,
+)
 
 from flexsparse.diffusers.call import Grid
 from flexsparse.diffusers.families import Family, register
@@ -35,6 +37,4 @@ def motif_video_grid(*args: Any, **kwargs: Any) -> Grid:
 
 
 _processors = {MotifVideoAttnProcessor2_0: HunyuanVideoProcessor}
-register(
-    Family("MotifVideoTransformer3DModel", motif_video_grid, motif_video_layers, _processors)
-)
+register(Family("MotifVideoTransformer3DModel", motif_video_grid, motif_video_layers, _processors))

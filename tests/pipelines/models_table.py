@@ -47,7 +47,7 @@ def row(small: Small) -> str:
 
 
 def lines() -> Iterator[str]:
-    yield "| model | layers that become sparse | in place of | other tokens attend with the video's |"
+    yield "| model | layers that become sparse | in place of | others attend with the video |"
     yield "|---|---|---|---|"
     yield from sorted({row(small) for small in SMALL.values()})
     yield ""

@@ -124,9 +124,7 @@ def framepack() -> nn.Module:
 def framepack_batch(grid: Grid, seed: int) -> dict[str, Any]:
     t, h, w = max(grid[0], 2), *grid[1:]
     frames = dict(clean=1, history_2x=2, history_4x=4)
-    latents = {
-        f"latents_{x}": randn(seed + 5, 2, 4, n, 2 * h, 2 * w) for x, n in frames.items()
-    }
+    latents = {f"latents_{x}": randn(seed + 5, 2, 4, n, 2 * h, 2 * w) for x, n in frames.items()}
     places = {f"indices_latents_{x}": torch.arange(n) for x, n in frames.items()}
     return (masked((t - 1, h, w), seed) | latents | places) | dict(
         indices_latents=torch.arange(7, 6 + t),

@@ -15,6 +15,7 @@ from more_small_models import MORE
 from small import HEADS, Grid, Small, as_dtype, randn, run  # noqa: F401  # for the tests
 from torch import nn
 
+
 def wan() -> nn.Module:
     sizes = dict(in_channels=4, out_channels=4, text_dim=8, ffn_dim=32, num_layers=2, freq_dim=16)
     return WanTransformer3DModel(**HEADS, **sizes)
@@ -100,3 +101,5 @@ SMALL = {
     "cogvideox": Small(cogvideox, cogvideox_batch, 7, 7),
     "ltx": Small(ltx, ltx_batch, 0),
 } | MORE
+# with a layer of each kind: for what lies around layers
+KINDS = "wan", "vace", "hunyuan", "cogvideox", "ltx", "mochi", "cosmos3"

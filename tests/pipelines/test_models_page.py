@@ -1,5 +1,5 @@
-"""Every video model of diffusers is sparsified, or refused with a reason of its own, and docs/models.md
-says which."""
+"""Every video model of diffusers is sparsified, or refused for a reason of its own, and the page
+of models says which."""
 
 import inspect
 from typing import Any
@@ -22,18 +22,19 @@ NO_VIDEO = set(  # pictures, sound and molecules
     AceStepTransformer1DModel AuraFlowTransformer2DModel BriaFibo2Transformer2DModel
     BriaFiboTransformer2DModel BriaTransformer2DModel ChromaTransformer2DModel
     CogView3PlusTransformer2DModel CogView4Transformer2DModel DiTTransformer2DModel
-    DreamLiteTransformer2DModel DreamLiteUNetModel ErnieImageTransformer2DModel Flux2Transformer2DModel
-    Flux3Transformer2DModel FluxTransformer2DModel GlmImageTransformer2DModel
-    HiDreamImageTransformer2DModel HunyuanDiT2DModel HunyuanImageTransformer2DModel
-    Ideogram4Transformer2DModel JoyImageEditPlusTransformer3DModel JoyImageEditTransformer3DModel
-    Kandinsky3UNet Krea2Transformer2DModel LongCatAudioDiTTransformer
-    LongCatImageTransformer2DModel Lumina2Transformer2DModel LuminaNextDiT2DModel
-    MiniMaxMusic3RVQDepthDecoder MiniMaxMusic3Transformer1DModel NucleusMoEImageTransformer2DModel
-    OmniGenTransformer2DModel OvisImageTransformer2DModel PRXTransformer2DModel
-    PixArtTransformer2DModel PriorTransformer QwenImage21Transformer2DModel
+    DreamLiteTransformer2DModel DreamLiteUNetModel ErnieImageTransformer2DModel
+    Flux2Transformer2DModel Flux3Transformer2DModel FluxTransformer2DModel
+    GlmImageTransformer2DModel HiDreamImageTransformer2DModel HunyuanDiT2DModel
+    HunyuanImageTransformer2DModel Ideogram4Transformer2DModel JoyImageEditPlusTransformer3DModel
+    JoyImageEditTransformer3DModel Kandinsky3UNet Krea2Transformer2DModel
+    LongCatAudioDiTTransformer LongCatImageTransformer2DModel Lumina2Transformer2DModel
+    LuminaNextDiT2DModel MiniMaxMusic3RVQDepthDecoder MiniMaxMusic3Transformer1DModel
+    NucleusMoEImageTransformer2DModel OmniGenTransformer2DModel OvisImageTransformer2DModel
+    PRXTransformer2DModel PixArtTransformer2DModel PriorTransformer QwenImage21Transformer2DModel
     QwenImageTransformer2DModel RFD4ProteinaTransformer SD3Transformer2DModel
     SanaTransformer2DModel StableAudio3DiTModel StableAudioDiTModel StableCascadeUNet T5FilmDecoder
-    Transformer2DModel UNet1DModel UNet2DConditionModel UNet2DModel UVit2DModel ZImageTransformer2DModel
+    Transformer2DModel UNet1DModel UNet2DConditionModel UNet2DModel UVit2DModel
+    ZImageTransformer2DModel
     """.split()
 )
 PARTS = {"MotionAdapter"}  # weights that a UNetMotionModel takes in

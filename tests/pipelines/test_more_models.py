@@ -70,6 +70,17 @@ def test_tokens_in_no_grid_are_refused():
         run(model, batch | dict(latents_clean=randn(0, 2, 4, 1, 8, 8)))
 
 
+def test_gates_of_another_width_than_the_queries_are_refused():
+    """Cosmos 3's heads need not make up the width."""
+    model = type(SMALL["cosmos3"].build())(**SMALL["cosmos3"].build().config | dict(head_dim=8))
+    with pytest.raises(ValueError, match=r"queries of 32 channels from 64.* gates=False"):
+        sparsify(model, VSA(sparsity=0.5))
+    batch = SMALL["cosmos3"].batch(GRID, 0)
+    dense = run(model.eval(), batch)
+    sparsify(model, VSA(sparsity=0.0, gates=False))
+    torch.testing.assert_close(run(model, batch), dense)
+
+
 @pytest.mark.parametrize("name", ["framepack", "helios"])
 def test_history_of_the_videos_size_is_part_of_its_grid(name):
     """Helios' is of another in the first stages of a pyramid."""

@@ -73,9 +73,7 @@ def patched(name, method, grid):
         of_one = name == "mochi" and query.shape == key.shape and rows >= video  # text of any size
         if not of_one and keys != video + text or keys - rows not in (0, before):
             return dense(query, key, value, attn_mask, enable_gqa=enable_gqa, **options)
-        key, value = (
-            x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value)
-        )
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
         query = F.pad(query, (0, 0, keys - rows, 0))  # text that sees itself alone
         out = oracle(method, grid, query, key, value, attn_mask, before)
         return out[..., keys - rows :, :]
