@@ -114,8 +114,12 @@ class VSA:
     def q_rows_for(self, tiling: VideoTiling) -> None:
         return None
 
-    def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module:
+    def build(
+        self, dim: int, num_heads: int, tiling: VideoTiling | None, head_dim: int | None = None
+    ) -> nn.Module:
+        """A layer; ``head_dim`` where it is not ``dim // num_heads``."""
         options: Any = dict(adapt=self.adapt, gates=self.gates, query_tiles=self.query_tiles)
+        options |= dict(head_dim=head_dim)
         if isinstance(self.top_k, Unites):
             top_k = self.top_k
         elif tiling is None:
@@ -191,7 +195,10 @@ class BSA:
         windows = Windows(tiling, self.keep, fit_window(self.window, tiling))
         return tiling.rows if windows.keeps_all else windows.kept_rows
 
-    def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module:
+    def build(
+        self, dim: int, num_heads: int, tiling: VideoTiling | None, head_dim: int | None = None
+    ) -> nn.Module:
+        """A layer, the same for heads of any width."""
         return flexsparse.nn.BSA(
             self._rule_for_any() if tiling is None else self.rule_for(tiling),
             keep=self.keep,

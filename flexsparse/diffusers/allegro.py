@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from diffusers.models.attention_processor import AllegroAttnProcessor2_0
-from diffusers.models.embeddings import apply_rotary_emb_allegro
 from torch import Tensor
 
 from flexsparse.diffusers.call import Processor, split_heads
@@ -32,10 +32,23 @@ class AllegroProcessor(Processor):
         x = tiling.to_tiles(hidden_states)
         q, k, v = (split_heads(y, attn.heads) for y in (attn.to_q(x), attn.to_k(x), attn.to_v(x)))
         if places is not None:  # [1, tokens] along T, H and W
-            tiled = [y.mT for y in self.call.rotary(places, tiling, dim=-1)]
-            q, k = (apply_rotary_emb_allegro(y, tables, tiled) for y in (q, k))
+            rotary = self.call.rotary(places, tiling, lambda x: of_places(tables, x))
+            q, k = (turn(y, *rotary) for y in (q, k))
         out = self.attend(attn, x, q, k, v, tiling)
         return attn.to_out[1](attn.to_out[0](out))
+
+
+def of_places(tables: Any, places: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Cosines and sines ``[tokens, D]``, of each axis one after the other."""
+    of_axes = zip(*([x[place[0]] for x in table] for table, place in zip(tables, places)))
+    return tuple(torch.cat(x, -1) for x in of_axes)
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the halves of each axis' third of the channels."""
+    a, b = x.unflatten(-1, (3, 2, -1)).unbind(-2)
+    turned = torch.stack((-b, a), -2).flatten(-3)
+    return (x.float() * cos + turned.float() * sin).to(x.dtype)
 
 
 _processors = {AllegroAttnProcessor2_0: AllegroProcessor}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from flexsparse.slots import BSA, VSA
 from flexsparse.tiling import VideoTiling
 
 Grid = tuple[int, int, int]
+Table = Tensor | tuple[Tensor, Tensor]
 
 
 class Call:
@@ -36,15 +38,15 @@ class Call:
         self._attentions = attentions
         self.grid: Grid | None = None
         # of each call, by its rotary table, and as long as that lives
-        self._grids: Any = WeakIdKeyDictionary()
-        self._tiled: Any = WeakIdKeyDictionary()
+        self._places: Any = WeakIdKeyDictionary()
+        self._made: Any = WeakIdKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without what it remembers of calls."""
-        return {**vars(self), "grid": None, "_grids": None, "_tiled": None}
+        return {**vars(self), "grid": None, "_places": None, "_made": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _grids=WeakIdKeyDictionary(), _tiled=WeakIdKeyDictionary())
+        vars(self).update(state, _places=WeakIdKeyDictionary(), _made=WeakIdKeyDictionary())
 
     def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the model."""
@@ -72,10 +74,12 @@ class Call:
     def _leave_backward(self) -> None:
         self.grid = None
 
-    def tiling(self, tokens: int, text: int = 0, rotary: Any = None) -> VideoTiling:
+    def tiling(self, tokens: int, text: int | None = 0, rotary: Any = None) -> VideoTiling:
         """The tiling of a layer that has so many tokens of video, and of text beside them.
 
         Args:
+            text: None where ``tokens`` are all of the layer's, and those that the grid does not
+                have are text.
             rotary: what the call made for all of its layers, if it did. Activation checkpointing
                 runs a layer once more after the call, with the same tensors, and other calls may
                 have come in between; the backward may have come in elsewhere than at the output.
@@ -83,56 +87,67 @@ class Call:
         Raises:
             ValueError: the model was not called as a whole, or with tokens that are no grid.
         """
-        grid = self._grid(rotary)
-        if math.prod(grid) != tokens:
-            raise ValueError(_not_the_grid(tokens, grid))
-        text = len(range(text))
-        t, h, w, rows = map(int, self._tile_and_rows(grid, text).split())
-        return VideoTiling(grid, (t, h, w), rows, text)
-
-    def beside(self, tokens: int, rotary: Any = None) -> int:
-        """How many of a layer's tokens are beside the grid, as those of an earlier video at
-        another scale: text to the tiling. ValueError as :meth:`tiling`, and for too few tokens."""
-        grid = self._grid(rotary)
-        if tokens < math.prod(grid):
-            raise ValueError(_not_the_grid(tokens, grid))
-        return tokens - math.prod(grid)
-
-    def _grid(self, rotary: Any) -> Grid:
-        grid = self.grid
-        if rotary is not None and not torch.compiler.is_compiling():
-            grid = self._grids.get(rotary[0], grid)
-            if grid is not None:
-                self._grids[rotary[0]] = grid
+        grid = self._place(rotary)
         if grid is None:
             raise ValueError(
                 "a layer of a sparsified model ran by itself, and the video's grid is not known: "
                 "call the model, or restore(model) first (activation checkpointing, which does so, "
                 "takes a loss of the model's output)"
             )
-        return grid
+        if text is None and tokens >= math.prod(grid):
+            text = tokens - math.prod(grid)
+        elif math.prod(grid) != tokens or text is None:
+            raise ValueError(
+                f"a layer has {tokens} tokens of video, but the call's grid {grid} has "
+                f"{math.prod(grid)}: tokens beside the grid, or shards of it, cannot be tiled"
+            )
+        text = len(range(text))
+        t, h, w, rows = map(int, self._tile_and_rows(grid, text).split())
+        return VideoTiling(grid, (t, h, w), rows, text)
+
+    def tiling_beside(self, tokens: int, text: int, rotary: Any = None) -> VideoTiling:
+        """The same of a layer that has so many tokens of the grid and beside it, and text."""
+        tiling = self.tiling(tokens + text, None, rotary)
+        if tiling.text < text:
+            return self.tiling(tokens, 0, rotary)  # says that they are fewer than the grid's
+        return tiling
+
+    def _place(self, rotary: Table | None) -> Grid | None:
+        """The grid of the call that a layer is in, or was."""
+        if rotary is None or torch.compiler.is_compiling():
+            return self.grid
+        here = self._places.get(_key(rotary), self.grid)
+        if here is not None:
+            self._places[_key(rotary)] = here
+        return here
 
     def rotary(
-        self, table: tuple[Tensor, ...], tiling: VideoTiling, first: int = 0, dim: int | None = None
-    ) -> tuple[Tensor, ...]:
+        self, table: Any, tiling: VideoTiling, as_pair: Callable[[Any], Any] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The call's cosines and sines in tile-major order, made once for all of its layers.
 
         Args:
-            table: ``[..., tokens, C]``, or ``[1, tokens, 1, C]``, which gets ``[1, 1, rows, C]``.
-                Its tokens are the video's, or all that the layer has; text that it has no rows of
-                is not turned. Or as many other tensors, which get zeros there but for the first.
-            first: how many of its tokens come before the video, and are moved behind it.
-            dim: the dimension of its tokens, if another, which becomes the last but one.
+            table: cosines and sines, ``[..., tokens of the video, C]``, or ``[1, tokens, 1, C]``,
+                which gets ``[1, 1, rows, C]``. Text that it has no rows of is not turned.
+            as_pair: makes cosines and sines, ``[..., tokens, C]``, of a table of another form.
         """
+
+        def make() -> tuple[Tensor, Tensor]:
+            cos, sin = (as_pair or heads_first)(table)
+            return tile_rotary((cos, sin), tiling)
+
+        return self._once(_key(table), tiling, make)
+
+    def _once(self, key: Tensor, tiling: VideoTiling, make: Callable[[], Any]) -> Any:
+        """What all layers of a call share, as long as ``key`` lives, a tensor of that call."""
         if torch.compiler.is_compiling():  # weak keys are nothing that it could trace
-            return tile_rotary(table, tiling, first, dim)
-        key = table[0]
-        if key.requires_grad:  # checkpointing makes each layer's own, in the backward as before it
-            return tile_rotary(table, tiling, first, dim)
+            return make()
+        if key.requires_grad:  # a checkpointed layer has to make it again in the backward
+            return make()
         made_for = tiling, torch.is_inference_mode_enabled()  # whose tensors no backward may save
-        if self._tiled.get(key, (None,))[0] != made_for:
-            self._tiled[key] = made_for, tile_rotary(table, tiling, first, dim)
-        return self._tiled[key][1]
+        if self._made.get(key, (None,))[0] != made_for:
+            self._made[key] = made_for, make()
+        return self._made[key][1]
 
     @torch.compiler.assume_constant_result
     def _tile_and_rows(self, grid: Grid, text: int) -> str:
@@ -198,20 +213,19 @@ def behind(x: Tensor, first: int, dim: int = 1) -> Tensor:
     return x.roll(-first, dim) if first else x
 
 
-def tile_rotary(
-    table: tuple[Tensor, ...], tiling: VideoTiling, first: int = 0, dim: int | None = None
-) -> tuple[Tensor, ...]:
-    """As :meth:`Call.rotary`, made anew."""
-    made = []
-    for x, of_text in zip(table, (1, 0, 0)):
-        x = x.movedim((1 if x.ndim == 4 else -2) if dim is None else dim, -2)
-        x = F.pad(behind(x, first, -2), (0, 0, 0, tiling.tokens - x.shape[-2]), value=of_text)
-        made.append(tiling.to_tiles(x))
-    return tuple(made)
-
-
-def _not_the_grid(tokens: int, grid: Grid) -> str:
-    return (
-        f"a layer has {tokens} tokens of video, but the call's grid {grid} has {math.prod(grid)}: "
-        f"tokens beside the grid, or shards of it, cannot be tiled"
+def tile_rotary(table: tuple[Tensor, Tensor], tiling: VideoTiling) -> tuple[Tensor, Tensor]:
+    """As :meth:`Call.rotary`, made anew, of cosines and sines ``[..., tokens, C]``."""
+    cos, sin = (
+        tiling.to_tiles(F.pad(x, (0, 0, 0, tiling.tokens - x.shape[-2]), value=of_text))
+        for x, of_text in zip(table, (1, 0))
     )
+    return cos, sin
+
+
+def heads_first(table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    cos, sin = (x.transpose(1, 2) if x.ndim == 4 else x for x in table)
+    return cos, sin
+
+
+def _key(table: Table) -> Tensor:
+    return table if isinstance(table, Tensor) else table[0]

@@ -54,8 +54,9 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
     """Make the self-attention of a diffusers model sparse, in place.
 
     The video's grid is taken from each call: any resolution, one after the other. ``top_k`` above
-    the number of tiles means all, ``sparsity`` follows the grid. Text that attends together with
-    the video (HunyuanVideo, CogVideoX) attends to everything, and everything to it.
+    the number of tiles means all, ``sparsity`` follows the grid. What attends together with the
+    video (text, and conditions and audio in one sequence with it) attends to everything, and
+    everything to it.
 
     VSA adds a linear layer to each attention, ``slot.gate_coarse``, that starts at zero: the model
     is one adapted from a dense checkpoint (``adapt=True``), training it opens the gate, and saving
@@ -71,11 +72,10 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
         method: :class:`VSA` or :class:`BSA`.
 
     Raises:
-        ValueError: a model that is not known, with how to add it, or cannot be sparse, with why;
-            one whose layers run on other tokens than those of one video, or whose folder has gates
-            that are none of these; gates beside queries of another width than the input; a window
-            that does not divide the tile; weights beside which there can be no new gates, since
-            they are sharded, or offloaded to where nothing can be added, or part by part.
+        ValueError: a model that is not known, with how to add it, or cannot be, with why; one whose
+            layers run on other tokens than those of one video, or whose folder has other gates; a
+            window that does not divide the tile; weights beside which there can be no new gates,
+            since they are sharded, or offloaded to where nothing can be added, or part by part.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if not isinstance(method, VSA | BSA):
@@ -94,14 +94,14 @@ def sparsify(model: nn.Module, method: VSA | BSA) -> None:
         name: _slot(attn, family, method, dtype, kept.get(name, {}))
         for name, attn in family.layers(model)
     }
-    _check_shards(model, family, slots, kept)
+    queries = {name: family.query_of(attn).weight for name, attn in family.layers(model)}
+    _check_shards(model, queries, slots, kept)
     gates, there = _parameters(slots), _parameters(_slots_of(model))
     fresh = [name for name, p in gates.items() if p is not there.get(name)]
     if changed := bool(fresh) or gates.keys() != there.keys():
         check_groups(model)
         new = {name.partition(".slot.")[0] for name in fresh}
-        beside = {n: _weight(a, family) for n, a in family.layers(model) if n in new}
-        check_in_memory(model, beside)
+        check_in_memory(model, {name: w for name, w in queries.items() if name in new})
     if not any(kept.values()):
         fill_from_origin(model, gates)
     gone = _undo(model)
@@ -133,10 +133,6 @@ def _own_processors(model: nn.Module, family: Family) -> dict[str, Any]:
     return state.processors
 
 
-def _weight(attn: Any, family: Family) -> Any:
-    return getattr(attn, family.query).weight
-
-
 def _set_processor(attn: Any, processor: Any) -> None:
     """Some attention modules have no other way than to assign it."""
     if hasattr(attn, "set_processor"):
@@ -147,17 +143,16 @@ def _set_processor(attn: Any, processor: Any) -> None:
 
 def _check_shards(
     model: nn.Module,
-    family: Family,
+    queries: dict[str, Any],
     slots: dict[str, nn.Module],
     kept: dict[str, dict[str, nn.Module]],
 ) -> None:
     """Raise ValueError if some gates would lie beside sharded weights as they are."""
     fsdp = any(isinstance(module, FSDPModule) for module in model.modules())
     for name, slot in slots.items():
-        weight = _weight(model.get_submodule(name), family)
         # a forward of the root leaves weights whole, and no DTensors
         new = fsdp and any(gate not in kept.get(name, {}) for gate, _ in slot.named_children())
-        beside = isinstance(weight, DTensor) and any(
+        beside = isinstance(queries[name], DTensor) and any(
             not isinstance(p, DTensor) for p in slot.parameters()
         )
         if new or beside:
@@ -177,9 +172,9 @@ def _kept_gates(
     kept = {}
     for name in state.processors:
         attn: Any = model.get_submodule(name)
-        aside = state.gates.get(name, {})
+        weight, aside = family.query_of(attn).weight, state.gates.get(name, {})
         for gate in aside.values():  # which model.to(...) has not moved
-            if not (weight := _weight(attn, family)).is_meta:
+            if not weight.is_meta:
                 gate.to(weight.device)
             if state.dtype != dtype:
                 gate.to(dtype)
@@ -195,15 +190,10 @@ def _slot(
     attn: Any, family: Family, method: VSA | BSA, dtype: torch.dtype, kept: dict[str, nn.Module]
 ) -> nn.Module:
     """A layer's slot, where its weights are, with the gates that are kept for it."""
-    query = getattr(attn, family.query)
+    query, heads = family.query_of(attn), getattr(attn, family.heads)
     weight = query.weight
-    if isinstance(method, VSA) and method.gates and query.in_features != query.out_features:
-        raise ValueError(
-            f"a layer makes queries of {query.out_features} channels from {query.in_features}, and "
-            "VSA's gates are as wide as the input: give VSA(..., gates=False) or BSA(...)"
-        )
     with torch.device(weight.device):
-        slot = method.build(query.in_features, getattr(attn, family.heads), None)
+        slot = method.build(query.in_features, heads, None, query.out_features // heads)
     if any(p.dtype != dtype for p in slot.parameters()):
         slot.to(dtype)
     slot.requires_grad_(weight.requires_grad)

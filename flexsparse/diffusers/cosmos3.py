@@ -30,8 +30,9 @@ class Cosmos3Processor(Processor):
         rotary_emb: tuple[Tensor, Tensor, Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
         of_text, table = rotary_emb[:2], rotary_emb[2:]
-        text, others = len(und_seq), self.call.beside(len(gen_seq), table)
-        tiling = self.call.tiling(len(gen_seq) - others, others + text, table)
+        text = len(und_seq)
+        tiling = self.call.tiling_beside(len(gen_seq), text, table)
+        others = tiling.text - text
         q, k, v = (self.heads(attn, name, und_seq) for name in ("to_q", "to_k", "to_v"))
         q, k = attn.norm_q(q), attn.norm_k(k)
         seen = k if attn.k_norm_und_for_gen is None else attn.k_norm_und_for_gen(k)

@@ -23,14 +23,14 @@ class Family:
     Args:
         name: the model's class, ``type(model).__name__``.
         grid: the tokens along (T, H, W) of a call: called as the model is, with the model first.
-        layers: its self-attention modules over the video, by name. Each has ``processor``, as
-            diffusers' own attention modules do.
+        layers: its self-attention modules over the video, by name. Each has ``heads``, ``to_q``,
+            ``processor`` and ``set_processor``, as diffusers' own attention modules do.
         processor: made from the shared Call; takes the place of each layer's processor. Where it
             depends on that one, of which parameters it reads, give one for each class that is
             known: a layer with any other, which may compute something else, is refused.
         noise: noise levels, 0 for data and 1 for noise, from the call's argument ``timestep``.
-        query: an attention module's name for the linear layer that makes the video's queries.
-        heads: its name for how many heads they have.
+        query: what the layers call ``to_q``.
+        heads: what they call ``heads``.
     """
 
     name: str
@@ -40,6 +40,10 @@ class Family:
     noise: Callable[[Tensor], Tensor] = of_a_thousand
     query: str = "to_q"
     heads: str = "heads"
+
+    def query_of(self, attn: Any) -> Any:
+        """The projection of a layer's queries."""
+        return getattr(attn, self.query)
 
     def of(self, model: nn.Module) -> Family:
         """The family of one model of the class, where they differ."""

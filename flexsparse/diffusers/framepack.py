@@ -13,6 +13,7 @@ from diffusers.models.transformers.transformer_hunyuan_video_framepack import (
 from flexsparse.diffusers.call import Grid
 from flexsparse.diffusers.families import Family, register
 from flexsparse.diffusers.hunyuan_video import HunyuanVideoProcessor, hunyuan_video_grid, layers
+from flexsparse.tiling import VideoTiling
 
 _call = signature(HunyuanVideoFramepackTransformer3DModel.forward)
 
@@ -20,8 +21,8 @@ _call = signature(HunyuanVideoFramepackTransformer3DModel.forward)
 class FramepackProcessor(HunyuanVideoProcessor):
     """In place of diffusers' HunyuanVideoAttnProcessor2_0, where history comes before the grid."""
 
-    def before_video(self, tokens: int, rotary: Any) -> int:
-        return self.call.beside(tokens, rotary)
+    def tiling(self, tokens: int, text: int, rotary: Any) -> VideoTiling:
+        return self.call.tiling_beside(tokens, text, rotary)
 
 
 def framepack_grid(*args: Any, **kwargs: Any) -> Grid:

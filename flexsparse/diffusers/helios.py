@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flexsparse.diffusers.call import Grid, Processor, behind, split_heads
 from flexsparse.diffusers.families import Family, layers_of, register
-from flexsparse.diffusers.wan import project, rotate_pairs, wan_grid
+from flexsparse.diffusers.wan import as_read, project, rotate_pairs, wan_grid
 
 _call = signature(HeliosTransformer3DModel.forward)
 
@@ -34,16 +34,14 @@ class HeliosProcessor(Processor):
         given = dict(encoder_hidden_states=encoder_hidden_states, attention_mask=attention_mask)
         self.refuse(**given)
         tokens = hidden_states.shape[1]
-        table = None if rotary_emb is None else (rotary_emb,)
-        first = self.call.beside(tokens, table)
-        tiling = self.call.tiling(tokens - first, first, table)
+        tiling = self.call.tiling(tokens, None, rotary_emb)
+        first = tiling.text
         x = tiling.to_tiles(behind(hidden_states, first))
         q, k, v = (split_heads(y, attn.heads) for y in project(attn, x))
-        if table is not None:  # [B, tokens, 2 * D], of which diffusers reads these
-            (rotary,) = self.call.rotary(table, tiling, first)
-            cos, sin = rotary.unsqueeze(1).chunk(2, -1)
-            cos, sin = cos[..., ::2], sin[..., 1::2]
-            q, k = rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
+        if rotary_emb is not None:  # [B, tokens, 2 * D]
+            as_pair = lambda x: as_read(*behind(x, first).unsqueeze(1).chunk(2, -1))  # noqa: E731
+            rotary = self.call.rotary(rotary_emb, tiling, as_pair)
+            q, k = rotate_pairs(q, *rotary), rotate_pairs(k, *rotary)
         if attn.is_amplify_history and original_context_length is not None:
             old = torch.arange(tokens, device=k.device) < tokens - original_context_length
             old = tiling.to_tiles(behind(old[:, None], first, 0)) > 0

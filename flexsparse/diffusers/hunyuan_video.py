@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flexsparse.diffusers.call import Grid, Processor, behind
 from flexsparse.diffusers.families import Family, layers_of, register
+from flexsparse.tiling import VideoTiling
 
 
 class HunyuanVideoProcessor(Processor):
@@ -27,8 +28,8 @@ class HunyuanVideoProcessor(Processor):
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         tokens, text = hidden_states.shape[1], encoder_hidden_states.shape[1]
-        first = self.before_video(tokens, image_rotary_emb)
-        tiling = self.call.tiling(tokens - first, first + text, image_rotary_emb)
+        tiling = self.tiling(tokens, text, image_rotary_emb)
+        first = tiling.text - text  # before the video
         x = behind(hidden_states, first)
         names = ("to_q", "to_k", "to_v"), ("norm_q", "norm_k")
         if attn.add_q_proj is None:
@@ -43,7 +44,8 @@ class HunyuanVideoProcessor(Processor):
             q, k, v = (torch.cat(pair, 1) for pair in of_both)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         if image_rotary_emb is not None:
-            rotary = self.call.rotary(image_rotary_emb, tiling, first, self.rotary_dim)
+            as_pair = lambda x: self.as_pair(*(behind(y, first, 0) for y in x))  # noqa: E731
+            rotary = self.call.rotary(image_rotary_emb, tiling, as_pair)
             q, k = self.rotate(q, rotary), self.rotate(k, rotary)
         lengths = None
         if attention_mask is not None:
@@ -57,11 +59,13 @@ class HunyuanVideoProcessor(Processor):
         return out, words
 
     rotate: Any = staticmethod(apply_rotary_emb)  # whose annotations are those of another mode
-    rotary_dim: int | None = None
 
-    def before_video(self, tokens: int, rotary: Any) -> int:
-        """How many of a layer's tokens beside the text come before those of the video."""
-        return 0
+    def as_pair(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines ``[..., tokens, D]`` of a table, tokens first."""
+        return cos, sin
+
+    def tiling(self, tokens: int, text: int, rotary: Any) -> VideoTiling:
+        return self.call.tiling(tokens, text, rotary)
 
     def text_lengths(self, mask: Tensor, tokens: int, text: int) -> Tensor:
         """The lengths of the batch's texts, from their mask: the model makes no other."""

@@ -21,7 +21,10 @@ class MochiProcessor(HunyuanVideoProcessor):
     """In place of diffusers' MochiAttnProcessor2_0. What it makes of a text's padding is another,
     and nothing reads it."""
 
-    rotary_dim = 0  # each head has angles of its own: [tokens, H, D / 2]
+    def as_pair(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Each head has angles of its own, ``[tokens, H, D / 2]``."""
+        cos, sin = (x.transpose(0, 1).repeat_interleave(2, -1) for x in (cos, sin))
+        return cos, sin
 
     @staticmethod
     def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from diffusers.models.transformers import (
 )
 from torch import Tensor
 
-from flexsparse.diffusers.call import Grid, Processor, split_heads
+from flexsparse.diffusers.call import Grid, Processor, heads_first, split_heads
 from flexsparse.diffusers.families import Family, layers_of, register
 
 
@@ -33,10 +33,9 @@ class WanProcessor(Processor):
         tiling = self.call.tiling(hidden_states.shape[1], rotary=rotary_emb)
         x = tiling.to_tiles(hidden_states)
         q, k, v = (split_heads(y, attn.heads) for y in project(attn, x))
-        if rotary_emb is not None:  # [1, tokens, 1, D], of which diffusers reads these
-            cos, sin = self.call.rotary(rotary_emb, tiling)
-            cos, sin = cos[..., ::2], sin[..., 1::2]
-            q, k = rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
+        if rotary_emb is not None:  # [1, tokens, 1, D], each angle twice
+            rotary = self.call.rotary(rotary_emb, tiling, lambda x: as_read(*heads_first(x)))
+            q, k = rotate_pairs(q, *rotary), rotate_pairs(k, *rotary)
         out = self.attend(attn, x, q, k, v, tiling)
         return attn.to_out[1](attn.to_out[0](out))
 
@@ -51,9 +50,17 @@ def project(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate channels (2i, 2i + 1) of x by angle i, computed in its dtype, returned in x's."""
+    """Rotate channels (2i, 2i + 1) of x by angles that stand twice in cos and sin, computed in
+    theirs, returned in x's dtype."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
+    turned = torch.stack((-odd, even), -1).flatten(-2)
+    return (x * cos + turned * sin).to(x.dtype)
+
+
+def as_read(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """What diffusers reads of tables in which each angle stands twice, or should: ChronoEdit's are
+    shifted by a channel where a third of a head is odd."""
+    return cos[..., ::2].repeat_interleave(2, -1), sin[..., 1::2].repeat_interleave(2, -1)
 
 
 def wan_grid(model: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Grid:
