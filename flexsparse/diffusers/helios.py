@@ -45,8 +45,8 @@ class HeliosProcessor(Processor):
         if attn.is_amplify_history and original_context_length is not None:
             old = torch.arange(tokens, device=k.device) < tokens - original_context_length
             old = tiling.to_tiles(behind(old[:, None], first, 0)) > 0
-            most = torch.sigmoid(attn.history_key_scale).view(-1, 1, 1) * (attn.max_scale - 1)
-            k = k * torch.where(old, 1 + most, 1).to(k.dtype)
+            scale = 1 + torch.sigmoid(attn.history_key_scale).view(-1, 1, 1) * (attn.max_scale - 1)
+            k = torch.where(old, (k * scale).to(k.dtype), k)
         out = behind(self.attend(attn, x, q, k, v, tiling), -first)
         return attn.to_out[1](attn.to_out[0](out))
 

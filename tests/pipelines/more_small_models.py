@@ -80,7 +80,10 @@ def anyflow_batch(grid: Grid, seed: int) -> dict[str, Any]:
 
 
 def helios() -> nn.Module:
-    return HeliosTransformer3DModel(**LIKE_WAN, rope_dim=(4, 6, 6), is_amplify_history=True)
+    model = HeliosTransformer3DModel(**LIKE_WAN, rope_dim=(4, 6, 6), is_amplify_history=True)
+    for block in model.blocks:  # two numbers: too few for one error to be held to another
+        block.attn1.history_key_scale.requires_grad_(False)
+    return model
 
 
 def history(grid: Grid) -> int:

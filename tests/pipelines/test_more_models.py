@@ -104,6 +104,17 @@ def test_history_of_the_videos_size_is_part_of_its_grid(name):
         torch.testing.assert_close(found, run(model, batch | smaller))
 
 
+def test_the_scale_of_helios_history_has_its_gradient():
+    small, found = SMALL["helios"], []
+    model, batch = small.model(0, torch.float64), small.batch(GRID, 0)
+    scales = [block.attn1.history_key_scale.requires_grad_() for block in model.blocks]
+    for change in (None, ALL):
+        if change is not None:
+            sparsify(model, change)
+        found.append(torch.autograd.grad(run(model, batch).square().mean(), scales))
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_one_sample_of_framepack_brings_its_text_alone():
     small, batch = SMALL["framepack"], SMALL["framepack"].batch(GRID, 0)
     one = {n: x[:1] if len(x) == 2 and "indices" not in n else x for n, x in batch.items()}
