@@ -154,6 +154,13 @@ class Call:
         parts = tuple(len(range(size)) for size in packed.parts) if packed else ()
         return VideoTiling(grid, (t, h, w), rows, text, parts)
 
+    def tiling_beside(self, tokens: int, text: int, rotary: Any = None) -> VideoTiling:
+        """The same of a layer that has so many tokens of the grid and beside it, and text."""
+        tiling = self.tiling(tokens + text, None, rotary)
+        if tiling.text < text:
+            return self.tiling(tokens, 0, rotary)  # says that they are fewer than the grid's
+        return tiling
+
     def _met(self, rotary: Table | None) -> Met | None:
         """Of the call that a layer is in, or was."""
         if rotary is None or torch.compiler.is_compiling():
@@ -198,6 +205,8 @@ class Call:
     def _once(self, key: Tensor, tiling: VideoTiling, make: Callable[[], Any]) -> Any:
         """What all layers of a call share, as long as ``key`` lives, a tensor of that call."""
         if torch.compiler.is_compiling():  # weak keys are nothing that it could trace
+            return make()
+        if key.requires_grad:  # a checkpointed layer has to make it again in the backward
             return make()
         made_for = tiling, torch.is_inference_mode_enabled()  # whose tensors no backward may save
         if self._made.get(key, (None,))[0] != made_for:
@@ -279,6 +288,11 @@ def tile_rows(rows: Tensor, tiling: VideoTiling) -> tuple[Tensor, Tensor]:
     memory = torch.arange(tiling.padded_tokens, device=rows.device)
     back = torch.empty_like(rows).index_copy(0, rows, tiling.from_tiles(memory[:, None])[:, 0])
     return index, back
+
+
+def behind(x: Tensor, first: int, dim: int = 1) -> Tensor:
+    """x with its first tokens after all others; with minus as many, as it was before."""
+    return x.roll(-first, dim) if first else x
 
 
 def tile_rotary(table: tuple[Tensor, Tensor], tiling: VideoTiling) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""CogVideoX: text joins the video, before it, always as long as the model's text encoder pads."""
+"""CogVideoX and ConsisID: text joins the video, before it, always as long as its encoder pads."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class FusedCogVideoXProcessor(CogVideoXProcessor):
 def cogvideox_grid(model: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Grid:
     """The latent is ``[B, T, C, H, W]``."""
     t, _, h, w = hidden_states.shape[1:]
-    p, p_t = model.config.patch_size, model.config.patch_size_t or 1
+    p, p_t = model.config.patch_size, model.config.get("patch_size_t") or 1
     return t // p_t, h // p, w // p
 
 
@@ -68,3 +68,4 @@ _processors = {
 }
 _layers = layers_of("transformer_blocks", attention="attn1")
 register(Family("CogVideoXTransformer3DModel", cogvideox_grid, _layers, _processors))
+register(Family("ConsisIDTransformer3DModel", cogvideox_grid, _layers, _processors))

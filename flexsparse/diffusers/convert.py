@@ -13,12 +13,24 @@ from torch.distributed.tensor import DTensor
 
 from flexsparse.by_noise import ByNoise
 from flexsparse.diffusers import (  # noqa: F401  # register
+    allegro,
+    anyflow,
     cogvideox,
+    cosmos,
+    cosmos3,
+    easyanimate,
+    framepack,
+    helios,
     hunyuan_video,
+    hunyuan_video15,
     kandinsky,
     ltx,
     ltx2,
     minimax_h3,
+    mochi,
+    motif_video,
+    refused,
+    skyreels_v2,
     wan,
 )
 from flexsparse.diffusers.call import Call, Processor, check_processor
@@ -82,10 +94,10 @@ def sparsify(
 
     Raises:
         ValueError: noise levels or layers that are none; a model that is not known, with how to add
-            it, one whose layers run on other tokens than those of one video, or whose folder has
-            gates that are none of these; a window that does not divide the tile; weights beside
-            which there can be no new gates, since they are sharded, or offloaded to where nothing
-            can be added, or part by part.
+            it, or cannot be, with why; one whose layers run on other tokens than those of one
+            video, or whose folder has other gates; a window that does not divide the tile; weights
+            beside which there can be no new gates, since they are sharded, or offloaded to where
+            nothing can be added, or part by part.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     slot = _slot_of(method, dense_above, tuple(dense_layers))
@@ -114,7 +126,7 @@ def sparsify(
     call = Call(slot, family.grid, family.noise_of, dict(family.layers(model)))
     for name, attn in family.layers(model):
         attn.slot = slots[name]
-        attn.set_processor(kinds[name](call))
+        _set_processor(attn, kinds[name](call))
     hooks = (
         model.register_forward_pre_hook(call.enter, with_kwargs=True),
         model.register_forward_hook(call.leave, always_call=True),
@@ -162,6 +174,14 @@ def _own_processors(model: nn.Module, family: Family) -> dict[str, Any]:
     for name, attn in family.layers(model):
         check_processor(name, attn)
     return state.processors
+
+
+def _set_processor(attn: Any, processor: Any) -> None:
+    """Some attention modules have no other way than to assign it."""
+    if hasattr(attn, "set_processor"):
+        attn.set_processor(processor)
+    else:
+        attn.processor = processor
 
 
 def _check_shards(
@@ -258,7 +278,7 @@ def _undo(model: nn.Module) -> list[nn.Module]:
     for name, processor in state.processors.items():
         attn: Any = model.get_submodule(name)
         if isinstance(attn.processor, Processor):  # what others have set since is theirs
-            attn.set_processor(processor)
+            _set_processor(attn, processor)
         del attn.slot
     for hook in state.hooks:
         hook.remove()

@@ -57,6 +57,10 @@ class Family:
             )
         return self.noise(timestep)
 
+    def of(self, model: nn.Module) -> Family:
+        """The family of one model of the class, where they differ."""
+        return self
+
     def processor_for(self, layer: str, replaced: Any) -> type[Processor]:
         """What takes the place of a layer's processor; ValueError for one that is not known."""
         if not isinstance(self.processor, Mapping):
@@ -71,6 +75,7 @@ class Family:
 
 
 _FAMILIES: dict[str, Family] = {}
+_REFUSED: dict[str, str] = {}
 
 
 def register(family: Family) -> Family:
@@ -79,11 +84,18 @@ def register(family: Family) -> Family:
     return family
 
 
+def refuse(name: str, reason: str) -> None:
+    """Make known why a class of models cannot be sparsified: a sentence's end, after a colon."""
+    _REFUSED[name] = reason
+
+
 def family_of(model: nn.Module) -> Family:
     """The family of a model; ValueError where it is not known."""
     for kind in type(model).__mro__:
         if kind.__name__ in _FAMILIES:
-            return _FAMILIES[kind.__name__]
+            return _FAMILIES[kind.__name__].of(model)
+        if kind.__name__ in _REFUSED:
+            raise ValueError(f"{kind.__name__} cannot be sparsified: {_REFUSED[kind.__name__]}")
     name = type(model).__name__
     if hasattr(model, "transformer"):
         raise ValueError(f"{name} is a pipeline: give its model, sparsify(pipe.transformer, ...)")

@@ -1,7 +1,5 @@
 """Small random models of diffusers, each with a batch of its own form."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,40 +19,9 @@ from diffusers.modular_pipelines.minimax_h3.before_denoise import (
     MiniMaxH3PrepareLayoutStep,
     MiniMaxH3SetTimestepsStep,
 )
+from more_small_models import MORE
+from small import HEADS, Grid, Small, as_dtype, randn, run  # noqa: F401  # for the tests
 from torch import Tensor, nn
-
-HEADS = dict(num_attention_heads=2, attention_head_dim=16)
-Grid = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Small:
-    """A model with every weight awake; `batch(grid, seed)` is what it is called with."""
-
-    build: Callable[[], nn.Module]
-    batch: Callable[[Grid, int], dict[str, Any]]
-    text: int  # tokens that attend together with the video
-
-    def model(self, seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
-        torch.manual_seed(seed)
-        model = self.build().eval()
-        with torch.no_grad():
-            for parameter in model.parameters():  # biases and zero-initialised ones, too
-                parameter.add_(0.05 * torch.randn_like(parameter))
-        return model.to(dtype)
-
-
-def run(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    dtype = next(model.parameters()).dtype
-    return model(**{name: as_dtype(x, dtype) for name, x in batch.items()}).sample
-
-
-def as_dtype(x: Any, dtype: torch.dtype) -> Any:
-    return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def wan() -> nn.Module:
@@ -235,10 +202,15 @@ SMALL = {
     "wan": Small(wan, wan_batch, 0),
     "vace": Small(wan_vace, wan_vace_batch, 0),
     "hunyuan": Small(hunyuan_video, hunyuan_video_batch, 9),
-    "cogvideox": Small(cogvideox, cogvideox_batch, 7),
+    "cogvideox": Small(cogvideox, cogvideox_batch, 7, 7),
     "ltx": Small(ltx, ltx_batch, 0),
-    "minimax_h3": Small(minimax_h3, minimax_h3_batch, 9),
+    "minimax_h3": Small(minimax_h3, minimax_h3_batch, 9, 9),
     "kandinsky5": Small(kandinsky5, kandinsky5_batch, 0),
     "kandinsky6": Small(kandinsky6, kandinsky6_batch, 0),
     "ltx2": Small(ltx2, ltx2_batch, 6),
-}
+} | MORE
+# with a layer of each kind: for what lies around layers
+KINDS = (
+    *("wan", "vace", "hunyuan", "cogvideox", "ltx", "mochi", "cosmos3"),
+    *("minimax_h3", "kandinsky5", "kandinsky6", "ltx2"),
+)

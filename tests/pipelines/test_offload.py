@@ -4,7 +4,7 @@ import accelerate
 import pytest
 import torch
 from diffusers.hooks import apply_group_offloading
-from small_models import SMALL, run
+from small_models import KINDS, SMALL, run
 from test_gate_files import value_of
 
 from flexsparse.diffusers import BSA, VSA, gates_of, load_gates, restore, save_gates, sparsify
@@ -26,7 +26,7 @@ WAYS = {
     "casting": lambda model: model.enable_layerwise_casting(torch.bfloat16, torch.float32),
 }
 ways = pytest.mark.parametrize("way", WAYS)
-families = pytest.mark.parametrize("name", SMALL)
+families = pytest.mark.parametrize("name", KINDS)
 # accelerate cannot rebuild the one's output, and the other's first layers take the storage's dtype
 DENSE_CANNOT = ("ltx2", "sequential"), ("kandinsky6", "casting")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from laws import assert_accurate
 from peft import LoraConfig
-from small_models import SMALL, run
+from small_models import KINDS, SMALL, run
 from small_pipelines import PIPELINES
 
 from flexsparse import Mass
@@ -73,7 +73,7 @@ def test_a_pipeline_itself_is_refused_with_what_to_give():
         sparsify(pipe, SPARSE)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("method", [SPARSE, BSA(keep=0.5)], ids=["vsa", "bsa"])
 @pytest.mark.parametrize("first", ["lora", "sparsify"])
 def test_lora_works_whichever_comes_first(name, method, first, tmp_path):

@@ -152,8 +152,11 @@ def test_with_all_tiles_a_layer_does_what_its_own_processor_does(name, change, a
         pytest.skip("it sets processors, which is refused")
     batch = small.batch(GRID, 0)
     model = small.model(0)
-    if change not in (plain, fused) and takes(model, "attention_kwargs"):
-        batch |= dict(attention_kwargs=dict(scale=0.5))
+    if change not in (plain, fused):
+        if not hasattr(model, "add_adapter"):
+            pytest.skip("this model has no such method")
+        if takes(model, "attention_kwargs"):
+            batch |= dict(attention_kwargs=dict(scale=0.5))
     state = torch.get_rng_state()
     if after:
         sparsify(model, VSA(sparsity=0.0, tile=(1, 2, 3)))
@@ -191,17 +194,18 @@ def test_a_processor_that_is_not_known_is_refused():
     assert type(model.blocks[1].attn1.processor) is Mine
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL.keys() - {"cosmos3"})  # whose processor takes no more
 def test_an_argument_that_cannot_be_obeyed_is_refused(name):
     small = SMALL[name]
     model, batch = small.model(0), small.batch(GRID, 0)
     sparsify(model, VSA(sparsity=0.5))
     attn = next(m for m in model.modules() if hasattr(m, "slot"))
-    tokens = 40 + small.text
-    names = list(inspect.signature(attn.forward).parameters)
+    text, _ = small.beside(GRID)
+    tokens = 40 + text
+    names = list(inspect.signature(attn.processor.__call__).parameters)
     masks = {"attention_mask", "attn_mask"}.intersection(names)
     given = [{mask: torch.zeros(2, 1, tokens, tokens)} for mask in masks]
-    if name in ("hunyuan", "cogvideox"):
+    if text and name not in ("minimax_h3", "ltx2"):
         given += [dict(attention_mask=torch.zeros(2, 1, 1, tokens))]  # to be added to scores
     elif "encoder_hidden_states" in names:
         given += [dict(encoder_hidden_states=torch.zeros(2, 6, 32))]

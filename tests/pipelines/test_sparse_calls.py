@@ -83,6 +83,8 @@ def test_a_call_that_raises_leaves_no_grid_behind():
 def test_layers_share_a_rotary_table_that_lives_as_long_as_the_call(name):
     small, made = SMALL[name], []
     model = small.model(0)
+    if name == "mochi":
+        model.pos_frequencies.requires_grad_(False)
     sparsify(model, SPARSE)
 
     def tiled(*given):
@@ -119,7 +121,7 @@ def test_a_rotary_table_of_many_calls_is_tiled_for_each_kind():
     assert torch.equal(out, fresh(batch))
 
 
-@families
+@pytest.mark.parametrize("name", SMALL.keys() - {"cosmos3"})  # which is not for it
 def test_autocast_computes_in_its_dtype(name):
     small, batch = SMALL[name], SMALL[name].batch((2, 4, 5), 0)
     model = small.model(0)

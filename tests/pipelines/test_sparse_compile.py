@@ -14,6 +14,7 @@ from flexsparse.diffusers import BSA, VSA, sparsify
 diffusers.utils.logging.set_verbosity_error()  # it says of every cast which modules it keeps
 GRIDS = (2, 4, 5), (2, 6, 7)
 SPARSE = VSA(sparsity=0.5, tile=None)
+MORE = "mochi", "cosmos3", "anyflow", "helios"  # each in ways of its own
 # programs of all models count towards one limit: each has the hook that asks for the grid
 many_programs = torch._dynamo.config.patch(recompile_limit=64)
 
@@ -42,6 +43,7 @@ def test_wan_compiles_as_a_whole_and_for_the_next_grid():
         ("kandinsky5", SPARSE, GRIDS[:1]),
         ("kandinsky6", BSA(keep=0.5, kv=Mass(0.9)), GRIDS),
         ("ltx2", SPARSE, GRIDS[:1]),
+        *((name, SPARSE, GRIDS[:1]) for name in MORE),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )
@@ -50,8 +52,9 @@ def test_so_do_the_others(name, method, grids):
     """One layer of each kind, and one grid for the longest to trace, for time's sake."""
     small = SMALL[name]
     model = small.model(0)
-    blocks = "visual_transformer_blocks" if "kandinsky" in name else "transformer_blocks"
-    setattr(model, blocks, getattr(model, blocks)[:1])
+    lists = {"transformer_blocks", "visual_transformer_blocks", "blocks", "layers"}
+    for blocks in lists & dict(model.named_children()).keys():
+        setattr(model, blocks, getattr(model, blocks)[:1])
     dense = run(model, small.batch(GRIDS[0], 0))
     sparsify(model, method)
     compiled = torch.compile(model, fullgraph=True, backend="eager")

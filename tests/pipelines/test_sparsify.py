@@ -1,6 +1,6 @@
 """diffusers' models made sparse: dense as the limit, the oracle in between, and back again."""
 
-from contextlib import ExitStack
+import math
 from unittest import mock
 
 import diffusers
@@ -46,47 +46,39 @@ def test_with_all_tiles_a_model_is_the_dense_one(name, grid, seed, method, dtype
     assert_accurate(found, [dense], exact)
 
 
-def oracle(method, grid):
-    """In place of the attention that diffusers' processors call with raster q, k and v."""
-
-    def attend(q, k, v, mask=None, text=0, text_first=False):
-        if text_first:
-            q, k, v = (torch.cat((x[..., text:, :], x[..., :text, :]), -2) for x in (q, k, v))
-        lengths = None if mask is None else mask[:, 0, 0].sum(-1) - (q.shape[-2] - text)
-        tiling = VideoTiling(grid, method.tile, text=text)
-        rule = method.build(32, 2, None).kv_rule
-        options = dict(top_k=rule, query_tiles=method.query_tiles)
-        chosen = vsa_tile_map(tiling.to_tiles(q), tiling.to_tiles(k), tiling, **options)
-        given = dict(top_k=0, tile_map=chosen, text_lengths=lengths, dtype=q.dtype)
-        out = reference.vsa(q, k, v, grid, tiling.tile, **given)
-        if text_first:
-            out = torch.cat((out[..., -text:, :], out[..., :-text, :]), -2)
-        return out
-
-    return attend
+def oracle(method, grid, q, k, v, mask, before):
+    """In place of the attention that diffusers' processors call with raster q, k and v, of which
+    the first `before` rows are not the video's."""
+    video = math.prod(grid)
+    order = torch.arange(q.shape[-2]).split([before, video, q.shape[-2] - before - video])
+    order = torch.cat((order[1], order[0], order[2]))
+    q, k, v = (x[..., order, :] for x in (q, k, v))
+    text = q.shape[-2] - video
+    tiling = VideoTiling(grid, method.tile, text=text)
+    rule = method.build(32, 2, None).kv_rule
+    options = dict(top_k=rule, query_tiles=method.query_tiles)
+    chosen = vsa_tile_map(tiling.to_tiles(q), tiling.to_tiles(k), tiling, **options)
+    lengths = None if mask is None else mask[:, 0, 0].sum(-1) - video
+    given = dict(top_k=0, tile_map=chosen, text_lengths=lengths, dtype=q.dtype)
+    return reference.vsa(q, k, v, grid, tiling.tile, **given)[..., order.argsort(), :]
 
 
-def patched(name, attend, text, video):
+def patched(name, method, grid):
     """diffusers' own model with another self-attention over the video."""
-    stack = ExitStack()
-    dense = F.scaled_dot_product_attention
+    text, before = SMALL[name].beside(grid)
+    video, dense = math.prod(grid), F.scaled_dot_product_attention
 
-    def dispatched(q, k, v, attn_mask=None, **_):
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        if q.shape == k.shape and q.shape[-2] == video + text:
-            first = name == "minimax_h3"
-            return attend(q, k, v, attn_mask, text, first).transpose(1, 2)
-        return dense(q, k, v, attn_mask).transpose(1, 2)
+    def attend(query, key, value, attn_mask=None, enable_gqa=False, **options):
+        rows, keys = query.shape[-2], key.shape[-2]
+        of_one = name == "mochi" and query.shape == key.shape and rows >= video  # text of any size
+        if not of_one and keys != video + text or keys - rows not in (0, before):
+            return dense(query, key, value, attn_mask, enable_gqa=enable_gqa, **options)
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+        query = F.pad(query, (0, 0, keys - rows, 0))  # text that sees itself alone
+        out = oracle(method, grid, query, key, value, attn_mask, before)
+        return out[..., keys - rows :, :]
 
-    if name == "cogvideox":
-        take = lambda q, k, v, **_: attend(q, k, v, None, text, True)  # noqa: E731
-        where = "diffusers.models.attention_processor.F.scaled_dot_product_attention"
-        stack.enter_context(mock.patch(where, take))
-    else:
-        file = dict(vace="wan", hunyuan="hunyuan_video", kandinsky5="kandinsky").get(name, name)
-        where = f"diffusers.models.transformers.transformer_{file}.dispatch_attention_fn"
-        stack.enter_context(mock.patch(where, dispatched))
-    return stack
+    return mock.patch("torch.nn.functional.scaled_dot_product_attention", attend)
 
 
 @families
@@ -95,12 +87,12 @@ def patched(name, attend, text, video):
 def test_a_sparse_model_is_diffusers_own_with_the_oracle_inside(name, grid, seed, query_tiles):
     """In fp64, where both choose the same tiles."""
     small, batch = SMALL[name], SMALL[name].batch(grid, seed)
+    grid = max(grid[0], small.frames), *grid[1:]
     model = small.model(seed, torch.float64)
     tile = tuple(min(a, b) for a, b in zip((1, 2, 3), grid))
     method = VSA(sparsity=0.6, tile=tile, query_tiles=query_tiles)
     dense = run(model, batch)
-    video = grid[0] * grid[1] * grid[2]
-    with patched(name, oracle(method, grid), small.text, video):
+    with patched(name, method, grid):
         wanted = run(model, batch)
     sparsify(model, method)
     found = run(model, batch)
