@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import tyro
-
 from models.wan.generate import options as generate
 from models.wan.generate.quality import options as quality
 from models.wan.generate.sizes import draft_size
+
 from train import export
 from train.data import cache_latents, encode_prompts
 from train.registry import load_config
