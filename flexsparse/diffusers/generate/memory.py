@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from flexsparse.diffusers.families import family_of
-from flexsparse.diffusers.generate.folder import MODELS, Folder
+from flexsparse.diffusers.generate.folder import Folder
 from flexsparse.diffusers.generate.weights import shapes_in
 
 # Rows of a block that are alive at once: its input, normed, queries, keys, values, tile-major
@@ -24,9 +24,9 @@ def check_memory(o: argparse.Namespace, folder: Folder, tokens: int) -> None:
     It is a lower bound: the VAE's decoding, for one, is not in it.
     """
     weights = {
-        name: bytes_of(folder.path / name, o.vae_dtype if name == "vae" else o.dtype)
+        name: size
         for name in folder.parts
-        if name.startswith(MODELS)
+        if (size := bytes_of(folder.path / name, o.vae_dtype if name == "vae" else o.dtype))
     }
     width = next(attn for _, attn in family_of(folder.first).layers(folder.first)).to_q.in_features
     call = _ROWS * tokens * width * getattr(torch, o.dtype).itemsize

@@ -56,6 +56,7 @@ def _add_content(p: argparse._ArgumentGroup) -> None:
         "--call",
         type=_named,
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME=VALUE",
         help="more arguments of the pipeline's call, values in JSON or text",
@@ -89,6 +90,7 @@ def _add_machine(p: argparse._ArgumentGroup) -> None:
     p.add_argument(
         "--lora",
         nargs="+",
+        action="extend",
         default=[],
         metavar="FILE",
         help="LoRA's file or folder; a second one is for a pair's second transformer",

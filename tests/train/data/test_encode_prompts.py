@@ -148,5 +148,5 @@ def test_what_ends_it_in_the_middle_is_one_line(
 
 def test_the_docs_have_the_command():
     docs = (Path(__file__).parents[3] / "docs/wan.md").read_text()
-    (given,) = re.findall(r"^python -m train.data.encode_prompts (.*)$", docs, re.M)
+    (given,) = re.findall(r"`python -m train.data.encode_prompts ([^`\n]*)`", docs)
     assert tyro.cli(Options, args=given.split()).prompts == "TEXT_OR_FILE"

@@ -25,7 +25,7 @@ class Step:
 
     Attributes:
         level: 1 for noise, 0 for data.
-        latent: what the first call was given as `hidden_states`, on the CPU.
+        latent: what the first call was given first, on the CPU.
         output: sums of squares ``[2]`` of the output's difference and of the dense one.
         layers: by number, the same of each attention's output, and its shares of tiles, queries and
             weight, a row for each call.
@@ -64,7 +64,7 @@ class Watch:
         given = inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments
         level = float(family_of(model).noise(given["timestep"]).max())
         if not self.steps or self.steps[-1].level != level:
-            latent = given["hidden_states"].detach().cpu()
+            latent = next(x for x in given.values() if isinstance(x, Tensor)).detach().cpu()
             self.steps.append(Step(level, latent, torch.zeros(2, dtype=torch.float64)))
 
 
