@@ -1,6 +1,7 @@
 """For the tests of the generator: folders of small random pipelines, with text encoders or without,
 and its command."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,24 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from flexsparse.diffusers.generate.__main__ import main
 
 WORDS = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", "a", "red", "wall", "blue"])}
+BARE = PIPELINES | {"vace": replace(PIPELINES["wan"], cls=diffusers.WanVACEPipeline)}
 diffusers.utils.logging.set_verbosity_error()
+
+
+def with_control() -> Any:
+    """VACE's transformer for the small VAE: 2 x 4 channels of control, and 8 x 8 of its mask."""
+    sizes = dict(in_channels=4, out_channels=4, text_dim=8, ffn_dim=32, num_layers=1, freq_dim=16)
+    torch.manual_seed(0)
+    control = dict(vace_layers=[0], vace_in_channels=72)
+    return diffusers.WanVACETransformer3DModel(**HEADS, **sizes, **control).eval()
 
 
 def write_bare(name: str, folder: Path) -> Path:
     """A family's pipeline without text encoders, and `texts.safetensors` beside its parts, of two
     texts."""
-    small = PIPELINES[name]
-    small.build(SMALL[name].model(0)).save_pretrained(folder)
+    small = BARE[name]
+    model = with_control() if name == "vace" else SMALL[name].model(0)
+    small.build(model).save_pretrained(folder)
     save_file({n: x.contiguous() for n, x in small.texts().items()}, folder / "texts.safetensors")
     return folder
 

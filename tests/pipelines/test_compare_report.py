@@ -71,14 +71,14 @@ def test_the_report_says_what_was_found(wan, tmp_path, monkeypatch):  # noqa: F8
     rows = {line.split(" |")[0]: line.split(" | ")[1:] for line in text.splitlines()}
     for name, values in [
         ("| error of the model's output", found.output),
-        ("| error of attention, layer 2", found.attention[:, 1]),
-        ("| weight held, layer 1", found.held[:, 0]),
+        ("| error of attention, layer 1", found.attention[:, 1]),
+        ("| weight held, layer 0", found.held[:, 0]),
     ]:
         cells = [f"{x:.3g}" for x in (*values.tolist(), values.mean().item())]
         assert rows[name] == [*cells[:-1], f"{cells[-1]} |"]
     means = found.attention.mean(0)
     order = means.argsort().tolist()
-    worst, best = (f"{i + 1} ({means[i]:.3g})" for i in (order[-1], order[0]))
+    worst, best = (f"{i} ({means[i]:.3g})" for i in (order[-1], order[0]))
     assert f"The layers that lose most: {worst}. Least: {best}." in text
     left_out = 1 - (found.tiles * found.queries).mean()
     assert f"{left_out:.1%} were left out, over all layers and steps" in text

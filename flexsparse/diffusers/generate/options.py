@@ -103,7 +103,7 @@ def _add_machine(p: argparse._ArgumentGroup) -> None:
     )
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--dtype", choices=DTYPES, help="default bfloat16, on a CPU float32")
-    p.add_argument("--vae-dtype", choices=DTYPES, help="default --dtype; Wan's wants float32")
+    p.add_argument("--vae-dtype", choices=DTYPES, help="default --dtype; float32 is safest")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -105,14 +105,16 @@ class Twin:
         def choose(slot: Any, given: tuple[Any, ...], out: Tensor) -> None:
             shares.append(shares_of(slot, *given))
 
-        hook = attn.slot.register_forward_hook(choose)
+        slots = [module for module in attn.modules() if hasattr(module, "choose")]
+        hooks = [slot.register_forward_hook(choose) for slot in slots]
         attn.set_processor(sparse)
         try:
             with self._once_more():
                 found = attn(*args, **kwargs)
         finally:
             attn.set_processor(self.own[name])
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         layers = self.watch.steps[-1].layers
         sums, rows = layers.get(number, (0, []))
         layers[number] = sums + squares(found, out), rows + shares

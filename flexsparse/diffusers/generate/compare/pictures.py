@@ -87,12 +87,13 @@ def draw_frames(path: Path, dense: Tensor, sparse: Tensor, psnr: Tensor, name: s
 
 
 def _map(values: Tensor, norm: Normalize, title: str) -> tuple[Figure, Any]:
-    """Values ``[steps, layers]`` and the bar of their colours; those that are NaN are grey."""
+    """Values ``[steps, layers]``, steps from 1 and layers from 0, and the bar of their colours;
+    those that are NaN are grey."""
     steps, layers = values.shape
     figure = _figure(min(13.0, 4.6 + 0.2 * steps), min(9.0, 1.9 + 0.2 * layers))
     axes = figure.subplots()
     axes.set_facecolor(ZERO)
-    edges = 0.5, steps + 0.5, layers + 0.5, 0.5
+    edges = 0.5, steps + 0.5, layers - 0.5, -0.5
     axes.imshow(values.T.numpy(), cmap="viridis", norm=norm, extent=edges, aspect="auto")
     axes.set(xlabel="step", ylabel="layer")
     axes.set_title(title, loc="left", fontsize=11)

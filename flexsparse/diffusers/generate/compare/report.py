@@ -56,8 +56,8 @@ $frames
   clip with a low PSNR may be as good as the dense one and only another: look at the frames.
 - PSNR is of $peak_text
   That of the model's input has the range of the dense one as its peak.
-- Layers, steps and frames count from 1. All numbers are in `metrics.json`, with null for an
-  infinite PSNR.
+- Layers count from 0, as for `--dense-layers`, steps and frames from 1. All numbers are in
+  `metrics.json`, with null for an infinite PSNR.
 - Nothing here is a measure of speed: for the dense clip each layer ran twice, and was compared.
 """)
 
@@ -94,7 +94,7 @@ def _report(settings: dict[str, str], quality: Quality, clips: Clips) -> str:
     least = f", in its least layer and step {held.min():.1%}" if len(held) else ""
 
     def named(places: Tensor) -> str:
-        return ", ".join(f"{numbers[i] + 1} ({by_layer[i]:.3g})" for i in places.tolist())
+        return ", ".join(f"{numbers[i]} ({by_layer[i]:.3g})" for i in places.tolist())
 
     picture = "\n![First, middle and last frame, dense above sparse](frames.png)\n"
     of = "frame" if clips.decoded else "latent"
@@ -124,7 +124,7 @@ def _report(settings: dict[str, str], quality: Quality, clips: Clips) -> str:
 def _table(quality: Quality) -> str:
     """Means over quarters of the layers and of the steps, and over all."""
     steps, layers = (quarters(size) for size in quality.attention.shape)
-    names = [f"{_range('step', s)}, noise {_levels(quality.levels[s])}" for s in steps]
+    names = [f"{_range('step', s, 1)}, noise {_levels(quality.levels[s])}" for s in steps]
     rows = ["| mean | " + " | ".join(names) + " | all |", "|---|" + "--:|" * (len(steps) + 1)]
 
     def row(name: str, values: Tensor) -> None:
@@ -132,10 +132,10 @@ def _table(quality: Quality) -> str:
         rows.append(f"| {name} | " + " | ".join(f"{cell.mean():.3g}" for cell in cells) + " |")
 
     for part in layers:
-        row(f"error of attention, {_range('layer', part)}", quality.attention[:, part])
+        row(f"error of attention, {_range('layer', part, 0)}", quality.attention[:, part])
     row("error of the model's output", quality.output)
     for part in layers:
-        row(f"weight held, {_range('layer', part)}", quality.held[:, part])
+        row(f"weight held, {_range('layer', part, 0)}", quality.held[:, part])
     return "\n".join(rows)
 
 
@@ -145,8 +145,8 @@ def quarters(size: int) -> list[slice]:
     return [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
 
 
-def _range(name: str, part: slice) -> str:
-    first, last = part.start + 1, part.stop
+def _range(name: str, part: slice, begin: int) -> str:
+    first, last = part.start + begin, part.stop - 1 + begin
     return f"{name} {first}" if first == last else f"{name}s {first} to {last}"
 
 
