@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from folders import generate, wan  # noqa: F401  # a fixture
+from folders import generate, wan, write_pair  # noqa: F401  # a fixture
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,7 +19,8 @@ from flexsparse.diffusers.generate.compare.pictures import (
     draw_layers,
     draw_steps,
 )
-from flexsparse.diffusers.generate.compare.report import quarters
+from flexsparse.diffusers.generate.compare.report import quarters, write_report
+from flexsparse.diffusers.generate.compare.results import Clips, Quality
 from flexsparse.diffusers.generate.sweep import Row, table
 
 VSA_OPTIONS = "--attention", "vsa", "--tile", "2x2x2"
@@ -103,11 +104,27 @@ def test_latents_are_compared_as_a_whole(wan, tmp_path):  # noqa: F811
     assert torch.equal(found, made) and torch.equal(dense, plain)
 
 
-def test_a_report_that_fails_leaves_no_folder(wan, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(report, "draw_frames", lambda *a: 1 / 0)
+def test_both_experts_are_compared(tmp_path):
+    folder = write_pair(tmp_path / "pair")
+    Image.new("RGB", (80, 48), (200, 10, 10)).save(tmp_path / "a.png")
+    given = "--image", str(tmp_path / "a.png"), "--prompt-embeds", str(folder / "texts.safetensors")
+    options = *VSA_OPTIONS, "--top-k", "1", "--compare", "dense", "--steps", "4"
+    assert generate(folder, tmp_path / "c.safetensors", *given, *options) == 0
+    metrics = json.loads((tmp_path / "c-report" / "metrics.json").read_text())
+    levels = metrics["noise_levels"]
+    assert levels[0] > 0.8 > levels[-1]  # where the second begins
+    assert all(error > 0 for row in metrics["attention_relative_error"] for error in row)
+    assert all(error > 0 for error in metrics["output_relative_error"])
+
+
+def test_a_report_that_fails_leaves_no_folder(tmp_path, monkeypatch):
+    some = torch.rand(2, 3, dtype=torch.float64)
+    quality = Quality(some[:, 0], some[:, 1], some, some, some, some, some[:, 2])
+    clips = Clips(*torch.randint(0, 255, (2, 3, 8, 8, 3), dtype=torch.uint8))
+    monkeypatch.setattr(report, "draw_layers", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        generate(wan, tmp_path / "c.mp4", *COMPARE)
-    assert {p.name for p in tmp_path.iterdir()} == {"c.mp4", "c-dense.mp4"}
+        write_report(tmp_path / "report", {}, quality, clips)
+    assert not list(tmp_path.iterdir())
 
 
 @given(st.integers(1, 60))

@@ -20,9 +20,11 @@ from folders import (  # noqa: F401  # wan is a fixture
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from small_models import SMALL
 from small_pipelines import PIPELINES
 
 from flexsparse.diffusers import VSA, gates_of, save_gates, sparsify
+from flexsparse.diffusers.families import family_of
 from flexsparse.diffusers.generate import attention, clips, timing
 from flexsparse.diffusers.generate.__main__ import run
 from flexsparse.diffusers.generate.clip import write_mp4
@@ -278,8 +280,23 @@ def test_one_that_fails_does_not_lose_the_others(wan, tmp_path, capsys, monkeypa
     assert "1 of 3 clips were not made: c-2.mp4" in last
 
 
-def test_blocks_are_compiled_and_the_clip_is_the_same(wan, tmp_path, capsys, monkeypatch):  # noqa: F811
-    compiled = []
+@pytest.mark.parametrize("name", SMALL)
+def test_the_blocks_of_every_family_are_compiled(name):
+    model = SMALL[name].model(0)
+    pipe = SimpleNamespace(transformer=model, models=["transformer"])
+    compile_blocks(pipe, pipe, backend="eager")  # ready to: nothing is called
+    compiled = [n for n, m in model.named_modules() if m._compiled_call_impl is not None]
+    layers = [n.rpartition(".")[0] for n, _ in family_of(model).layers(model)]
+    assert sorted(compiled) == sorted(layers)
+
+
+def test_compiled_blocks_make_the_same_clip(tmp_path, capsys, monkeypatch):
+    compiled, small = [], PIPELINES["ltx"]
+    folder = write_bare("ltx", tmp_path / "pipeline")
+    texts = {n: x[:1].contiguous() for n, x in load_file(folder / "texts.safetensors").items()}
+    save_file(texts, tmp_path / "one.safetensors")
+    size = "x".join(map(str, small.sizes[0]))
+    given = "--prompt-embeds", str(tmp_path / "one.safetensors"), "--size", size, *VSA_OPTIONS
 
     def backend(graph, inputs):
         compiled.append(graph)
@@ -290,7 +307,7 @@ def test_blocks_are_compiled_and_the_clip_is_the_same(wan, tmp_path, capsys, mon
 
     monkeypatch.setattr("flexsparse.diffusers.generate.__main__.compile_blocks", ours)
     for name, more in (("eager", ()), ("compiled", ("--compile",))):
-        assert generate(wan, tmp_path / f"{name}.safetensors", *VSA_OPTIONS, *more) == 0
+        assert generate(folder, tmp_path / f"{name}.safetensors", *given, *more) == 0
     eager, found = (latent_of(tmp_path / f"{name}.safetensors") for name in ("eager", "compiled"))
     assert compiled and (eager - found).abs().max() <= 1e-5 * eager.abs().max()
     assert "of which self-attention" not in capsys.readouterr().out.split("compiled.safet")[1]

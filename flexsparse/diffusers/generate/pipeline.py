@@ -64,7 +64,11 @@ def compile_blocks(pipe: Any, folder: Folder, **options: Any) -> None:
     limit = max(64, torch._dynamo.config.recompile_limit)
     torch._dynamo.config.recompile_limit = limit
     for name in folder.models:
-        getattr(pipe, name).compile_repeated_blocks(fullgraph=True, dynamic=False, **options)
+        model = getattr(pipe, name)
+        # not compile_repeated_blocks: CogVideoX's model does not say which they are
+        for layer, _ in family_of(model).layers(model):
+            block = model.get_submodule(layer.rpartition(".")[0])
+            block.compile(fullgraph=True, dynamic=False, **options)
 
 
 def at_sparsity(method: Method, sparsity: float) -> Method:
