@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexsparse.diffusers.generate.checks import Clip, Work
 from flexsparse.diffusers.generate.clip import frames_of, line, write_latent, write_mp4
 from flexsparse.diffusers.generate.clock import Clock
 from flexsparse.diffusers.generate.timing import timed
+from flexsparse.diffusers.generate.work import Clip, Work
 
 FAILURES = ValueError, OSError, RuntimeError, MemoryError, TypeError, AssertionError
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexsparse.diffusers.generate.checks import Clip, Work, beside, name_of
 from flexsparse.diffusers.generate.clips import make, sample
 from flexsparse.diffusers.generate.clock import Clock
 from flexsparse.diffusers.generate.compare.results import Clips, decibel_text
 from flexsparse.diffusers.generate.folder import parameters_of
 from flexsparse.diffusers.generate.pipeline import at_sparsity, sparsify_all
 from flexsparse.diffusers.generate.timing import MODEL
+from flexsparse.diffusers.generate.work import Clip, Work, beside, name_of
 
 WARM = 2  # steps: one of each band of noise levels, whose programs are compiled by it
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from flexsparse.diffusers.families import family_of
-from flexsparse.diffusers.generate.checks import Work, beside, report_of
 from flexsparse.diffusers.generate.clips import make
 from flexsparse.diffusers.generate.clock import Clock
 from flexsparse.diffusers.generate.compare.observe import latents_of, observed
 from flexsparse.diffusers.generate.compare.report import write_report
 from flexsparse.diffusers.generate.compare.results import Clips, Quality
+from flexsparse.diffusers.generate.work import Work, beside, report_of
 
 
 def compare(
