@@ -98,7 +98,7 @@ def test_a_layers_error_and_shares_are_the_oracles(method, grid, seed):
             hook.remove()
     (step,) = watch.steps
     rows = step.row(2)
-    for number, (slot, (_, q, k, v, tiling, _)) in enumerate(zip(slots, calls)):
+    for number, (slot, (_, q, k, v, tiling, *_)) in enumerate(zip(slots, calls)):
         choice = slot.choose(q, k, tiling)
         weight, bias = (x.detach() for x in model.blocks[number].attn1.to_out[0].parameters())
 

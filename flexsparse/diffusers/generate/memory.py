@@ -28,7 +28,8 @@ def check_memory(o: argparse.Namespace, folder: Folder, tokens: int) -> None:
         for name in folder.parts
         if (size := bytes_of(folder.path / name, o.vae_dtype if name == "vae" else o.dtype))
     }
-    width = next(attn for _, attn in family_of(folder.first).layers(folder.first)).to_q.in_features
+    layer = next(attn for _, attn in family_of(folder.first).layers(folder.first))
+    width = max(weight.shape[-1] for weight in layer.parameters() if weight.ndim == 2)
     call = _ROWS * tokens * width * getattr(torch, o.dtype).itemsize
     everything = sum(weights.values())
     on_device = {None: everything, "model": max(weights.values()), "group": 0}[o.offload] + call

@@ -102,17 +102,17 @@ class Twin:
             return
         shares: list[tuple[float, float, float]] = []
 
-        def choose(slot: Any, given: tuple[Any, ...], out: Tensor) -> None:
-            shares.append(shares_of(slot, *given))
+        def choose(slot: Any, given: Any, options: dict[str, Any], out: Tensor) -> None:
+            shares.append(shares_of(slot, *given, **options))
 
         slots = [module for module in attn.modules() if hasattr(module, "choose")]
-        hooks = [slot.register_forward_hook(choose) for slot in slots]
-        attn.set_processor(sparse)
+        hooks = [slot.register_forward_hook(choose, with_kwargs=True) for slot in slots]
+        _set_processor(attn, sparse)
         try:
             with self._once_more():
                 found = attn(*args, **kwargs)
         finally:
-            attn.set_processor(self.own[name])
+            _set_processor(attn, self.own[name])
             for hook in hooks:
                 hook.remove()
         layers = self.watch.steps[-1].layers
@@ -125,7 +125,7 @@ class Twin:
 
     def _set(self, processors: dict[str, Any]) -> None:
         for name, processor in processors.items():
-            self.layers[name].set_processor(processor)
+            _set_processor(self.layers[name], processor)
 
     @contextmanager
     def _once_more(self) -> Iterator[None]:
@@ -179,10 +179,11 @@ def shares_of(
     v: Tensor,
     tiling: Any,
     text_lengths: Tensor | None = None,
+    **options: Any,
 ) -> tuple[float, float, float]:
-    """Of the key tiles that query tiles attend to, of the queries that stay, and of dense
-    attention's weight that those tiles hold."""
-    choice = slot.choose(q, k, tiling)
+    """What a slot was called with, in shares: of the key tiles that query tiles attend to, of the queries that stay, and of dense
+    attention's weight that those tiles hold. `options` say of which noise level."""
+    choice = slot.choose(q, k, tiling, **options)
     if choice is None:
         return DENSE[1:]
     tiles = choice.tile_map.sum() / choice.tile_map.numel()
@@ -190,6 +191,13 @@ def shares_of(
     queries = of_video.sum() / (of_video[..., 0].numel() * tiling.of_video.tokens)
     held = held_share(q, k, tiling, choice.tile_map, text_lengths)
     return float(tiles), float(queries), float(held)
+
+
+def _set_processor(attn: Any, processor: Any) -> None:
+    if hasattr(attn, "set_processor"):
+        attn.set_processor(processor)
+    else:
+        attn.processor = processor
 
 
 def squares(found: Any, wanted: Any) -> Tensor:
