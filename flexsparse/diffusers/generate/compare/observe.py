@@ -181,8 +181,9 @@ def shares_of(
     text_lengths: Tensor | None = None,
     **options: Any,
 ) -> tuple[float, float, float]:
-    """What a slot was called with, in shares: of the key tiles that query tiles attend to, of the queries that stay, and of dense
-    attention's weight that those tiles hold. `options` say of which noise level."""
+    """What a slot was called with, in shares: of the key tiles that query tiles attend to, of the
+    queries that stay, and of dense attention's weight that those tiles hold. `options` say of
+    which noise level."""
     choice = slot.choose(q, k, tiling, **options)
     if choice is None:
         return DENSE[1:]
