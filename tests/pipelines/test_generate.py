@@ -349,7 +349,7 @@ def test_noise_above_a_level_is_dense(wan, tmp_path):  # noqa: F811
         made[name] = latent_of(tmp_path / f"{name}.safetensors") - latent_of(
             tmp_path / "dense.safetensors"
         )
-    least = 1e-3 * made["sparse"].abs().max()  # of what is sparse, not of what is rounded
+    least = 1e-2 * made["sparse"].abs().max()  # of what is sparse, not of what is rounded
     assert made["above"].abs().max() < least and made["layers"].abs().max() < least
 
 
