@@ -85,6 +85,9 @@ def test_a_pair_becomes_a_pipeline_of_two(others, tmp_path):
         ours = {to_key(n, "diffusers"): x for n, x in model.named_parameters()}
         assert all(torch.equal(theirs[n].to(x.dtype), x) for n, x in ours.items())
     assert [times_of(new / name) for name in PAIR] == [(0.9, 1), (0, 0.9)]
+    (new / "transformer_2").rename(tmp_path / "alone")  # which no name tells
+    assert times_of(tmp_path / "alone") == (0, 0.9)
+    (tmp_path / "alone").rename(new / "transformer_2")
     assert main([str(new), str(tmp_path / "back"), "--to", "wan"]) == 0
     for name in OWN_PAIR:
         assert_same(read(tmp_path / "back" / name), read(tmp_path / "own" / name))
@@ -102,10 +105,11 @@ def test_a_transformer_alone_goes_there_and_back(tmp_path, capsys):
     assert (paths[2] / "config.json").read_text() == (paths[0] / "config.json").read_text()
 
 
-@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("beside", [None, 10**9, 10**5])
 def test_gates_that_diffusers_saved_come_back(tmp_path, beside):
-    """In the words of a sparse model, in its own file or in that of save_gates."""
-    save(awake(debug()), tmp_path / "dense")
+    """In the words of a sparse model, in its own file or in that of save_gates, beside one file of
+    weights or shards."""
+    save(awake(debug()), tmp_path / "dense", max_shard_bytes=beside or 10**9)
     model = WanTransformer3DModel.from_pretrained(tmp_path / "dense")
     sparsify(model, VSA())
     with torch.no_grad():

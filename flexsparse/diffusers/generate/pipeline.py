@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -20,12 +19,7 @@ def load(o: argparse.Namespace, folder: Folder) -> Any:
     dtypes = {"default": getattr(torch, o.dtype), "vae": getattr(torch, o.vae_dtype)}
     given = {} if o.prompt_embeds is None else _without_texts(folder)
     try:
-        with warnings.catch_warnings():
-            # newer ones call it dtype, which 0.37 does not know
-            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
-            pipe = folder.cls.from_pretrained(
-                folder.path, torch_dtype=dtypes, local_files_only=True, **given
-            )
+        pipe = folder.cls.from_pretrained(folder.path, dtype=dtypes, local_files_only=True, **given)
     except (OSError, RuntimeError, TypeError, ValueError, KeyError) as e:
         if isinstance(e, torch.OutOfMemoryError):
             raise
