@@ -53,7 +53,7 @@ def draw_steps(path: Path, output: Tensor, latents: Tensor) -> None:
     left.set_title("The model's output, for the dense clip's latent", loc="left", fontsize=11)
     _draw_line(right, latents)
     right.set(xlabel="step", ylabel="PSNR, dB")
-    right.set_title("What the model is given, in each clip its own", loc="left", fontsize=11)
+    right.set_title("The model's input, in each clip its own", loc="left", fontsize=11)
     figure.savefig(path, dpi=110)
 
 
