@@ -23,8 +23,8 @@ MAY_IMPORT = {
 }
 EXTRAS = {
     "flexsparse/diffusers": {"diffusers", "safetensors"},
-    "models/wan/generate": {"av", "diffusers", "tqdm"},
-    "models/wan/generate/quality": {"matplotlib", "tqdm"},
+    "flexsparse/diffusers/generate": {"accelerate", "av", "diffusers", "safetensors"},
+    "flexsparse/diffusers/generate/compare": {"matplotlib"},
 }
 
 
@@ -114,6 +114,8 @@ def test_the_wheel_holds_the_library_alone():
         "flexsparse",
         "flexsparse.choice",
         "flexsparse.diffusers",
+        "flexsparse.diffusers.generate",
+        "flexsparse.diffusers.generate.compare",
         "flexsparse.engines",
         "flexsparse.kernels",
         "flexsparse.nn",

@@ -7,16 +7,15 @@ from pathlib import Path
 import pytest
 import tyro
 
-from models.wan.generate import options as generate
-from models.wan.generate.quality import options as quality
-from models.wan.generate.sizes import draft_size
+from flexsparse.diffusers.generate import options as generate
+from models.wan import convert
 from train import export
 from train.data import cache_latents, encode_prompts
 from train.registry import load_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = {name: (ROOT / name).read_text() for name in ("docs/wan.md", "docs/data.md")}
-OF_WAN = "models.wan.generate", "models.wan.generate.quality", "train.data.cache_latents"
+OF_WAN = "flexsparse.diffusers.generate", "models.wan.convert", "train.data.cache_latents"
 OF_WAN += "train.data.encode_prompts", "train.export"
 
 
@@ -30,8 +29,10 @@ def commands(page: str) -> list[list[str]]:
 def understood(module: str, *given: str):
     if module == "train":
         return load_config(given)
+    if module.startswith("flexsparse"):
+        return generate.parse(given)
     if module.startswith("models"):
-        return (quality if module.endswith("quality") else generate).parse(given)
+        return convert.parser().parse_args(given)
     of = {"cache_latents": cache_latents, "encode_prompts": encode_prompts, "export": export}
     return tyro.cli(of[module.split(".")[-1]].Options, args=given)
 
@@ -41,7 +42,7 @@ def test_commands_are_understood(page):
     assert (
         len([understood(*command) for command in commands(page)])
         == {
-            "docs/wan.md": 6,
+            "docs/wan.md": 8,
             "docs/data.md": 2,
         }[page]
     )
@@ -57,11 +58,19 @@ def test_latents_are_cached_in_the_size_that_the_run_takes(page):
 
 def test_options_that_the_page_of_wan_names_are_understood():
     page = PAGES["docs/wan.md"]
-    (command,) = (c for c in commands("docs/wan.md") if c[0] == "models.wan.generate")
-    for words in ("--steps 50 --guidance 5", "--size 81x480x832 33x720x1280", "--draft 272x480"):
+    command = next(c for c in commands("docs/wan.md") if c[0] == "flexsparse.diffusers.generate")
+    for words in (
+        "--size 81x480x832 33x720x1280",
+        "--seed 0 1",
+        "--dense-above 0.85",
+        "--dense-layers 0 1",
+        "--tile fit",
+        "--offload model",
+        "--lora FILE",
+    ):
         assert f"`{words}`" in page
-        asked = generate.parse([*command[1:], *words.split()])
-    assert draft_size(asked.size[0], asked.draft) == (81, 272, 480)
+        generate.parse([*command[1:], *words.split()])
+    assert generate.parse([*command[1:]]).method.sparsity == 0.9
     words = "--lora.rank 32 --optimizer.param-groups.0.optimizer-kwargs.lr 1e-4"
     assert f"`{words}`" in page
     (command,) = (c for c in commands("docs/wan.md") if c[0] == "train")

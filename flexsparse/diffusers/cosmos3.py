@@ -83,5 +83,5 @@ def cosmos3_grid(*args: Any, **kwargs: Any) -> Grid:
 
 _processors = {Cosmos3AttnProcessor: Cosmos3Processor}
 _layers = layers_of("layers", attention="self_attn")
-_names: Any = dict(query="add_q_proj", heads="num_attention_heads")
+_names: Any = dict(query="add_q_proj", heads="num_attention_heads", timestep="vision_timesteps")
 register(Family("Cosmos3OmniTransformer", cosmos3_grid, _layers, _processors, **_names))

@@ -30,7 +30,8 @@ class Family:
         processor: made from the shared Call; takes the place of each layer's processor. Where it
             depends on that one, of which parameters it reads, give one for each class that is
             known: a layer with any other, which may compute something else, is refused.
-        noise: noise levels, 0 for data and 1 for noise, from the call's argument ``timestep``.
+        noise: noise levels, 0 for data and 1 for noise, from the call's timesteps.
+        timestep: the argument of the call that has them.
         query: what the layers call ``to_q``.
         heads: what they call ``heads``.
     """
@@ -40,6 +41,7 @@ class Family:
     layers: Callable[[nn.Module], Iterator[tuple[str, Any]]]
     processor: type[Processor] | Mapping[type, type[Processor]]
     noise: Callable[[Tensor], Tensor] = of_a_thousand
+    timestep: str = "timestep"
     query: str = "to_q"
     heads: str = "heads"
 
@@ -48,14 +50,14 @@ class Family:
         return getattr(attn, self.query)
 
     def noise_of(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The noise levels of a call; ValueError for one without a ``timestep``."""
+        """The noise levels of a call; ValueError for one without timesteps."""
         given = inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments
-        if not isinstance(timestep := given.get("timestep"), Tensor):
+        if not isinstance(found := given.get(self.timestep), Tensor):
             raise ValueError(
-                f"{self.name} was called with timestep={timestep!r}, a tensor of which says how "
-                f"dense its attention is to be: give one, or a single method to sparsify"
+                f"{self.name} was called with {self.timestep}={found!r}, a tensor of which says "
+                f"how dense its attention is to be: give one, or a single method to sparsify"
             )
-        return self.noise(timestep)
+        return self.noise(found)
 
     def of(self, model: nn.Module) -> Family:
         """The family of one model of the class, where they differ."""

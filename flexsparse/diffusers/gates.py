@@ -138,6 +138,11 @@ def _name(key: str) -> str:
     return ""
 
 
+def is_gate(key: str) -> bool:
+    """Whether a key of a file is of one of VSA's gates."""
+    return bool(_name(key))
+
+
 def gates_in(stored: Stored) -> dict[str, Tensor]:
     """The gates that a set of weights has, by name. FastVideo's of MiniMax-H3 are linear layers
     without a bias: theirs is zero."""

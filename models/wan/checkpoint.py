@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -74,9 +74,8 @@ def load(
     path: str | Path,
     *,
     new_gates: bool = False,
-    drop_gates: bool = False,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | Callable[[str], torch.dtype] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> WanModel:
     """Read a checkpoint into a model.
 
@@ -96,10 +95,8 @@ def load(
         new_gates: take a checkpoint without VSA's gates for a model that has them. They start as
             the slot initialises them, with `VSA(adapt=True)` the coarse gate at zero; gates that
             have memory stay as they are.
-        drop_gates: leave out those of VSA's gates in the checkpoint that the model doesn't have.
         device: of what gets memory; default torch's default device.
-        dtype: of what gets memory, or a function from parameter names to dtypes, such as
-            :func:`compute_dtypes`; default, for each parameter, what it is stored in. New gates
+        dtype: of what gets memory; default, for each parameter, what it is stored in. New gates
             take the dtype of their layer's `q`.
 
     Returns:
@@ -109,8 +106,8 @@ def load(
         FileNotFoundError: nothing at `path`.
         CheckpointError: a ValueError in one line: broken files, a checkpoint that is not of Wan,
             another size, keys that are missing or left over, shapes that differ, gates that the
-            checkpoint has and the model doesn't, without `drop_gates`, or the other way round,
-            without `new_gates`. The model is as it was.
+            checkpoint has and the model doesn't, or the other way round, without `new_gates`. The
+            model is as it was.
         ValueError: a device or dtype for a model that has memory already.
     """
     weights = Weights.open(path)
@@ -125,39 +122,30 @@ def load(
             f"the model has its memory, so that device={device} and dtype={dtype} would change "
             f"nothing: leave them out, or give its config"
         )
-    check_fit(model, names, weights, format, new_gates, drop_gates)
+    check_fit(model, names, weights, format, new_gates)
     if weights.prefix:
         left = f", without {weights.others} tensors that don't have it" if weights.others else ""
         logger.warning("%s: keys are read without %s%s", path, weights.prefix, left)
     device = torch.get_default_device() if device is None else torch.device(device)
-    of: Callable[[str], torch.dtype | None] = dtype if callable(dtype) else lambda name: dtype
     for key, name in names.items():
         if name in bare and key not in weights.entries:
             layer = name.split(".self_attn.slot.")[0]
             stored = weights.entries[to_key(f"{layer}.self_attn.q.weight", format)].dtype
             slot = model.get_submodule(f"{layer}.self_attn.slot")
             if any(parameter.is_meta for parameter in slot.parameters()):
-                slot.to_empty(device=device).to(of(f"{layer}.self_attn.q.weight") or stored)
+                slot.to_empty(device=device).to(dtype or stored)
                 cast(nn.Linear, slot).reset_parameters()
     for key, tensor in weights.stream(key for key in names if key in weights.entries):
         owner, _, leaf = names[key].rpartition(".")
         parameter = model.get_parameter(names[key])
         if names[key] in bare:
-            tensor = tensor.to(device, of(names[key]) or tensor.dtype)
+            tensor = tensor.to(device, dtype or tensor.dtype)
             filled = nn.Parameter(tensor, parameter.requires_grad)
             model.get_submodule(owner).register_parameter(leaf, filled)
         else:
             with torch.no_grad():
                 parameter.copy_(tensor)
     return model
-
-
-def compute_dtypes(dtype: torch.dtype) -> Callable[[str], torch.dtype]:
-    """For inference in `dtype`, with what is small and sensitive in fp32 at least, as diffusers has
-    it: the time embedding, modulation tables and norms that have weights."""
-    parts = "time_embedding.", "modulation", ".norm3."
-    wide = torch.promote_types(dtype, torch.float32)
-    return lambda name: wide if any(part in name for part in parts) else dtype
 
 
 def save(

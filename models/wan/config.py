@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 from models.attention import Dense, Slot
 
+TEXT_TOKENS = 512  # that Wan was trained on; those after the text's end are zero
+
 
 @dataclass(frozen=True, kw_only=True)
 class WanConfig:

@@ -58,7 +58,6 @@ def check_fit(
     weights: Weights,
     format: Format,
     new_gates: bool,
-    drop_gates: bool = False,
 ) -> None:
     """Raise CheckpointError, with all that is wrong in one line, if the checkpoint doesn't fit.
 
@@ -67,7 +66,6 @@ def check_fit(
         names: the key of each of its parameters, with the parameter's own name, in their order.
         weights, format: the checkpoint.
         new_gates: gates may be missing, if they are so in all layers.
-        drop_gates: gates may be left over.
     """
     sizes = sizes_of(weights, format)
     own = {field: getattr(model.config, field) for field in sizes}
@@ -86,8 +84,6 @@ def check_fit(
         if formats.is_gate(key) and _kind(key).rpartition(".")[0] not in there
     ]
     spare = [key for key in weights.entries if key not in names and not formats.is_ignored(key)]
-    if drop_gates:
-        spare = [key for key in spare if not formats.is_gate(key)]
     faults = []
     if new_gates:
         missing = [key for key in missing if key not in gates]
@@ -101,7 +97,7 @@ def check_fit(
     if spare and all(map(formats.is_gate, spare)):
         faults.append(
             f"gates left over: {len(spare)} ({_grouped(spare)}): they are VSA's, give the model "
-            f"attention=VSA(), or drop_gates=True"
+            f"attention=VSA()"
         )
     elif spare:
         faults.append(f"keys left over: {len(spare)} ({_grouped(spare)})")

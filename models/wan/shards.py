@@ -6,6 +6,7 @@ memory of its own: safetensors' `pread` backend maps no file, so that nothing is
 
 import json
 import pickle
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from models.wan.pointers import CheckpointError, check_content
 
 STEM = "diffusion_pytorch_model"
 PREFIXES = "model.diffusion_model.", "diffusion_model."
+GATES = "gates.safetensors"  # beside the weights, as flexsparse.diffusers.save_gates writes them
+_GATES = {"coarse": ".to_gate_compress.", "fine": ".to_gate_fine."}
+_SLOT = re.compile(r"\.attn1\.slot\.gate_(coarse|fine)\.(?:base_layer\.)?")
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -44,6 +48,7 @@ class Weights:
         path: the file, or the folder that the files are in.
         entries: key to file, shape and dtype.
         prefix: what stands before each key in files of ComfyUI.
+        stored: each key as the file has it.
         others: tensors of other models in those files, which have no such prefix.
         json: the `config.json` that stands beside the files; empty if there is none.
     """
@@ -51,6 +56,7 @@ class Weights:
     path: Path
     entries: dict[str, Entry]
     json: dict[str, Any]
+    stored: dict[str, str]
     prefix: str = ""
     others: int = 0
 
@@ -60,8 +66,9 @@ class Weights:
 
         Args:
             path: a .safetensors file or a pickle; a folder with one or more
-                `diffusion_pytorch_model*.safetensors`, an index beside them or not, or else `.bin`;
-                or the folder of a pipeline, whose `transformer` folder is taken.
+                `diffusion_pytorch_model*.safetensors`, an index beside them or not, or else `.bin`,
+                and maybe gates in a `gates.safetensors`; or the folder of a pipeline, whose
+                `transformer` folder is taken.
 
         Raises:
             FileNotFoundError: nothing there.
@@ -88,25 +95,30 @@ class Weights:
         settings = (path if path.is_dir() else path.parent) / "config.json"
         said = _read_json(settings) if settings.exists() else {}
         prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in entries)), "")
-        own = {k.removeprefix(prefix): x for k, x in entries.items() if k.startswith(prefix)}
-        return cls(path, own, said, prefix, others=len(entries) - len(own))
+        stored = {_named(k.removeprefix(prefix)): k for k in entries if k.startswith(prefix)}
+        own = {key: entries[name] for key, name in stored.items()}
+        return cls(path, own, said, stored, prefix, others=len(entries) - len(own))
 
     def stream(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """These keys' tensors on the CPU, file by file, each in memory of its own."""
-        by_file: dict[Path, set[str]] = {}
+        by_file: dict[Path, dict[str, str]] = {}
         for key in keys:
-            by_file.setdefault(self.entries[key].file, set()).add(self.prefix + key)
+            by_file.setdefault(self.entries[key].file, {})[self.stored[key]] = key
         for file, wanted in by_file.items():
             if file.suffix != ".safetensors":
-                for key, tensor in _load_pickle(file).items():
-                    if key in wanted:
-                        own = tensor.clone(memory_format=torch.contiguous_format)
-                        yield key.removeprefix(self.prefix), own
+                for name, tensor in _load_pickle(file).items():
+                    if name in wanted:
+                        yield wanted[name], tensor.clone(memory_format=torch.contiguous_format)
                 continue
             with safe_open(file, "pt", backend="pread") as tensors:
-                for key in tensors.offset_keys():
-                    if key in wanted:
-                        yield key.removeprefix(self.prefix), tensors.get_tensor(key)
+                for name in tensors.offset_keys():
+                    if name in wanted:
+                        yield wanted[name], tensors.get_tensor(name)
+
+
+def _named(key: str) -> str:
+    """A key, of a gate that a sparse model of diffusers saved in the words of FastVideo."""
+    return _SLOT.sub(lambda found: _GATES[found[1]], key)
 
 
 def _find_files(path: Path) -> list[Path]:
@@ -114,6 +126,7 @@ def _find_files(path: Path) -> list[Path]:
         raise FileNotFoundError(f"{path}: no such file or folder")
     if path.is_file():
         return [path]
+    gates = [file for file in [path / GATES] if file.is_file()]
     for suffix in ("safetensors", "bin"):
         index = path / f"{STEM}.{suffix}.index.json"
         if index.exists():
@@ -132,9 +145,9 @@ def _find_files(path: Path) -> list[Path]:
                     f"{index} names {len(files)} shards, of which {len(lost)} are missing: "
                     f"{shorten(lost)}; download them again"
                 )
-            return files
+            return files + gates
         if files := sorted(path.glob(f"{STEM}*.{suffix}")):
-            return files
+            return files + gates
     raise FileNotFoundError(
         f"{path} holds no {STEM}*.safetensors: give the transformer's folder, or its file"
     )

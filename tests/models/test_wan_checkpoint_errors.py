@@ -202,9 +202,7 @@ def test_a_dense_model_takes_no_gates(tmp_path):
     line = refusal(tmp_path / "vsa")
     for gate in ("compress.bias", "compress.weight", "fine.bias", "fine.weight"):
         assert f"2 of blocks.*.to_gate_{gate}" in line
-    assert (
-        "gates left over: 8 (" in line and "give the model attention=VSA(), or drop_gates" in line
-    )
+    assert "gates left over: 8 (" in line and "give the model attention=VSA()" in line
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,8 @@ def test_blocks_compiled_one_by_one_share_a_graph():
 
 
 def test_compiled_is_as_exact_as_eager():
-    """All of compilation but Inductor's code: a sparse block's is in test_wan_generate.py, and that
-    of a model's gradients in test_video_dit_compile.py."""
+    """All of compilation but Inductor's code: a sparse block's is in test_sparse_compile.py, and
+    that of a model's gradients in test_video_dit_compile.py."""
     model = small_wan(layers=1)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager_decomp_partition")
     x, t, context = draw_batch(model.config)

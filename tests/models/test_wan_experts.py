@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from wan_generation import pipeline, refused  # noqa: F401  # a fixture
 
 from models.wan import debug
 from models.wan.checkpoint import CheckpointError, load, read_config, save
@@ -85,14 +84,3 @@ def test_half_of_a_pair_is_not_taken_for_a_whole(tmp_path):
     whole = write(tmp_path / "whole", PAIR[0][:1])  # as Wan 2.1's and 2.2's 5B have it
     assert read_config(whole).dim == debug().dim
     assert times_of(whole) == times_of(whole / "transformer") == (0, 1)
-
-
-def test_generate_refuses_either_model_and_another_vae(pipeline, tmp_path, capsys):  # noqa: F811
-    folder = write(tmp_path / "A14B", PAIR[0], 0.875)
-    for name, times in zip(PAIR[0], ("0.875 to 1", "0 to 0.875")):
-        given = "--checkpoint", str(folder / name)
-        said = refused(capsys, pipeline, tmp_path / "a.safetensors", *given)
-        assert f"{name} is one of two models, for noise from {times}" in said
-    wide = write(tmp_path / "5B", PAIR[0][:1], in_channels=48, out_channels=48)
-    said = refused(capsys, pipeline, tmp_path / "a.safetensors", "--checkpoint", str(wide))
-    assert "has latents of 48 channels, not the 16 of Wan 2.1's VAE" in said

@@ -21,7 +21,11 @@ GRID = 2, 4, 6
 
 
 def at(small, *timesteps, grid=GRID):
-    return small.batch(grid, 0) | dict(timestep=torch.tensor(timesteps))
+    """A batch at a timestep, or at one for each of two videos."""
+    batch, name = small.batch(grid, 0), family_of(small.model(0)).timestep
+    if len(set(timesteps)) > 1:
+        return batch | {name: torch.tensor(timesteps)}
+    return batch | {name: torch.full_like(batch[name], timesteps[0])}
 
 
 def opened(model):

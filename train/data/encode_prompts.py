@@ -1,8 +1,9 @@
 """python -m train.data.encode_prompts --text-encoder DIR --prompts TEXT_OR_FILE --out FILE
 
 Encodes prompts, and the negative one for guidance, once, into the file that `--prompt-embeds` of
-`python -m models.wan.generate` reads: safetensors with `prompt_embeds` [prompts, tokens, width] and
-`negative_prompt_embeds` [1, tokens, width], fp32, zero after each text's end.
+`python -m flexsparse.diffusers.generate` reads for Wan's pipelines: safetensors, `prompt_embeds`
+[prompts, tokens, width] and `negative_prompt_embeds` [1, tokens, width], fp32, zero after each
+text's end.
 """
 
 import os
@@ -12,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 import tyro
-from torch.nn.utils.rnn import pad_sequence
 
-from models.wan.generate.files import check_writable, write_tensors
-from models.wan.generate.prompts import TEXT_TOKENS
+from flexsparse.diffusers.generate.files import check_free, check_writable, write_tensors
+from models.wan.config import TEXT_TOKENS
 from train import log
 from train.data.caches.processes import device_of
 from train.data.caches.text_encoder import CaptionEmbeds
@@ -34,7 +35,7 @@ class Options:
     negative_prompt: str = ""
     """What guidance stays away from, one text for all."""
     text_tokens: int = TEXT_TOKENS
-    """At which texts are cut."""
+    """At which texts are cut, and up to which zeros follow them."""
 
 
 def encode(o: Options) -> Path:
@@ -45,8 +46,7 @@ def encode(o: Options) -> Path:
     """
     if o.text_tokens > TEXT_TOKENS:
         raise ValueError(f"text_tokens={o.text_tokens}, but Wan takes {TEXT_TOKENS} at most")
-    if os.path.lexists(o.out):
-        raise ValueError(f"--out {o.out} exists: give another name, or move it")
+    check_free(o.out)
     check_writable(o.out)
     texts = [*read_prompts(o.prompts), o.negative_prompt]
     embeds = CaptionEmbeds(o.text_encoder, texts, tokens=o.text_tokens, device=device_of(0))
@@ -55,9 +55,9 @@ def encode(o: Options) -> Path:
         for number, text in enumerate(texts):
             progress.show(number, text)
             rows.append(embeds[number])
-    padded = pad_sequence(rows, batch_first=True)
-    if not padded.shape[1]:
+    if not any(map(len, rows)):
         raise ValueError("no prompt has a token: give a text")
+    padded = torch.stack([F.pad(row, (0, 0, 0, o.text_tokens - len(row))) for row in rows])
     tensors = {"prompt_embeds": padded[:-1], "negative_prompt_embeds": padded[-1:]}
     return write_tensors(o.out, tensors)
 

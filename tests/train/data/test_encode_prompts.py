@@ -1,4 +1,4 @@
-"""The command that encodes prompts: generation reads what it writes."""
+"""The command that encodes prompts: what it writes is what diffusers' WanPipeline takes."""
 
 import json
 import re
@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from tiny_encoder import save_encoder, states_of
 from transformers import UMT5Model
 
-from models.wan.generate.prompts import read_prompts
 from train.data.caches.text_encoder import CaptionEmbeds
 from train.data.encode_prompts import Options, main
 
@@ -35,26 +34,27 @@ def assert_same(found, ids, folder):
     assert torch.equal(found[: len(ids)], wanted) and not found[len(ids) :].any()
 
 
-def test_generation_reads_what_is_written(tmp_path, run):
+def test_every_line_of_a_file_is_a_prompt(tmp_path, run):
     texts = tmp_path / "prompts.txt"
     texts.write_text("\ufeffa red wall\n\n  wall a\r\n", "utf-8")
     assert run(texts, negative_prompt="red") == 0
     (file,) = (tmp_path / "a").iterdir()
     assert {x.dtype for x in load_file(file).values()} == {torch.float32}
-    prompts = read_prompts(file, 6, guidance=5.0)
-    assert len(prompts) == 2
-    for prompt, ids in zip(prompts, ([3, 4, 5], [5, 3])):
-        assert prompt.positive.shape == (1, 512, 6)
-        assert_same(prompt.positive[0], ids, tmp_path / "encoder")
-        assert_same(prompt.negative[0], [4], tmp_path / "encoder")
+    found = load_file(file)
+    assert found["prompt_embeds"].shape == (2, 512, 6)
+    assert found["negative_prompt_embeds"].shape == (1, 512, 6)
+    for prompt, ids in zip(found["prompt_embeds"], ([3, 4, 5], [5, 3])):
+        assert_same(prompt, ids, tmp_path / "encoder")
+    assert_same(found["negative_prompt_embeds"][0], [4], tmp_path / "encoder")
 
 
 def test_a_text_is_a_prompt_and_the_empty_text_what_guidance_leaves(tmp_path, run):
     text = "a red wall " * 100  # longer than any file's name
     assert run(text, text_tokens=7) == 0
-    (prompt,) = read_prompts(tmp_path / "a" / "embeds.safetensors", 6, guidance=5.0)
-    assert_same(prompt.positive[0], [3, 4, 5, 3, 4, 5, 3], tmp_path / "encoder")
-    assert not prompt.negative.any()  # this tokenizer has no token for it
+    found = load_file(tmp_path / "a" / "embeds.safetensors")
+    assert_same(found["prompt_embeds"][0], [3, 4, 5, 3, 4, 5, 3], tmp_path / "encoder")
+    assert found["negative_prompt_embeds"].shape == (1, 7, 6)
+    assert not found["negative_prompt_embeds"].any()  # this tokenizer has no token for it
 
 
 def test_what_cannot_be_is_one_line(tmp_path, run, caplog):
@@ -148,5 +148,5 @@ def test_what_ends_it_in_the_middle_is_one_line(
 
 def test_the_docs_have_the_command():
     docs = (Path(__file__).parents[3] / "docs/wan.md").read_text()
-    (given,) = re.findall(r"^python -m train.data.encode_prompts (.*)$", docs, re.M)
+    (given,) = re.findall(r"`python -m train.data.encode_prompts ([^`\n]*)`", docs)
     assert tyro.cli(Options, args=given.split()).prompts == "TEXT_OR_FILE"

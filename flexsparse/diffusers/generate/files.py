@@ -11,6 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
+def check_free(out: Path) -> None:
+    """ValueError if there is a file, folder or link of this name."""
+    if os.path.lexists(out):
+        raise ValueError(f"--out {out} exists: give another name, or move it")
+
+
 def check_writable(out: Path) -> None:
     """ValueError unless a file or folder of this name could be made, by making one."""
     folder = out.absolute().parent

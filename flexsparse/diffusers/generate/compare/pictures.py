@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from torch import Tensor
+
+from flexsparse.diffusers.generate.compare.results import decibel_text
 
 DENSE, SPARSE = "#3c6eb4", "#e07b28"
 ZERO = "#d9d9d9"
@@ -21,20 +23,10 @@ ZERO = "#d9d9d9"
 
 def draw_layers(path: Path, errors: Tensor) -> None:
     """Relative errors ``[steps, layers]`` as a map, colours by their logarithm; zeros are grey."""
-    steps, layers = errors.shape
-    figure = _figure(min(13.0, 4.6 + 0.2 * steps), min(9.0, 1.9 + 0.2 * layers))
-    axes = figure.subplots()
-    shown = errors.where(errors > 0, torch.nan).T
     low, high = _limits(errors)
     norm = LogNorm(low, high)
-    axes.set_facecolor(ZERO)
-    edges = 0.5, steps + 0.5, layers + 0.5, 0.5
-    axes.imshow(shown.numpy(), cmap="viridis", norm=norm, extent=edges, aspect="auto")
-    axes.set(xlabel="step", ylabel="layer")
-    axes.set_title("Self-attention's output, relative error to dense", loc="left", fontsize=11)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-    bar = figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes)
+    shown = errors.where(errors > 0, torch.nan)
+    figure, bar = _map(shown, norm, "Self-attention's output, relative error to dense")
     # few decades want numbers between the powers of ten, many have no room for them
     between = range(1, 10) if high / low <= 5 else (1, 2, 5) if high / low <= 1000 else (1,)
     bar.ax.yaxis.set_major_locator(LogLocator(subs=between))
@@ -46,16 +38,22 @@ def draw_layers(path: Path, errors: Tensor) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_steps(path: Path, velocity: Tensor, clean: Tensor) -> None:
-    """By step: the velocity's relative error ``[steps]``, the predicted clean latent's PSNR."""
+def draw_held(path: Path, held: Tensor) -> None:
+    """Shares of dense attention's weight ``[steps, layers]`` as a map."""
+    figure, _ = _map(held, Normalize(0, 1), "Dense attention's weight that the chosen tiles hold")
+    figure.savefig(path, dpi=110)
+
+
+def draw_steps(path: Path, output: Tensor, latents: Tensor) -> None:
+    """By step: the relative error of the model's output ``[steps]``, the PSNR of its input."""
     figure = _figure(11, 3.8)
     left, right = figure.subplots(1, 2)
-    _draw_line(left, velocity)
+    _draw_line(left, output)
     left.set(xlabel="step", ylabel="relative error", ylim=(0, None))
-    left.set_title("Velocity, on the dense trajectory", loc="left", fontsize=11)
-    _draw_line(right, clean)
+    left.set_title("The model's output, for the dense clip's latent", loc="left", fontsize=11)
+    _draw_line(right, latents)
     right.set(xlabel="step", ylabel="PSNR, dB")
-    right.set_title("Predicted clean latent, own trajectory", loc="left", fontsize=11)
+    right.set_title("The model's input, in each clip its own", loc="left", fontsize=11)
     figure.savefig(path, dpi=110)
 
 
@@ -88,10 +86,20 @@ def draw_frames(path: Path, dense: Tensor, sparse: Tensor, psnr: Tensor, name: s
     figure.savefig(path, dpi=110)
 
 
-def decibel_text(value: Tensor | float) -> str:
-    """Three digits and the unit, or that there is no difference."""
-    value = float(value)
-    return "infinite: equal" if value == math.inf else f"{value:.3g} dB"
+def _map(values: Tensor, norm: Normalize, title: str) -> tuple[Figure, Any]:
+    """Values ``[steps, layers]``, steps from 1 and layers from 0, and the bar of their colours;
+    those that are NaN are grey."""
+    steps, layers = values.shape
+    figure = _figure(min(13.0, 4.6 + 0.2 * steps), min(9.0, 1.9 + 0.2 * layers))
+    axes = figure.subplots()
+    axes.set_facecolor(ZERO)
+    edges = 0.5, steps + 0.5, layers - 0.5, -0.5
+    axes.imshow(values.T.numpy(), cmap="viridis", norm=norm, extent=edges, aspect="auto")
+    axes.set(xlabel="step", ylabel="layer")
+    axes.set_title(title, loc="left", fontsize=11)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    return figure, figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes)
 
 
 def _draw_line(axes: Axes, values: Tensor) -> None:

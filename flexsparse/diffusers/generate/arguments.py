@@ -1,0 +1,133 @@
+"""What the call of a pipeline is given: its own signature says what it takes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.utils.loading_utils import load_image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from flexsparse.diffusers.generate.folder import Folder, parameters_of
+
+Size = tuple[int, int, int]
+_NAMES = {
+    "negative_prompt": ("negative_prompt",),
+    "steps": ("num_inference_steps",),
+    "guidance": ("guidance_scale",),
+    "guidance_2": ("guidance_scale_2",),
+    "fps": ("frame_rate", "fps"),
+}
+_SIZE = ("num_frames", "frames"), ("height",), ("width",)
+_OURS = "generator", "output_type", "return_dict"
+
+
+def call_arguments(o: argparse.Namespace, folder: Folder) -> dict[str, Any]:
+    """What all clips have in common.
+
+    Raises:
+        ValueError: in a line, what the pipeline does not take, or wants and was not given.
+    """
+    takes = parameters_of(folder.cls)
+    found: dict[str, Any] = {}
+    for option, names in _NAMES.items():
+        if (value := getattr(o, option)) is not None:
+            if option == "fps" and not {*names} & {*takes}:
+                continue  # of the file alone
+            found[_one_of(names, option, folder)] = value
+    if o.image is not None:
+        found[_one_of(("image",), "image", folder)] = _image(o)
+    for name, value in o.call:
+        if name in _OURS or name in found:
+            raise ValueError(f"--call {name}: this command sets it by itself")
+        found[_one_of((name,), f"call {name}", folder)] = value
+    due = [n for n, p in takes.items() if p.default is p.empty and n != "prompt"]
+    if lacking := [name for name in due if name not in found]:
+        how = "--image FILE" if lacking == ["image"] else f"--call {lacking[0]}=... or --as"
+        raise ValueError(f"{folder.cls.__name__} wants {', '.join(lacking)}: give {how}")
+    return found
+
+
+def size_arguments(size: Size | None, folder: Folder) -> dict[str, int]:
+    """Frames, height and width by their names; nothing for the pipeline's own."""
+    if size is None:
+        return {}
+    return {_one_of(names, "size", folder): value for names, value in zip(_SIZE, size)}
+
+
+def own_size(folder: Folder) -> Size | None:
+    """The size that the pipeline's call has by default, where it says one."""
+    takes = parameters_of(folder.cls)
+    found = [next((takes[n].default for n in names if n in takes), None) for names in _SIZE]
+    t, h, w = (x if isinstance(x, int) else None for x in found)
+    return None if t is None or h is None or w is None else (t, h, w)
+
+
+def own_fps(folder: Folder) -> int:
+    takes = parameters_of(folder.cls)
+    found = next((takes[n].default for n in _NAMES["fps"] if n in takes), None)
+    return round(found) if isinstance(found, int | float) else 16
+
+
+def texts_of(o: argparse.Namespace, folder: Folder) -> list[dict[str, Any]]:
+    """What each clip is given of texts: its prompt, or its row of each tensor in the file.
+
+    Raises:
+        ValueError: a file that is none, tensors that the pipeline does not take, that are not
+            finite, or of several numbers of texts.
+    """
+    if o.texts is not None:
+        name = _one_of(("prompt",), "prompt", folder)
+        return [{name: text} for text in o.texts]
+    path = o.prompt_embeds
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f"--prompt-embeds {path} is no safetensors file: {e}") from None
+    for name, x in tensors.items():
+        _one_of((name,), f"prompt-embeds {path}, {name}", folder)
+        if x.is_floating_point() and not x.isfinite().all():
+            raise ValueError(f"--prompt-embeds {path}: {name} has numbers that are not finite")
+    counts = {name: len(x) if x.ndim else 0 for name, x in tensors.items()}
+    most = max(counts.values(), default=0)
+    if not most or {*counts.values()} - {1, most}:
+        raise ValueError(
+            f"--prompt-embeds {path} has {', '.join(f'{n} of {c}' for n, c in counts.items())} "
+            f"texts: give [texts, ...], one for all or one for each"
+        )
+    like = {True: dict(dtype=getattr(torch, o.dtype)), False: {}}
+    placed = {n: x.to(o.device, **like[x.is_floating_point()]) for n, x in tensors.items()}
+    return [{n: x[i : i + 1] if len(x) > 1 else x for n, x in placed.items()} for i in range(most)]
+
+
+def _one_of(names: tuple[str, ...], option: str, folder: Folder) -> str:
+    """The name that the pipeline's call has; ValueError, with what it takes, if it has none."""
+    takes = parameters_of(folder.cls)
+    if found := next((name for name in names if name in takes), None):
+        return found
+    flag = option.replace("_", "-") if option in _NAMES else option
+    raise ValueError(
+        f"--{flag}: {folder.cls.__name__} takes no {names[0]}{_elsewhere(names[0], folder)}; it "
+        f"takes {', '.join(name for name in takes if name not in _OURS)}"
+    )
+
+
+def _elsewhere(name: str, folder: Folder) -> str:
+    """Which pipelines of the same family do."""
+    package = sys.modules[folder.cls.__module__.rpartition(".")[0]]
+    classes = [getattr(diffusers, n, None) for n in dir(package) if n.endswith("Pipeline")]
+    able = [c.__name__ for c in classes if c is not None and name in parameters_of(c)]
+    return f" (--as {' or '.join(able)} does)" if able else ""
+
+
+def _image(o: argparse.Namespace) -> Any:
+    if not o.image.is_file():
+        raise ValueError(f"--image {o.image}: there is no such file")
+    try:
+        return load_image(str(o.image))
+    except OSError as e:
+        raise ValueError(f"--image {o.image} is no picture: {e}") from None
