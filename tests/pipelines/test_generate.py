@@ -1,6 +1,5 @@
 """The generator: a clip from any pipeline's folder is what diffusers' own pipeline makes."""
 
-import inspect
 from types import SimpleNamespace
 
 import av
@@ -339,7 +338,6 @@ def test_levels_and_layers_are_sparsifys_to_keep(wan, tmp_path, monkeypatch, cap
     )
 
 
-@pytest.mark.skipif("dense_above" not in inspect.signature(sparsify).parameters, reason="not yet")
 def test_noise_above_a_level_is_dense(wan, tmp_path):  # noqa: F811
     given = dict(dense=(), sparse=VSA_OPTIONS, above=(*VSA_OPTIONS, "--dense-above", "0.01"))
     given["layers"] = *VSA_OPTIONS, "--dense-layers", "0", "1"
