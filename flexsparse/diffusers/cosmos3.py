@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_cosmos3 import (
 from torch import Tensor
 
 from flexsparse.diffusers.call import Grid, Processor
-from flexsparse.diffusers.families import Family, layers_of, register
+from flexsparse.diffusers.families import Family, layers_of, of_a_thousand, register
 
 _call = signature(Cosmos3OmniTransformer.forward)
 
@@ -81,7 +81,14 @@ def cosmos3_grid(*args: Any, **kwargs: Any) -> Grid:
     return t, h, w
 
 
+def of_noisiest(timesteps: Tensor) -> Tensor:
+    """The noise level of timesteps of tokens, of which those of conditions have less."""
+    return of_a_thousand(timesteps).amax().reshape(1)
+
+
 _processors = {Cosmos3AttnProcessor: Cosmos3Processor}
 _layers = layers_of("layers", attention="self_attn")
-_names: Any = dict(query="add_q_proj", heads="num_attention_heads", timestep="vision_timesteps")
+_names: Any = dict(
+    query="add_q_proj", heads="num_attention_heads", timestep="vision_timesteps", noise=of_noisiest
+)
 register(Family("Cosmos3OmniTransformer", cosmos3_grid, _layers, _processors, **_names))

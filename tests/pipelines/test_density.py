@@ -78,7 +78,7 @@ def test_dense_above_is_the_dense_model_there(name, method):
 @families
 @torch.no_grad()
 def test_dense_layers_are_dense_at_any_level(name):
-    small, batch = SMALL[name], at(SMALL[name], 100, 700)
+    small, batch = SMALL[name], at(SMALL[name], 100)
     model, wanted = sparse(small, LOW, dense_layers=(1,)), sparse(small, LOW)
     attentions = [attention for _, attention in family_of(wanted).layers(wanted)]
     before = run(wanted, batch)
@@ -157,6 +157,17 @@ def test_minimax_h3_is_as_dense_as_its_noisiest_rows_want():
         timestep = batch["timestep"].clamp(min=0.9)
         timestep[low] = 1 - noise
         given = batch | dict(timestep=timestep)
+        assert torch.equal(run(model, given), run(sparse(small, method), given))
+
+
+@torch.no_grad()
+def test_cosmos_3_is_as_dense_as_its_noisiest_tokens_want():
+    small = SMALL["cosmos3"]
+    model, batch = sparse(small, BANDS), small.batch(GRID, 0)
+    timesteps = torch.zeros_like(batch["vision_timesteps"])
+    for timestep, method in ((310, MIDDLE), (290, LOW)):
+        timesteps[-5:] = timestep
+        given = batch | dict(vision_timesteps=timesteps)
         assert torch.equal(run(model, given), run(sparse(small, method), given))
 
 

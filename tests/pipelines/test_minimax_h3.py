@@ -113,4 +113,4 @@ def test_fastvideos_gates_are_found_under_their_names(tmp_path):
 
 def test_its_timesteps_go_from_noise_to_data():
     noise = family_of(SMALL["minimax_h3"].build()).noise
-    assert torch.equal(noise(torch.tensor([0.0, 0.25, 1.0])), torch.tensor([1, 0.75, 0]).double())
+    assert torch.equal(noise(torch.tensor([0.25, 1.0, 0.5])), torch.tensor([0.75]).double())

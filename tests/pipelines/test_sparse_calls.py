@@ -121,7 +121,7 @@ def test_a_rotary_table_of_many_calls_is_tiled_for_each_kind():
     assert torch.equal(out, fresh(batch))
 
 
-@pytest.mark.parametrize("name", SMALL.keys() - {"cosmos3"})  # which is not for it
+@pytest.mark.parametrize("name", [n for n in SMALL if n != "cosmos3"])  # which is not for it
 def test_autocast_computes_in_its_dtype(name):
     small, batch = SMALL[name], SMALL[name].batch((2, 4, 5), 0)
     model = small.model(0)
