@@ -19,11 +19,12 @@ Method = Dense | VSA | BSA
 class ByNoise:
     """A slot that attends by one method at high noise levels and by another at lower ones.
 
-    Sampling decides layout and motion at high noise, where sparse attention does the most harm.
-    A band reaches from its own noise level, 1 being noise and 0 data, up to the next one's. All
-    sparse methods have the same module, with the same gates, and differ in the tiles that they
-    admit alone. ``Dense()`` is that module with all tiles (and for BSA all queries): a model whose
-    coarse gate is trained keeps its coarse stage.
+    Layout and motion are settled at high noise, which those who make a model sparse without
+    training leave dense, as Sparse VideoGen does (arXiv 2502.01776). A band reaches from its own
+    noise level, 1 being noise and 0 data, up to the next one's. All sparse methods have the same
+    module, with the same gates, and differ in the tiles that they admit alone. ``Dense()`` is that
+    module with all tiles (and for BSA all queries): a model whose coarse gate is trained keeps its
+    coarse stage.
 
     Args:
         methods: the method from each noise level on, 0 among them; a mapping, or pairs.
