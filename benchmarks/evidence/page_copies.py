@@ -52,8 +52,8 @@ def copies(results: Path, images: Path) -> str:
         by_task = {task: _last(mine) for task, mine in by_task.items() if mine}
         row = of_scale[-1]
         parts.append(
-            f"{row['parameters'] / 1e6:.1f}M parameters, {row['tokens']:,} tokens a clip, {steps:,} "
-            f"steps, on {row['device']}:"
+            f"{row['parameters'] / 1e6:.1f}M parameters, {row['tokens']:,} tokens a clip, "
+            f"{steps:,} steps, on {row['device']}:"
         )
         for task, mine in by_task.items():
             parts.append(f"**{task}**: {_floors(mine)}\n\n{_table(mine)}")
