@@ -138,12 +138,14 @@ def told(task: str, trainer: Any) -> dict[str, Any]:
     times = shifted(even, 1.0, LEAST, MOST).tolist()
     tiling = trainer.model.tiling or VideoTiling(clips.grid)
     found = floors_of(copies, clips, tiling, times)
+    shares, looks = finds(trainer.model, clips, tiling)
     return dict(
         patch_floor=round(found.patch, 5),
         tile_floor=round(found.tile, 5),
         floor=round(found.everything, 5),
         others_floor={str(k): round(x, 5) for k, x in found.others.items()},
-        finds=[round(x, 4) for x in finds(trainer.model, clips, tiling)],
+        finds=[round(x, 4) for x in shares],
+        looks=looks,
         by_chance=round(float((copies_in(clips.layout(0), tiling) > 0).mean()), 4),
     )
 
@@ -159,10 +161,11 @@ def floors_of(
 @torch.no_grad()
 def finds(
     model: Any, clips: RecurringClips, tiling: VideoTiling, time: float = 0.5, count: int = 4
-) -> list[float]:
-    """Of the other tiles that each layer chooses, the share that hold copies; [] where none are
-    chosen."""
+) -> tuple[list[float], list[list[int]]]:
+    """Of the other tiles that each layer chooses, the share that hold copies, [] where none are
+    chosen; and how many heads choose each tile for the one in the middle of the first clip."""
     shares: dict[int, list[float]] = {}
+    looks: list[list[int]] = []
     device, number = next(model.parameters()).device, 0
 
     def see(slot: Any, given: tuple[Any, ...]) -> None:
@@ -170,6 +173,8 @@ def finds(
         if seen is None or not hasattr(slot, "choose"):
             return
         choice = choice_of(slot, q, k, seen, None)
+        if choice is not None and number == 0:
+            looks.append(choice.tile_map[0, :, middle_of(seen)].sum(0).tolist())
         if choice is not None and choice.tile_map.sum() > choice.tile_map.shape[1] * len(truth):
             shares.setdefault(id(slot), []).append(right_share(choice.tile_map[0], truth))
 
@@ -182,7 +187,13 @@ def finds(
             )
             context = torch.zeros(1, 1, model.config.context_dim, device=device)
             model((1 - time) * x0 + time * noise, torch.full((1,), time, device=device), context)
-    return [sum(found) / len(found) for found in shares.values()]
+    return [sum(found) / len(found) for found in shares.values()], looks
+
+
+def middle_of(tiling: VideoTiling) -> int:
+    """The number of the tile in the middle of the video."""
+    t, h, w = (size // 2 for size in tiling.grid)
+    return (t * tiling.grid[1] + h) * tiling.grid[2] + w
 
 
 def right_share(tile_map: Tensor, truth: Tensor) -> float:

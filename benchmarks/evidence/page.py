@@ -8,6 +8,7 @@ from statistics import mean
 
 from benchmarks.evidence import flop_tables, frontier
 from benchmarks.evidence.ablations import GROUPS
+from benchmarks.evidence.page_copies import copies
 from benchmarks.evidence.page_recall import recall
 from benchmarks.evidence.page_scaling import scaling
 from benchmarks.evidence.pictures import (
@@ -170,6 +171,7 @@ def adaptation(results: Path, images: Path) -> str:
 
 
 SECTIONS: dict[str, Callable[[Path, Path], str]] = {
+    "copies": copies,
     "parity": parity,
     "scaling": scaling,
     "ablations": ablations,
