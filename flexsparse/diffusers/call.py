@@ -61,7 +61,8 @@ class Call:
     Attributes:
         method: the slot that all layers have.
         met: set at the model's door by :meth:`enter`, and again where the backward comes in by it:
-            activation checkpointing runs the layers once more.
+            activation checkpointing runs the layers once more. Where it comes in elsewhere, a
+            layer's rotary table tells, if it is of one call.
         band: that of the layer that runs, set by :meth:`tiling`.
     """
 
@@ -78,6 +79,7 @@ class Call:
         self._attentions = attentions
         self.met: Met | None = None
         self.band: str | None = None
+        self._inside = False  # a call, and no backward
         # of each call, by its rotary table, and as long as that lives
         self._calls: Any = WeakIdKeyDictionary()
         self._made: Any = WeakIdKeyDictionary()
@@ -99,13 +101,13 @@ class Call:
         band = None
         if isinstance(self.method, ByNoise):
             band = band_of(self.method, self._noise_of(model, args, kwargs))
-        self.met = Met((t, h, w), band, packed)
+        self.met, self._inside = Met((t, h, w), band, packed), True
         for name, attn in self._attentions.items():  # of which a compiled program has guards
             check_processor(name, attn)
 
     def leave(self, model: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         """A forward hook of the model, for calls that raise, too."""
-        met, self.met = self.met, None
+        met, self.met, self._inside = self.met, None, False
         if torch.compiler.is_compiling():
             return
         for x in tree_leaves(out):
@@ -162,13 +164,16 @@ class Call:
         return tiling
 
     def _met(self, rotary: Table | None) -> Met | None:
-        """Of the call that a layer is in, or was."""
+        """Of the call that a layer is in or, run once more in a backward, was."""
         if rotary is None or torch.compiler.is_compiling():
             return self.met
-        met = self._calls.get(_key(rotary), self.met)
-        if met is not None:
-            self._calls[_key(rotary)] = met
-        return met
+        calls: set[Met] = self._calls.setdefault(_key(rotary), set())
+        if self._inside and self.met is not None:
+            calls.add(self.met)  # a pipeline may have one table for all of its steps
+            return self.met
+        if len(calls) == 1:
+            return next(iter(calls))
+        return self.met
 
     def _packed(self, rotary: Table | None) -> Packed | None:
         met = self._met(rotary)

@@ -102,9 +102,34 @@ def test_with_trained_gates_dense_has_the_coarse_stage_too():
     assert not torch.allclose(run(model, batch), run(small.model(0), batch), atol=1e-3)
 
 
-def gradients_of_two_calls(model, small):
+@families
+@torch.no_grad()
+def test_steps_that_share_their_tables_have_each_its_density(name):
+    """CogVideoX's and Allegro's pipelines make one rotary table for all of their steps."""
+    small = SMALL[name]
+    model, batch, timestep = (
+        sparse(small, BANDS),
+        at(small, 900),
+        family_of(small.model(0)).timestep,
+    )
+    outs = {}
+    for level in (900, 400, 100, 400, 900):
+        out = run(model, batch | {timestep: torch.full_like(batch[timestep], level)})
+        assert torch.equal(outs.setdefault(level, out), out)
+    alone = sparse(small, LOW)
+    assert torch.equal(
+        outs[100], run(alone, batch | {timestep: torch.full_like(batch[timestep], 100)})
+    )
+    assert len({x.sum().item() for x in outs.values()}) == 3
+
+
+def gradients_of_two_calls(model, small, shared=False):
+    """In one backward, with a rotary table of their own, or one for all."""
     model.zero_grad()
     batches = [at(small, *timesteps) for timesteps in ((800, 800), (400, 400), (100, 100))]
+    if shared:
+        timestep = family_of(model).timestep
+        batches = [batches[0] | {timestep: batch[timestep]} for batch in batches]
     sum(run(model, batch).square().mean() for batch in batches).backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
@@ -118,9 +143,10 @@ def test_a_layer_that_is_run_again_in_the_backward_has_the_density_of_its_call(n
     model.train()
     if compiled:
         model.compile_repeated_blocks(fullgraph=True, backend="eager")
-    found = gradients_of_two_calls(model, small)
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[n], wanted[n]) for n in wanted)
+    for shared in (False, True):
+        found = gradients_of_two_calls(model, small, shared)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[n], wanted[n]) for n in wanted)
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["blocks", "whole"])
