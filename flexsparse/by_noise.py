@@ -58,6 +58,8 @@ class ByNoise:
                 f"noise levels {levels} must be in [0, 1), where 1 is noise, and the least 0, for "
                 f"all that is below the others: {{0.85: Dense(), 0: VSA()}}"
             )
+        if len(set(levels)) < len(levels):
+            raise ValueError(f"noise levels {levels}: give each one method")
         if any(type(i) is not int or i < 0 for i in self.dense_layers):
             raise ValueError(f"dense_layers {self.dense_layers} must be numbers of layers, from 0")
         for _, method in ordered:

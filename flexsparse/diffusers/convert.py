@@ -100,7 +100,7 @@ def sparsify(
             nothing can be added, or part by part.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
-    slot = _slot_of(method, dense_above, tuple(dense_layers))
+    slot = _slot_of(method, dense_above, dense_layers)
     family = family_of(model)
     dtype = cast(torch.dtype, model.dtype)  # that it computes in, however weights are stored
     own = _own_processors(model, family)
@@ -142,9 +142,19 @@ def sparsify(
 
 
 def _slot_of(
-    method: Any, dense_above: float | None, dense_layers: tuple[int, ...]
+    method: Any, dense_above: float | None, dense_layers: Iterable[int]
 ) -> VSA | BSA | ByNoise:
     """What every layer has, of what a user asks for."""
+    if not isinstance(dense_layers, Iterable):
+        raise ValueError(
+            f"dense_layers={dense_layers!r} must be several numbers: ({dense_layers},)"
+        )
+    if dense_above is not None and not 0 < dense_above < 1:
+        raise ValueError(
+            f"dense_above={dense_above} must be a noise level between 0 and 1, which is noise: "
+            f"0.85 for timesteps from 850 of 1,000 on"
+        )
+    dense_layers = tuple(dense_layers)
     if isinstance(method, VSA | BSA):
         if dense_above is not None or dense_layers:
             above = {} if dense_above is None else {dense_above: Dense()}

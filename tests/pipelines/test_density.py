@@ -216,7 +216,11 @@ def test_what_is_no_density_is_named_and_changes_nothing():
     before = run(model, batch)
     for wrong, message in (
         (dict(method=BANDS, dense_above=0.9), "put Dense"),
-        (dict(method=LOW, dense_above=850), r"noise levels \[850.0, 0.0\] must be in \[0, 1\)"),
+        (dict(method=LOW, dense_above=850), "dense_above=850 must be a noise level between"),
+        (dict(method=LOW, dense_above=0.0), "dense_above=0.0 must be"),
+        (dict(method=LOW, dense_layers=0), r"several numbers: \(0,\)"),
+        (dict(method={850: Dense(), 0: LOW}), r"noise levels \[850.0, 0.0\] must be in \[0, 1\)"),
+        (dict(method=ByNoise([(0, LOW)]).methods * 2), "is no method"),
         (dict(method={0.5: Dense()}), "the least 0"),
         (dict(method={0.0: Dense()}), "no method is sparse"),
         (dict(method={0.5: BSA(), 0.0: VSA()}), "may differ in the tiles"),

@@ -135,6 +135,8 @@ def test_a_config_is_written_read_and_planned(tmp_path):
 
 
 def test_what_cannot_be_trained_so_is_named(tmp_path):
+    with pytest.raises(ValueError, match="give each one method"):
+        ByNoise([(0.5, Dense()), (0.5, VSA()), (0, VSA())])
     sparsity = SparsityConfig(schedule=DenseWarmup(steps=2))
     with pytest.raises(ValueError, match="follows the noise level"):
         tiny(tmp_path, attention=SLOT, sparsity=sparsity, checkpoint=QUIET).build()
