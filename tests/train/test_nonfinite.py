@@ -71,7 +71,7 @@ def test_an_infinite_loss_with_a_finite_gradient_is_skipped_too(tmp_path):
     trainer = tiny(tmp_path, steps=2, checkpoint=QUIET).build()
     trainer.train(until=1)
     before = state(trainer)
-    with mock.patch("train.trainer.flow_loss", lambda *given: flow_loss(*given) + torch.inf):
+    with mock.patch("train.losses.flow_loss", lambda *given: flow_loss(*given) + torch.inf):
         trainer.train()
     trainer.close()
     assert trainer.history.skipped[0].loss == float("inf")
