@@ -10,7 +10,8 @@ from torch import Tensor
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     rows = x.index_select(-2, index.clamp(min=0))
-    return torch.where((index >= 0)[:, None], rows, 0)
+    # not >= 0: compiled for a CPU with AVX2, torch 2.13 to 2.15 take that for false of each number
+    return torch.where((index > -1)[:, None], rows, 0)
 
 
 class Permute(torch.autograd.Function):

@@ -229,9 +229,9 @@ class VideoTiling:
         ``[B, padded_tokens]``."""
         index = self.layout(device).flatten()
         if text_lengths is None:
-            return index >= 0
+            return index > -1
         end = math.prod(self.video) + text_lengths.long()
-        return (index >= 0) & (index < end[:, None])
+        return (index > -1) & (index < end[:, None])
 
     def to_tiles(self, x: Tensor) -> Tensor:
         """Raster ``[..., tokens, C]`` to tile-major ``[..., padded_tokens, C]``, zeros in padding.
@@ -304,5 +304,5 @@ class VideoTiling:
     def _inverse(self, layout: Tensor) -> Tensor:
         """The row in memory of every token: int64 ``[tokens]``, from the flattened layout."""
         rows = torch.arange(self.padded_tokens, device=layout.device)
-        slot = torch.where(layout >= 0, layout, self.tokens)  # padding writes past the end
+        slot = torch.where(layout > -1, layout, self.tokens)  # padding writes past the end
         return rows.new_zeros(self.tokens + 1).scatter_(0, slot, rows)[: self.tokens]

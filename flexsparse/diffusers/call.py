@@ -289,7 +289,7 @@ def to_tiles(x: Tensor, tiling: VideoTiling, order: tuple[Tensor, Tensor] | None
 def tile_rows(rows: Tensor, tiling: VideoTiling) -> tuple[Tensor, Tensor]:
     """As :meth:`Call.order`, made anew."""
     layout = tiling.layout(rows.device).flatten()
-    index = torch.where(layout >= 0, rows[layout.clamp(min=0)], -1)
+    index = torch.where(layout > -1, rows[layout.clamp(min=0)], -1)
     memory = torch.arange(tiling.padded_tokens, device=rows.device)
     back = torch.empty_like(rows).index_copy(0, rows, tiling.from_tiles(memory[:, None])[:, 0])
     return index, back

@@ -227,7 +227,7 @@ def fill_slots(index: Tensor, windows: Windows, fill: Fill) -> Tensor:
     kept = index[..., : W * K].unflatten(-1, (W, K)).long()
     token = torch.arange(V, device=index.device)
     found = kept.unsqueeze(-1) == rows.unsqueeze(-2)
-    held = torch.where(found & (kept >= 0).unsqueeze(-1), token, 0).sum(-1)
+    held = torch.where(found & (kept > -1).unsqueeze(-1), token, 0).sum(-1)
     held = torch.where(kept < 0, V, held)
 
     if fill == "nearest":
