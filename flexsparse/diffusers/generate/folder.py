@@ -85,6 +85,11 @@ def parameters_of(cls: Any) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in found.items() if n != "self" and p.kind is p.POSITIONAL_OR_KEYWORD}
 
 
+def guided(folder: Folder) -> bool:
+    """Whether a component, and no argument of the call, has the scale of guidance."""
+    return "guider" in folder.parts and "guidance_scale" not in parameters_of(folder.cls)
+
+
 def _index_of(path: Path) -> dict[str, Any]:
     if not (path / INDEX).is_file():
         there = "is no folder" if not path.is_dir() else f"has no {INDEX}"

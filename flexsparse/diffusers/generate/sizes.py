@@ -38,6 +38,9 @@ def check_size(size: Size, folder: Folder) -> None:
     """
     if (strides := strides_of(folder)) is None:
         return
+    tiles = [getattr(folder.vae, name, None) for name in ("kernel", "stride")]
+    if all(isinstance(x, tuple) for x in tiles):
+        return _check_tiles(size, *tiles)
     frames, *sides = size
     stride, side = strides[0], strides[1] * patch_of(folder)[1]
     fits = (
@@ -48,6 +51,17 @@ def check_size(size: Size, folder: Folder) -> None:
         raise ValueError(
             f"--size {text_of(size)}: this VAE and transformer take {stride}k + 1 frames and "
             f"sides that are multiples of {side}; try {text_of(fits)}"
+        )
+
+
+def _check_tiles(size: Size, kernel: Size, stride: Size) -> None:
+    """ValueError for a video that Allegro's VAE, which decodes tiles alone, would leave black where
+    no whole one fits."""
+    fits = tuple(k + s * max(0, round((x - k) / s)) for x, k, s in zip(size, kernel, stride))
+    if fits != size:
+        raise ValueError(
+            f"--size {text_of(size)}: this VAE decodes tiles of {text_of(kernel)}, {text_of(stride)}"
+            f" apart, and leaves the rest black; try {text_of((fits[0], fits[1], fits[2]))}"
         )
 
 
