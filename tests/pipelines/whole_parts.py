@@ -2,6 +2,7 @@
 samplers and what stands for a prompt."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -18,14 +19,14 @@ Texts = dict[str, Tensor]
 
 
 def sized(name: str, **changes: Any) -> Callable[[], nn.Module]:
-    """A small model, with the sizes that its pipeline wants."""
+    """A small model with every weight awake, of the sizes that its pipeline wants."""
 
     def build() -> nn.Module:
         model = SMALL[name].build()
         config = {n: x for n, x in model.config.items() if not n.startswith("_")}
-        return type(model)(**config | changes).eval()
+        return type(model)(**config | changes)
 
-    return build
+    return lambda: replace(SMALL[name], build=build).model(0)
 
 
 def parts(vae: Callable[[], nn.Module], scheduler: Any = Euler, **more: Any) -> Callable[[], Parts]:

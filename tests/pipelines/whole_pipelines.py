@@ -9,7 +9,6 @@ import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler as Euler
 from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline
-from small_models import ltx2
 from small_pipelines import cogvideox_vae, hunyuan_video_texts, hunyuan_video_vae, wan_vae
 from torch import Tensor, nn
 from whole_parts import (
@@ -98,7 +97,9 @@ _dumb = dict(audio_vae=none, vocoder=none)
 _flow_map = partial(diffusers.FlowMapEulerDiscreteScheduler, shift=5.0)
 _trailing = partial(diffusers.CogVideoXDPMScheduler, timestep_spacing="trailing")
 WHOLE = {
-    "ltx2": Whole(diffusers.LTX2Pipeline, ltx2, parts(ltx2_vae, **_ltx2), masked, (5, 32, 96)),
+    "ltx2": Whole(
+        diffusers.LTX2Pipeline, sized("ltx2"), parts(ltx2_vae, **_ltx2), masked, (5, 32, 96)
+    ),
     "kandinsky5": Whole(
         diffusers.Kandinsky5T2VPipeline,
         sized("kandinsky5"),

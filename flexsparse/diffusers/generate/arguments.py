@@ -47,12 +47,19 @@ def call_arguments(o: argparse.Namespace, folder: Folder) -> dict[str, Any]:
     if o.image is not None:
         found[_one_of(("image",), "image", folder)] = _image(o)
     for name, path in o.video:
-        found[_one_of((name,), f"video {name}", folder)] = _video(path)
+        name = _one_of((name,), "video" if name == "video" else f"video {name}", folder)
+        found[name] = _video(path)
     for name, value in o.call:
         if name in _OURS or name in found:
             raise ValueError(f"--call {name}: this command sets it by itself")
         found[_one_of((name,), f"call {name}", folder)] = value
+    sound = takes.get("sample_audio")
+    if sound and "audio_vae" not in folder.parts and found.get("sample_audio", sound.default):
+        raise ValueError(f"{folder.path} has no audio_vae: give --call sample_audio=false")
     due = [n for n, p in takes.items() if p.default is p.empty and n != "prompt"]
+    kinds = [kind for kind in ("image", "video") if kind in takes]
+    if not due and any(f"{x.title()}To" in folder.cls.__name__ for x in kinds):  # None by default
+        due = [] if {*kinds} & {*found} else kinds[:1]
     if lacking := [name for name in due if name not in found]:
         how = "--image FILE" if lacking[0] == "image" else f"--call {lacking[0]}=... or --as"
         how = f"--video {lacking[0]}=FILE" if "video" in lacking[0] else how
@@ -123,7 +130,7 @@ def texts_of(o: argparse.Namespace, folder: Folder) -> list[dict[str, Any]]:
 
 
 def _longest(ends: Tensor) -> Tensor:
-    """Where the texts of a batch end, ``[texts + 1]`` from 0, of one that is as long as its rows."""
+    """Where the texts of a batch end, from 0 on, made that of one which is as long as its rows."""
     return ends.new_tensor([0, int(ends.diff().amax())])
 
 
@@ -159,9 +166,10 @@ def _image(o: argparse.Namespace) -> Any:
 def _video(path: Path) -> list[Any]:
     """A file's frames, as pictures."""
     import av
+    from av.error import FFmpegError
 
     try:
         with av.open(str(path)) as container:
             return [frame.to_image() for frame in container.decode(video=0)]
-    except (OSError, IndexError, av.FFmpegError) as e:
+    except (OSError, IndexError, FFmpegError) as e:
         raise ValueError(f"--video {path} is no video: {e}") from None

@@ -38,7 +38,7 @@ def check(o: argparse.Namespace) -> Work:
     _check_device(o)
     common = call_arguments(o, folder)
     _check_cleaning(o, folder)
-    _check_guardrail(folder)
+    _check_packages(folder)
     o.fps = o.fps or own_fps(folder)
     sizes = [size_arguments(size, folder) for size in o.size]
     for size in o.size:
@@ -78,13 +78,16 @@ def _check_cleaning(o: argparse.Namespace, folder: Folder) -> None:
         raise ValueError(f"{folder.cls.__name__} takes {e.name}: pip install {e.name}") from None
 
 
-def _check_guardrail(folder: Folder) -> None:
-    """The same of the checker of unsafe content that Cosmos' license wants."""
-    there = getattr(sys.modules[folder.cls.__module__], "is_cosmos_guardrail_available", None)
+def _check_packages(folder: Folder) -> None:
+    """ValueError for packages that Cosmos' pipelines miss once their weights are loaded."""
+    checked = getattr(sys.modules[folder.cls.__module__], "is_cosmos_guardrail_available", None)
     off = folder.cls.load_config(folder.path).get("enable_safety_checker") is False
-    if there is not None and not off and not there():
+    missing = ["cosmos_guardrail"] if checked is not None and not off and not checked() else []
+    if folder.first.config.get("concat_padding_mask") and find_spec("torchvision") is None:
+        missing.append("torchvision")
+    if missing:
         raise ValueError(
-            f"{folder.cls.__name__} takes a checker of unsafe content: pip install cosmos_guardrail"
+            f"{folder.cls.__name__} takes {' and '.join(missing)}: pip install {' '.join(missing)}"
         )
 
 

@@ -15,7 +15,7 @@ from flexsparse.diffusers.generate.clock import Clock
 from flexsparse.diffusers.generate.timing import timed
 from flexsparse.diffusers.generate.work import Clip, Work
 
-FAILURES = ValueError, OSError, RuntimeError, MemoryError, TypeError, AssertionError
+FAILURES = ValueError, OSError, RuntimeError, MemoryError, TypeError, AssertionError, AttributeError
 
 
 def make_all(pipe: Any, o: argparse.Namespace, work: Work, clock: Clock) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 from accelerate import init_empty_weights
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils.import_utils import DummyObject, requires_backends
 
 from flexsparse.diffusers.families import family_of
 from flexsparse.diffusers.generate.weights import shapes_in
@@ -108,6 +109,11 @@ def _index_of(path: Path) -> dict[str, Any]:
 
 def _pipeline_class(path: Path, name: Any) -> Any:
     cls = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if isinstance(cls, DummyObject):
+        try:
+            requires_backends(cls, getattr(cls, "_backends", []))
+        except ImportError as e:
+            raise ValueError(" ".join(str(e).split())) from None
     if not (isinstance(cls, type) and issubclass(cls, DiffusionPipeline)):
         raise ValueError(
             f"{path} is of {name}, which diffusers {diffusers.__version__} has no pipeline for: "

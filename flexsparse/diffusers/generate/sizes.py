@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from flexsparse.diffusers.generate.arguments import Size
 from flexsparse.diffusers.generate.attention import text_of
@@ -38,7 +39,7 @@ def check_size(size: Size, folder: Folder) -> None:
     """
     if (strides := strides_of(folder)) is None:
         return
-    tiles = [getattr(folder.vae, name, None) for name in ("kernel", "stride")]
+    tiles: list[Any] = [getattr(folder.vae, name, None) for name in ("kernel", "stride")]
     if all(isinstance(x, tuple) for x in tiles):
         return _check_tiles(size, *tiles)
     frames, *sides = size
@@ -59,9 +60,10 @@ def _check_tiles(size: Size, kernel: Size, stride: Size) -> None:
     no whole one fits."""
     fits = tuple(k + s * max(0, round((x - k) / s)) for x, k, s in zip(size, kernel, stride))
     if fits != size:
+        tiles = f"tiles of {text_of(kernel)}, {text_of(stride)} apart"
         raise ValueError(
-            f"--size {text_of(size)}: this VAE decodes tiles of {text_of(kernel)}, {text_of(stride)}"
-            f" apart, and leaves the rest black; try {text_of((fits[0], fits[1], fits[2]))}"
+            f"--size {text_of(size)}: this VAE decodes {tiles}, and leaves the rest black; try "
+            f"{text_of((fits[0], fits[1], fits[2]))}"
         )
 
 
