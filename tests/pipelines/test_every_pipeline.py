@@ -104,11 +104,12 @@ def test_reports_are_of_the_video_beside_text_and_sound(name, tmp_path):
     assert found["clip_error"] > 0
 
 
-@pytest.mark.parametrize("name", ["cosmos3", "framepack"])
-def test_latents_of_a_pipeline_that_hands_them_over_in_its_own_way(name, tmp_path):
-    given = write(WHOLE[name], tmp_path / "p")
+@pytest.mark.parametrize("name, size, frames", [("cosmos3", "9", 3), ("framepack", "13", 7)])
+def test_latents_that_are_handed_over_in_another_way(name, size, frames, tmp_path):
+    """Framepack's after each of three sections of two, to which its picture comes."""
+    given = *write(WHOLE[name], tmp_path / "p"), "--size", f"{size}x48x80"
     assert generate(tmp_path / "p", tmp_path / "a.safetensors", *given) == 0
-    assert load_file(tmp_path / "a.safetensors")["latent"].shape == (4, 3, 6, 10)
+    assert load_file(tmp_path / "a.safetensors")["latent"].shape == (4, frames, 6, 10)
 
 
 def test_several_texts_whose_ends_stand_in_one_row(tmp_path):

@@ -12,7 +12,6 @@ import torch
 from diffusers.utils.loading_utils import load_image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from flexsparse.diffusers.generate.folder import Folder, guided, parameters_of
 
@@ -25,7 +24,7 @@ _NAMES = {
     "fps": ("frame_rate", "fps"),
 }
 _SIZE = ("num_frames", "frames", "segment_frame_length"), ("height",), ("width",)
-_ENDS = "cu_seqlens"  # where each text of a batch ends, as Kandinsky 5 takes it
+_ENDS = "cu_seqlens"  # where the texts of a batch end: Kandinsky 5 reads the longest length
 _OURS = "generator", "output_type", "return_dict"
 
 
@@ -108,7 +107,6 @@ def texts_of(o: argparse.Namespace, folder: Folder) -> list[dict[str, Any]]:
         if x.is_floating_point() and not x.isfinite().all():
             raise ValueError(f"--prompt-embeds {path}: {name} has numbers that are not finite")
     ends = [name for name in tensors if name.endswith(_ENDS)]
-    tensors |= {name: _longest(tensors[name]) for name in ends}
     counts = {name: len(x) if x.ndim else 0 for name, x in tensors.items() if name not in ends}
     most = max(counts.values(), default=0)
     if not most or {*counts.values()} - {1, most}:
@@ -127,11 +125,6 @@ def texts_of(o: argparse.Namespace, folder: Folder) -> list[dict[str, Any]]:
     return [
         none | {n: x[i : i + 1] if own[n] else x for n, x in placed.items()} for i in range(most)
     ]
-
-
-def _longest(ends: Tensor) -> Tensor:
-    """Where the texts of a batch end, from 0 on, made that of one which is as long as its rows."""
-    return ends.new_tensor([0, int(ends.diff().amax())])
 
 
 def _one_of(names: tuple[str, ...], option: str, folder: Folder) -> str:
