@@ -230,7 +230,12 @@ class Processor:
 
     It is an attention processor in diffusers' sense; a subclass knows how its model projects and
     rotates, and is called as that model's own processor is, with all of that one's arguments.
+
+    Attributes:
+        video: which of a layer's outputs is the video's, where there are several.
     """
+
+    video = 0
 
     def __init__(self, call: Call) -> None:
         self.call = call

@@ -22,6 +22,8 @@ _call = signature(Cosmos3OmniTransformer.forward)
 class Cosmos3Processor(Processor):
     """In place of diffusers' Cosmos3AttnProcessor. Keys and values have fewer heads."""
 
+    video = 1
+
     def __call__(
         self,
         attn: Any,
@@ -88,7 +90,6 @@ def of_noisiest(timesteps: Tensor) -> Tensor:
 
 _processors = {Cosmos3AttnProcessor: Cosmos3Processor}
 _layers = layers_of("layers", attention="self_attn")
-_names: Any = dict(
-    query="add_q_proj", heads="num_attention_heads", timestep="vision_timesteps", noise=of_noisiest
-)
+_names: Any = dict(query="add_q_proj", heads="num_attention_heads", latent="vision_tokens")
+_names |= dict(timestep="vision_timesteps", noise=of_noisiest)
 register(Family("Cosmos3OmniTransformer", cosmos3_grid, _layers, _processors, **_names))

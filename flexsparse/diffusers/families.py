@@ -34,6 +34,7 @@ class Family:
         timestep: the argument of the call that has them.
         query: what the layers call ``to_q``.
         heads: what they call ``heads``.
+        latent: the argument of the call that has the noisy video.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Family:
     timestep: str = "timestep"
     query: str = "to_q"
     heads: str = "heads"
+    latent: str = "hidden_states"
 
     def query_of(self, attn: Any) -> Any:
         """The projection of a layer's queries."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -12,7 +13,7 @@ from diffusers.utils.loading_utils import load_image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from flexsparse.diffusers.generate.folder import Folder, parameters_of
+from flexsparse.diffusers.generate.folder import Folder, guided, parameters_of
 
 Size = tuple[int, int, int]
 _NAMES = {
@@ -22,7 +23,8 @@ _NAMES = {
     "guidance_2": ("guidance_scale_2",),
     "fps": ("frame_rate", "fps"),
 }
-_SIZE = ("num_frames", "frames"), ("height",), ("width",)
+_SIZE = ("num_frames", "frames", "segment_frame_length"), ("height",), ("width",)
+_ENDS = "cu_seqlens"  # where the texts of a batch end: Kandinsky 5 reads the longest length
 _OURS = "generator", "output_type", "return_dict"
 
 
@@ -38,16 +40,28 @@ def call_arguments(o: argparse.Namespace, folder: Folder) -> dict[str, Any]:
         if (value := getattr(o, option)) is not None:
             if option == "fps" and not {*names} & {*takes}:
                 continue  # of the file alone
+            if option == "guidance" and guided(folder):
+                continue
             found[_one_of(names, option, folder)] = value
     if o.image is not None:
         found[_one_of(("image",), "image", folder)] = _image(o)
+    for name, path in o.video:
+        name = _one_of((name,), "video" if name == "video" else f"video {name}", folder)
+        found[name] = _video(path)
     for name, value in o.call:
         if name in _OURS or name in found:
             raise ValueError(f"--call {name}: this command sets it by itself")
         found[_one_of((name,), f"call {name}", folder)] = value
+    sound = takes.get("sample_audio")
+    if sound and "audio_vae" not in folder.parts and found.get("sample_audio", sound.default):
+        raise ValueError(f"{folder.path} has no audio_vae: give --call sample_audio=false")
     due = [n for n, p in takes.items() if p.default is p.empty and n != "prompt"]
+    kinds = [kind for kind in ("image", "video") if kind in takes]
+    if not due and any(f"{x.title()}To" in folder.cls.__name__ for x in kinds):  # None by default
+        due = [] if {*kinds} & {*found} else kinds[:1]
     if lacking := [name for name in due if name not in found]:
-        how = "--image FILE" if lacking == ["image"] else f"--call {lacking[0]}=... or --as"
+        how = "--image FILE" if lacking[0] == "image" else f"--call {lacking[0]}=... or --as"
+        how = f"--video {lacking[0]}=FILE" if "video" in lacking[0] else how
         raise ValueError(f"{folder.cls.__name__} wants {', '.join(lacking)}: give {how}")
     return found
 
@@ -83,7 +97,7 @@ def texts_of(o: argparse.Namespace, folder: Folder) -> list[dict[str, Any]]:
     if o.texts is not None:
         name = _one_of(("prompt",), "prompt", folder)
         return [{name: text} for text in o.texts]
-    path = o.prompt_embeds
+    path, takes = o.prompt_embeds, parameters_of(folder.cls)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as e:
@@ -92,7 +106,8 @@ def texts_of(o: argparse.Namespace, folder: Folder) -> list[dict[str, Any]]:
         _one_of((name,), f"prompt-embeds {path}, {name}", folder)
         if x.is_floating_point() and not x.isfinite().all():
             raise ValueError(f"--prompt-embeds {path}: {name} has numbers that are not finite")
-    counts = {name: len(x) if x.ndim else 0 for name, x in tensors.items()}
+    ends = [name for name in tensors if name.endswith(_ENDS)]
+    counts = {name: len(x) if x.ndim else 0 for name, x in tensors.items() if name not in ends}
     most = max(counts.values(), default=0)
     if not most or {*counts.values()} - {1, most}:
         raise ValueError(
@@ -101,7 +116,15 @@ def texts_of(o: argparse.Namespace, folder: Folder) -> list[dict[str, Any]]:
         )
     like = {True: dict(dtype=getattr(torch, o.dtype)), False: {}}
     placed = {n: x.to(o.device, **like[x.is_floating_point()]) for n, x in tensors.items()}
-    return [{n: x[i : i + 1] if len(x) > 1 else x for n, x in placed.items()} for i in range(most)]
+    none = {
+        name: None  # Allegro has a text by default, and refuses it beside tensors
+        for name in ("prompt", "negative_prompt")
+        if name in takes and takes[name].default is not None and f"{name}_embeds" in tensors
+    }
+    own = {name: len(x) > 1 and name not in ends for name, x in placed.items()}
+    return [
+        none | {n: x[i : i + 1] if own[n] else x for n, x in placed.items()} for i in range(most)
+    ]
 
 
 def _one_of(names: tuple[str, ...], option: str, folder: Folder) -> str:
@@ -131,3 +154,15 @@ def _image(o: argparse.Namespace) -> Any:
         return load_image(str(o.image))
     except OSError as e:
         raise ValueError(f"--image {o.image} is no picture: {e}") from None
+
+
+def _video(path: Path) -> list[Any]:
+    """A file's frames, as pictures."""
+    import av
+    from av.error import FFmpegError
+
+    try:
+        with av.open(str(path)) as container:
+            return [frame.to_image() for frame in container.decode(video=0)]
+    except (OSError, IndexError, FFmpegError) as e:
+        raise ValueError(f"--video {path} is no video: {e}") from None

@@ -38,6 +38,7 @@ def check(o: argparse.Namespace) -> Work:
     _check_device(o)
     common = call_arguments(o, folder)
     _check_cleaning(o, folder)
+    _check_packages(folder)
     o.fps = o.fps or own_fps(folder)
     sizes = [size_arguments(size, folder) for size in o.size]
     for size in o.size:
@@ -58,7 +59,9 @@ def check(o: argparse.Namespace) -> Work:
 
 
 def _check_installed(o: argparse.Namespace) -> None:
-    names = ["av"] * (o.out.suffix == ".mp4") + ["matplotlib"] * (o.compare is not None)
+    names = ["av"] * (o.out.suffix == ".mp4" or bool(o.video)) + ["matplotlib"] * (
+        o.compare is not None
+    )
     names += ["peft"] * bool(o.lora)
     if missing := [name for name in names if find_spec(name) is None]:
         raise ValueError(f"this takes {' and '.join(missing)}: pip install {' '.join(missing)}")
@@ -73,6 +76,19 @@ def _check_cleaning(o: argparse.Namespace, folder: Folder) -> None:
             clean(o.texts[0])
     except NameError as e:
         raise ValueError(f"{folder.cls.__name__} takes {e.name}: pip install {e.name}") from None
+
+
+def _check_packages(folder: Folder) -> None:
+    """ValueError for packages that Cosmos' pipelines miss once their weights are loaded."""
+    checked = getattr(sys.modules[folder.cls.__module__], "is_cosmos_guardrail_available", None)
+    off = folder.cls.load_config(folder.path).get("enable_safety_checker") is False
+    missing = ["cosmos_guardrail"] if checked is not None and not off and not checked() else []
+    if folder.first.config.get("concat_padding_mask") and find_spec("torchvision") is None:
+        missing.append("torchvision")
+    if missing:
+        raise ValueError(
+            f"{folder.cls.__name__} takes {' and '.join(missing)}: pip install {' '.join(missing)}"
+        )
 
 
 def _check_device(o: argparse.Namespace) -> None:

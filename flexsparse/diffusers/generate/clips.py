@@ -15,7 +15,7 @@ from flexsparse.diffusers.generate.clock import Clock
 from flexsparse.diffusers.generate.timing import timed
 from flexsparse.diffusers.generate.work import Clip, Work
 
-FAILURES = ValueError, OSError, RuntimeError, MemoryError, TypeError, AssertionError
+FAILURES = ValueError, OSError, RuntimeError, MemoryError, TypeError, AssertionError, AttributeError
 
 
 def make_all(pipe: Any, o: argparse.Namespace, work: Work, clock: Clock) -> None:
@@ -78,6 +78,11 @@ def sample(pipe: Any, clip: Clip, **changes: Any) -> Tensor:
         output_type="latent" if latents else "np",
     )
     out = pipe(**options | changes)
-    if getattr(out, "audio", None) is not None:
+    if any(out.get(name) is not None for name in ("audio", "sound")):
         print(f"{clip.path.name}: the pipeline made sound as well, which is not written")
-    return torch.as_tensor(out.frames)[0].cpu() if latents else frames_of(out.frames)
+    made = out["frames"] if "frames" in out else out["video"]
+    if isinstance(made, list):  # latents after each of several sections, the last all of them
+        made = made[-1]
+    if "video" in out and not latents:  # Cosmos 3's pixels alone are of no batch
+        made = made[None]
+    return torch.as_tensor(made)[0].cpu() if latents else frames_of(made)

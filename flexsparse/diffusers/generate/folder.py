@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 from accelerate import init_empty_weights
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils.import_utils import DummyObject, requires_backends
 
 from flexsparse.diffusers.families import family_of
 from flexsparse.diffusers.generate.weights import shapes_in
@@ -85,6 +86,11 @@ def parameters_of(cls: Any) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in found.items() if n != "self" and p.kind is p.POSITIONAL_OR_KEYWORD}
 
 
+def guided(folder: Folder) -> bool:
+    """Whether a component, and no argument of the call, has the scale of guidance."""
+    return "guider" in folder.parts and "guidance_scale" not in parameters_of(folder.cls)
+
+
 def _index_of(path: Path) -> dict[str, Any]:
     if not (path / INDEX).is_file():
         there = "is no folder" if not path.is_dir() else f"has no {INDEX}"
@@ -103,6 +109,11 @@ def _index_of(path: Path) -> dict[str, Any]:
 
 def _pipeline_class(path: Path, name: Any) -> Any:
     cls = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if isinstance(cls, DummyObject):
+        try:
+            requires_backends(cls, getattr(cls, "_backends", []))
+        except ImportError as e:
+            raise ValueError(" ".join(str(e).split())) from None
     if not (isinstance(cls, type) and issubclass(cls, DiffusionPipeline)):
         raise ValueError(
             f"{path} is of {name}, which diffusers {diffusers.__version__} has no pipeline for: "

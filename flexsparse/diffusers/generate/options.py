@@ -46,6 +46,15 @@ def _add_content(p: argparse._ArgumentGroup) -> None:
     )
     p.add_argument("--negative-prompt", metavar="TEXT")
     p.add_argument("--image", type=Path, metavar="FILE", help="for image-to-video pipelines")
+    p.add_argument(
+        "--video",
+        type=_file_of,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="for pipelines that take videos; NAME is the call's, default video",
+    )
     p.add_argument("--size", type=size_of, nargs="+", metavar="FRAMESxHxW", help="a clip for each")
     p.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N", help="a clip for each")
     p.add_argument("--steps", type=int, help="of the scheduler")
@@ -157,6 +166,11 @@ def read_prompts(o: argparse.Namespace) -> list[str] | None:
     if not texts:
         raise ValueError(f"{o.prompts or '--prompt'} has no text")
     return texts
+
+
+def _file_of(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    return (name, Path(path)) if equals and name.isidentifier() else ("video", Path(text))
 
 
 def _named(text: str) -> tuple[str, Any]:

@@ -10,7 +10,7 @@ import torch
 
 from flexsparse.diffusers.families import family_of
 from flexsparse.diffusers.generate.attention import Method, gates_at, make_sparse, read_gates
-from flexsparse.diffusers.generate.folder import TEXT, Folder
+from flexsparse.diffusers.generate.folder import TEXT, Folder, guided
 from flexsparse.diffusers.generate.lora import load_loras
 
 
@@ -20,10 +20,14 @@ def load(o: argparse.Namespace, folder: Folder) -> Any:
     given = {} if o.prompt_embeds is None else _without_texts(folder)
     try:
         pipe = folder.cls.from_pretrained(folder.path, dtype=dtypes, local_files_only=True, **given)
-    except (OSError, RuntimeError, TypeError, ValueError, KeyError) as e:
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError, ImportError) as e:
         if isinstance(e, torch.OutOfMemoryError):
             raise
         raise ValueError(f"{folder.path}: {' '.join(str(e).split())}") from e
+    if hasattr(pipe.vae, "stride") and hasattr(pipe.vae, "enable_tiling"):
+        pipe.vae.enable_tiling()  # Allegro's has no other way
+    if o.guidance is not None and guided(folder):
+        pipe.guider = pipe.guider.new(guidance_scale=o.guidance)
     load_loras(pipe, o.lora, folder)
     return pipe
 

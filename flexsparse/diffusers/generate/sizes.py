@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from flexsparse.diffusers.generate.arguments import Size
 from flexsparse.diffusers.generate.attention import text_of
@@ -38,6 +39,9 @@ def check_size(size: Size, folder: Folder) -> None:
     """
     if (strides := strides_of(folder)) is None:
         return
+    tiles: list[Any] = [getattr(folder.vae, name, None) for name in ("kernel", "stride")]
+    if all(isinstance(x, tuple) for x in tiles):
+        return _check_tiles(size, *tiles)
     frames, *sides = size
     stride, side = strides[0], strides[1] * patch_of(folder)[1]
     fits = (
@@ -48,6 +52,18 @@ def check_size(size: Size, folder: Folder) -> None:
         raise ValueError(
             f"--size {text_of(size)}: this VAE and transformer take {stride}k + 1 frames and "
             f"sides that are multiples of {side}; try {text_of(fits)}"
+        )
+
+
+def _check_tiles(size: Size, kernel: Size, stride: Size) -> None:
+    """ValueError for a video that Allegro's VAE, which decodes tiles alone, would leave black where
+    no whole one fits."""
+    fits = tuple(k + s * max(0, round((x - k) / s)) for x, k, s in zip(size, kernel, stride))
+    if fits != size:
+        tiles = f"tiles of {text_of(kernel)}, {text_of(stride)} apart"
+        raise ValueError(
+            f"--size {text_of(size)}: this VAE decodes {tiles}, and leaves the rest black; try "
+            f"{text_of((fits[0], fits[1], fits[2]))}"
         )
 
 

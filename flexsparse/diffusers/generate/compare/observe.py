@@ -62,9 +62,10 @@ class Watch:
     def enter(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of a model: another noise level is another step."""
         given = inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments
-        level = float(family_of(model).noise(given["timestep"]).max())
+        family = family_of(model)
+        level = float(family.noise_of(model, args, kwargs).max())
         if not self.steps or self.steps[-1].level != level:
-            latent = next(x for x in given.values() if isinstance(x, Tensor)).detach().cpu()
+            latent = tree_leaves(given[family.latent])[0].detach().cpu()
             self.steps.append(Step(level, latent, torch.zeros(2, dtype=torch.float64)))
 
 
@@ -97,7 +98,7 @@ class Twin:
 
     def layer(self, number: int, name: str, attn: Any, args: Any, kwargs: Any, out: Any) -> None:
         """A forward hook of a layer, but for its number and name."""
-        sparse = self.sparse.get(name)
+        sparse: Any = self.sparse.get(name)
         if self.again or sparse is self.own[name]:
             return
         shares: list[tuple[float, float, float]] = []
@@ -117,7 +118,8 @@ class Twin:
                 hook.remove()
         layers = self.watch.steps[-1].layers
         sums, rows = layers.get(number, (0, []))
-        layers[number] = sums + squares(found, out), rows + shares
+        of_video = (tree_leaves(x)[sparse.video] for x in (found, out))
+        layers[number] = sums + squares(*of_video), rows + shares
 
     def restore(self) -> None:
         self._set(self.sparse)
@@ -204,8 +206,7 @@ def _set_processor(attn: Any, processor: Any) -> None:
 def squares(found: Any, wanted: Any) -> Tensor:
     """Sums of squares of the difference, and of `wanted`: ``[2]``, fp64 on the CPU.
 
-    Of what is more than a tensor the first is compared: of a layer that returns text beside the
-    video, the video, since what stands in the padding of text is anything.
+    Of what is more than a tensor the first is compared, as of a model that has audio as well.
     """
     a, b = tree_leaves(found)[0], tree_leaves(wanted)[0]
     wide = torch.promote_types(b.dtype, torch.float32)
