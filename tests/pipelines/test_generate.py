@@ -199,8 +199,10 @@ def test_lora_with_its_gates(wan, tmp_path, capsys):  # noqa: F811
         for p in gates_of(pipe.transformer).values():
             p.fill_(0.1)
     save_gates(pipe.transformer, beside)
-    assert generate(wan, tmp_path / "b.safetensors", *VSA_OPTIONS, "--lora", str(beside)) == 0
-    assert torch.equal(latent_of(tmp_path / "b.safetensors"), made())
+    for name, given in (("folder", beside), ("file", file)):
+        out = tmp_path / f"{name}.safetensors"
+        assert generate(wan, out, *VSA_OPTIONS, "--lora", str(given)) == 0
+        assert torch.equal(latent_of(out), made())
     for name in ("bsa", "dense"):
         said = refused(capsys, wan, tmp_path / "c.mp4", "--attention", name, "--lora", str(beside))
         assert f"{beside} has VSA's gates, and --attention {name} has no place" in said

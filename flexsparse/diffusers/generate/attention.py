@@ -13,6 +13,7 @@ from flexsparse.diffusers.convert import sparsify
 from flexsparse.diffusers.families import family_of
 from flexsparse.diffusers.gates import FILE, is_gate, load_gates
 from flexsparse.diffusers.generate.folder import Folder
+from flexsparse.diffusers.generate.lora import folder_of
 from flexsparse.diffusers.generate.weights import shapes_in
 from flexsparse.slots import BSA, VSA
 
@@ -102,7 +103,7 @@ def gates_at(o: argparse.Namespace, folder: Folder) -> list[Path | None]:
     for number, name in enumerate(folder.models):
         own = folder.path / name
         has = (own / FILE).is_file() or any(map(is_gate, shapes_in(own)))
-        beside = Path(o.lora[number]) if number < len(o.lora) else None
+        beside = folder_of(o.lora[number]) if number < len(o.lora) else None
         also = beside is not None and (beside / FILE).is_file()
         found.append(beside if also else own if has else None)
     return found
