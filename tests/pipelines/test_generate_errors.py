@@ -125,11 +125,18 @@ def edit(file, **changes):
     file.write_text(json.dumps({k: v for k, v in said.items() if v is not ...}))
 
 
-def without_a_weight(folder):
-    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(file)
-    del weights["proj_out.weight"]
-    save_file(weights, file, {"format": "pt"})
+def without(part, file, name):
+    def take(folder):
+        weights = load_file(folder / part / file)
+        del weights[name]
+        save_file(weights, folder / part / file, {"format": "pt"})
+
+    return take
+
+
+without_a_weight = without("transformer", "diffusion_pytorch_model.safetensors", "proj_out.weight")
+QUERY = "encoder.block.0.layer.0.SelfAttention.q.weight"
+without_a_query = without("text_encoder", "model.safetensors", QUERY)
 
 
 def cut(folder):
@@ -172,6 +179,11 @@ BROKEN = {
     ),
     "no model": (lambda f: edit(f / "model_index.json", transformer=[None, None]), "a transformer"),
     "no weight": (without_a_weight, "transformer lacks 1 weights, proj_out.weight first"),
+    "no query": (without_a_query, f"text_encoder lacks 1 weights, {QUERY} first"),
+    "a text encoder of another size": (
+        lambda f: edit(f / "text_encoder/config.json", d_ff=9),
+        "no UMT5EncoderModel can be made",
+    ),
     "another size": (
         lambda f: edit(f / "transformer/config.json", ffn_dim=64),
         "but [64, 32]",

@@ -13,11 +13,13 @@ from accelerate import init_empty_weights
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from flexsparse.diffusers.families import family_of
+from flexsparse.diffusers.generate.encoders import check_encoder
 from flexsparse.diffusers.generate.weights import shapes_in
 
 INDEX = "model_index.json"
 TEXT = "text_encoder", "tokenizer"
-MODELS = "transformer", "vae", "text_encoder", "image_encoder"
+ENCODERS = "text_encoder", "image_encoder"
+MODELS = "transformer", "vae", *ENCODERS
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ def open_folder(path: Path, as_class: str | None = None, texts: bool = True) -> 
     vae = _empty(path / "vae", kinds["vae"]) if "vae" in kinds else None
     for name, model in (empty | ({} if vae is None else {"vae": vae})).items():
         _check_weights(path / name, model)
+    for name, kind in kinds.items():
+        if name.startswith(ENCODERS):
+            check_encoder(path / name, kind)
     return Folder(path, cls, [*kinds], empty, vae)
 
 
