@@ -89,6 +89,11 @@ def of_noisiest(timesteps: Tensor) -> Tensor:
 _processors = {Cosmos3AttnProcessor: Cosmos3Processor}
 _layers = layers_of("layers", attention="self_attn")
 _names: Any = dict(
-    query="add_q_proj", heads="num_attention_heads", timestep="vision_timesteps", noise=of_noisiest
+    query="add_q_proj",
+    heads="num_attention_heads",
+    timestep="vision_timesteps",
+    noise=of_noisiest,
+    video="vision_tokens",
+    output=1,
 )
 register(Family("Cosmos3OmniTransformer", cosmos3_grid, _layers, _processors, **_names))

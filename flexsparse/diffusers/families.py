@@ -32,6 +32,8 @@ class Family:
             known: a layer with any other, which may compute something else, is refused.
         noise: noise levels, 0 for data and 1 for noise, from the call's timesteps.
         timestep: the argument of the call that has them.
+        video: that which has the noisy video, or a list of it.
+        output: the number of the video among what a layer returns, where that is a tuple.
         query: what the layers call ``to_q``.
         heads: what they call ``heads``.
     """
@@ -42,6 +44,8 @@ class Family:
     processor: type[Processor] | Mapping[type, type[Processor]]
     noise: Callable[[Tensor], Tensor] = of_a_thousand
     timestep: str = "timestep"
+    video: str = "hidden_states"
+    output: int = 0
     query: str = "to_q"
     heads: str = "heads"
 

@@ -25,7 +25,7 @@ class Step:
 
     Attributes:
         level: 1 for noise, 0 for data.
-        latent: what the first call was given first, on the CPU.
+        latent: the noisy video that the first call was given, on the CPU.
         output: sums of squares ``[2]`` of the output's difference and of the dense one.
         layers: by number, the same of each attention's output, and its shares of tiles, queries and
             weight, a row for each call.
@@ -61,10 +61,11 @@ class Watch:
 
     def enter(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of a model: another noise level is another step."""
-        given = inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments
-        level = float(family_of(model).noise(given["timestep"]).max())
+        family = family_of(model)
+        level = float(family.noise_of(model, args, kwargs).max())
         if not self.steps or self.steps[-1].level != level:
-            latent = next(x for x in given.values() if isinstance(x, Tensor)).detach().cpu()
+            given = inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments
+            latent = tree_leaves(given[family.video])[0].detach().cpu()
             self.steps.append(Step(level, latent, torch.zeros(2, dtype=torch.float64)))
 
 
@@ -74,7 +75,8 @@ class Twin:
 
     def __init__(self, watch: Watch, model: Any, own: dict[str, Any]) -> None:
         self.watch, self.model, self.own = watch, model, own
-        self.layers = dict(family_of(model).layers(model))
+        family = family_of(model)
+        self.layers, self.output = dict(family.layers(model)), family.output
         self.sparse: dict[str, Any] = {}  # processors while the layers have their own
         self.again = False  # within a second call
 
@@ -96,7 +98,8 @@ class Twin:
         self.watch.steps[-1].output += squares(found, out)
 
     def layer(self, number: int, name: str, attn: Any, args: Any, kwargs: Any, out: Any) -> None:
-        """A forward hook of a layer, but for its number and name."""
+        """A forward hook of a layer, but for its number and name. Of text beside the video nothing
+        is compared, since what stands in its padding is anything."""
         sparse = self.sparse.get(name)
         if self.again or sparse is self.own[name]:
             return
@@ -117,7 +120,8 @@ class Twin:
                 hook.remove()
         layers = self.watch.steps[-1].layers
         sums, rows = layers.get(number, (0, []))
-        layers[number] = sums + squares(found, out), rows + shares
+        parts = (x[self.output] if isinstance(x, tuple) else x for x in (found, out))
+        layers[number] = sums + squares(*parts), rows + shares
 
     def restore(self) -> None:
         self._set(self.sparse)
@@ -204,8 +208,8 @@ def _set_processor(attn: Any, processor: Any) -> None:
 def squares(found: Any, wanted: Any) -> Tensor:
     """Sums of squares of the difference, and of `wanted`: ``[2]``, fp64 on the CPU.
 
-    Of what is more than a tensor the first is compared: of a layer that returns text beside the
-    video, the video, since what stands in the padding of text is anything.
+    Of what is more than a tensor the first is compared: of a model that makes sound beside the
+    video, the video.
     """
     a, b = tree_leaves(found)[0], tree_leaves(wanted)[0]
     wide = torch.promote_types(b.dtype, torch.float32)
