@@ -72,6 +72,7 @@ def test_options_that_cannot_be(wan, tmp_path, capsys):  # noqa: F811
         (("--device", "foo"), "--device foo: "),
         (("--device", "meta"), "--device meta computes nothing"),
         (("--offload", "model"), "--offload model keeps weights off a GPU, and --device is cpu"),
+        (("--offload", "group", "--compile"), "moves weights within blocks, which --compile clos"),
         (("--out", str(tmp_path / "clip.avi")), "must end in .mp4"),
         (("--out", str(tmp_path / ("a" * 250 + ".mp4"))), "cannot be written to"),
         (("--out", str(wan / "vae" / "config.json" / "a.mp4")), "cannot be written to"),
