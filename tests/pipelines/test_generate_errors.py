@@ -12,6 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from flexsparse.diffusers.generate import memory
 from flexsparse.diffusers.generate.__main__ import main
+from flexsparse.diffusers.generate.folder import open_folder
+from flexsparse.diffusers.generate.options import parse
+from flexsparse.diffusers.generate.pipeline import load
 
 
 @pytest.fixture(autouse=True)
@@ -232,9 +235,6 @@ def test_too_little_memory(wan, tmp_path, capsys, monkeypatch):  # noqa: F811
 
 def test_offloading_takes_memory_of_the_gpu_for_a_model_or_for_none(wan, monkeypatch):  # noqa: F811
     """By the options, since there is no GPU."""
-    from flexsparse.diffusers.generate.folder import open_folder
-    from flexsparse.diffusers.generate.options import parse
-
     folder = open_folder(wan)
     largest = max(memory.bytes_of(wan / name, "bfloat16") for name in ("transformer", "vae"))
     largest = max(largest, memory.bytes_of(wan / "text_encoder", "bfloat16"))
@@ -262,6 +262,33 @@ def test_what_cleaning_a_prompt_takes_is_named(wan, tmp_path, capsys, monkeypatc
     monkeypatch.setattr("diffusers.pipelines.wan.pipeline_wan.prompt_clean", clean)
     said = refused(capsys, wan, tmp_path / "a.mp4")
     assert said == "error: WanPipeline takes ftfy: pip install ftfy"
+
+
+def test_the_safety_checker_that_cosmos_takes_is_named(wan, tmp_path, capsys, monkeypatch):  # noqa: F811
+    cosmos = "--as", "CosmosTextToWorldPipeline"
+    name = "diffusers.pipelines.cosmos.pipeline_cosmos_text2world"
+    monkeypatch.setattr(f"{name}.CosmosSafetyChecker", type("Missing", (), {"__module__": name}))
+    said = refused(capsys, wan, tmp_path / "a.mp4", *cosmos)
+    takes = "CosmosTextToWorldPipeline takes cosmos_guardrail: pip install cosmos_guardrail"
+    assert said == f"error: {takes}"
+    monkeypatch.setattr(f"{name}.CosmosSafetyChecker", type("There", (), {}))
+    with pytest.raises(pytest.fail.Exception, match="loaded"):
+        generate(wan, tmp_path / "a.mp4", *cosmos)
+    shutil.copytree(wan, tmp_path / "folder")
+    edit(tmp_path / "folder" / "model_index.json", enable_safety_checker=False)
+    monkeypatch.setattr(f"{name}.CosmosSafetyChecker", type("Missing", (), {"__module__": name}))
+    with pytest.raises(pytest.fail.Exception, match="loaded"):
+        generate(tmp_path / "folder", tmp_path / "a.mp4", *cosmos)
+
+
+def test_a_package_that_a_pipeline_wants_as_it_is_loaded_is_named(wan, monkeypatch):  # noqa: F811
+    def ended(*args, **options):
+        raise ImportError("T5 takes\nsentencepiece")
+
+    monkeypatch.setattr("diffusers.WanPipeline.from_pretrained", ended)
+    o = parse([str(wan), "--prompt", "a", "--out", "a.mp4", "--device", "cpu"])
+    with pytest.raises(ValueError, match=f"^{wan}: T5 takes sentencepiece$"):
+        load(o, open_folder(wan))
 
 
 @pytest.mark.parametrize("lacking", [["av"], ["peft"], ["matplotlib"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from dataclasses import replace
@@ -20,7 +21,7 @@ from flexsparse.diffusers.generate.arguments import (
 )
 from flexsparse.diffusers.generate.attention import check_gates, make_sparse
 from flexsparse.diffusers.generate.files import check_free, check_writable
-from flexsparse.diffusers.generate.folder import Folder, open_folder
+from flexsparse.diffusers.generate.folder import INDEX, Folder, open_folder
 from flexsparse.diffusers.generate.lora import check_lora
 from flexsparse.diffusers.generate.memory import check_memory
 from flexsparse.diffusers.generate.sizes import check_size, tokens_of
@@ -38,6 +39,7 @@ def check(o: argparse.Namespace) -> Work:
     _check_device(o)
     common = call_arguments(o, folder)
     _check_cleaning(o, folder)
+    _check_safety(folder)
     o.fps = o.fps or own_fps(folder)
     sizes = [size_arguments(size, folder) for size in o.size]
     for size in o.size:
@@ -73,6 +75,18 @@ def _check_cleaning(o: argparse.Namespace, folder: Folder) -> None:
             clean(o.texts[0])
     except NameError as e:
         raise ValueError(f"{folder.cls.__name__} takes {e.name}: pip install {e.name}") from None
+
+
+def _check_safety(folder: Folder) -> None:
+    """ValueError where Cosmos's safety checker is wanted, which is a package of its own: in its
+    place stands a class of diffusers that raises once all weights are loaded."""
+    module = sys.modules[folder.cls.__module__]
+    checker = getattr(module, "CosmosSafetyChecker", None)
+    wanted = json.loads((folder.path / INDEX).read_text()).get("enable_safety_checker", True)
+    if checker is not None and checker.__module__ == module.__name__ and wanted:
+        raise ValueError(
+            f"{folder.cls.__name__} takes cosmos_guardrail: pip install cosmos_guardrail"
+        )
 
 
 def _check_device(o: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ def load(o: argparse.Namespace, folder: Folder) -> Any:
     given = {} if o.prompt_embeds is None else _without_texts(folder)
     try:
         pipe = folder.cls.from_pretrained(folder.path, dtype=dtypes, local_files_only=True, **given)
-    except (OSError, RuntimeError, TypeError, ValueError, KeyError) as e:
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError, KeyError) as e:
         if isinstance(e, torch.OutOfMemoryError):
             raise
         raise ValueError(f"{folder.path}: {' '.join(str(e).split())}") from e
