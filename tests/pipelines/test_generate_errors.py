@@ -41,6 +41,8 @@ def test_options_that_cannot_be(wan, tmp_path, capsys):  # noqa: F811
         (("--guidance-2", "inf"), "--guidance-2 inf must be a finite number"),
         (("--image", str(tmp_path / "a.png")), "WanPipeline takes no image (--as "),
         (("--as", "WanImageToVideoPipeline"), "wants image: give --image FILE"),
+        (("--as", "LTXImageToVideoPipeline"), "wants image: give --image FILE"),
+        (("--as", "CosmosVideoToWorldPipeline"), "wants image: give --image FILE"),
         (("--as", "NoPipeline"), "NoPipeline, which diffusers"),
         (("--call", "eta=1"), "--call eta: WanPipeline takes no eta"),
         (("--call", "num_inference_steps=3"), "this command sets it by itself"),

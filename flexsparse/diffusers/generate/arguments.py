@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from flexsparse.diffusers.generate.folder import Folder, parameters_of
 
+_OF_IMAGES = "ImageToVideo", "VideoToWorld"  # which fail in the middle without one
 _JSON = {"str", "int", "float", "bool", "dict"}
 Size = tuple[int, int, int]
 _NAMES = {
@@ -49,7 +50,9 @@ def call_arguments(o: argparse.Namespace, folder: Folder) -> dict[str, Any]:
     for name, value in o.call:
         _check_call(name, takes)
         found[_one_of((name,), f"call {name}", folder)] = value
+    of_image = any(kind in folder.cls.__name__ for kind in _OF_IMAGES)
     due = [n for n, p in takes.items() if p.default is p.empty and n != "prompt"]
+    due += ["image"] if of_image and "image" in takes and "image" not in due else []
     if lacking := [name for name in due if name not in found]:
         how = "--image FILE" if lacking == ["image"] else f"--call {lacking[0]}=... or --as"
         raise ValueError(f"{folder.cls.__name__} wants {', '.join(lacking)}: give {how}")
