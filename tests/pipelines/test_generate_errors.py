@@ -39,6 +39,7 @@ def test_options_that_cannot_be(wan, tmp_path, capsys):  # noqa: F811
         (("--fps", "0"), "--fps 0 must be at least 1"),
         (("--guidance", "nan"), "--guidance nan must be a finite number"),
         (("--guidance-2", "inf"), "--guidance-2 inf must be a finite number"),
+        (("--guidance-2", "2"), "has no transformer_2 with a boundary_ratio: give --guidance"),
         (("--image", str(tmp_path / "a.png")), "WanPipeline takes no image (--as "),
         (("--as", "WanImageToVideoPipeline"), "wants image: give --image FILE"),
         (("--as", "LTXImageToVideoPipeline"), "wants image: give --image FILE"),
@@ -255,6 +256,18 @@ def test_offloading_takes_memory_of_the_gpu_for_a_model_or_for_none(wan, monkeyp
         with pytest.raises(ValueError, match="on cpu"):
             memory.check_memory(o, folder, tokens=0)
         free["cpu"] = 10**9
+
+
+def test_guidance_of_a_pair_takes_a_pair(wan, tmp_path, capsys):  # noqa: F811
+    folder, given = tmp_path / "pair", ("--guidance-2", "2")
+    shutil.copytree(wan, folder)
+    shutil.copytree(wan / "transformer", folder / "transformer_2")
+    second = ["diffusers", "WanTransformer3DModel"]
+    edit(folder / "model_index.json", transformer_2=second, boundary_ratio=None)
+    assert "with a boundary_ratio" in refused(capsys, folder, tmp_path / "a.mp4", *given)
+    edit(folder / "model_index.json", boundary_ratio=0.9)
+    with pytest.raises(pytest.fail.Exception, match="loaded"):
+        generate(folder, tmp_path / "a.mp4", *given)
 
 
 def test_what_cleaning_a_prompt_takes_is_named(wan, tmp_path, capsys, monkeypatch):  # noqa: F811

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from dataclasses import replace
@@ -21,7 +20,7 @@ from flexsparse.diffusers.generate.arguments import (
 )
 from flexsparse.diffusers.generate.attention import check_gates, make_sparse
 from flexsparse.diffusers.generate.files import check_free, check_writable
-from flexsparse.diffusers.generate.folder import INDEX, Folder, open_folder
+from flexsparse.diffusers.generate.folder import Folder, open_folder
 from flexsparse.diffusers.generate.lora import check_lora
 from flexsparse.diffusers.generate.memory import check_memory
 from flexsparse.diffusers.generate.sizes import check_size, tokens_of
@@ -40,6 +39,7 @@ def check(o: argparse.Namespace) -> Work:
     common = call_arguments(o, folder)
     _check_cleaning(o, folder)
     _check_safety(folder)
+    _check_pair(o, folder)
     o.fps = o.fps or own_fps(folder)
     sizes = [size_arguments(size, folder) for size in o.size]
     for size in o.size:
@@ -82,10 +82,19 @@ def _check_safety(folder: Folder) -> None:
     place stands a class of diffusers that raises once all weights are loaded."""
     module = sys.modules[folder.cls.__module__]
     checker = getattr(module, "CosmosSafetyChecker", None)
-    wanted = json.loads((folder.path / INDEX).read_text()).get("enable_safety_checker", True)
-    if checker is not None and checker.__module__ == module.__name__ and wanted:
+    stub = checker is not None and checker.__module__ == module.__name__
+    if stub and folder.index.get("enable_safety_checker", True):
         raise ValueError(
             f"{folder.cls.__name__} takes cosmos_guardrail: pip install cosmos_guardrail"
+        )
+
+
+def _check_pair(o: argparse.Namespace, folder: Folder) -> None:
+    whole = "transformer_2" in folder.models and folder.index.get("boundary_ratio") is not None
+    if o.guidance_2 is not None and not whole:
+        raise ValueError(
+            f"--guidance-2 is of a pair's second transformer, and {folder.path} has no "
+            f"transformer_2 with a boundary_ratio: give --guidance"
         )
 
 

@@ -40,6 +40,10 @@ class Folder:
     vae: Any
 
     @property
+    def index(self) -> dict[str, Any]:
+        return _index_of(self.path)
+
+    @property
     def first(self) -> Any:
         return next(iter(self.models.values()))
 
