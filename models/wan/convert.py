@@ -68,12 +68,10 @@ def convert(source: Path, out: Path, pipeline: Path | None, copy: bool, format: 
 
 
 def _models_alone(sources: list[Path], two: bool, out: Path, format: str) -> str:
-    if not two:
-        _write(sources[0], out, format)
-    else:
-        with drafted(out) as draft:
-            for part, name in zip(sources, PAIRS[format == "wan"]):
-                _write(part, draft / name, format)
+    with drafted(out) as draft:  # before long work: it cannot be everywhere
+        places = [draft / name for name in PAIRS[format == "wan"]] if two else [draft]
+        for part, place in zip(sources, places):
+            _write(part, place, format)
     if format == "wan":
         return f"{out}: in Wan's own layout"
     return (

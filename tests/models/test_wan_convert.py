@@ -127,6 +127,25 @@ def test_gates_that_diffusers_saved_come_back(tmp_path, beside):
         assert (found[key] == number).all()
 
 
+def test_a_place_that_cannot_be_is_refused_before_weights_are_read(
+    others, tmp_path, capsys, monkeypatch
+):
+    save(awake(debug()), tmp_path / "own", "wan")
+    for name in OWN_PAIR:
+        save(awake(debug()), tmp_path / "pair" / name, "wan")
+    monkeypatch.setattr("models.wan.convert.load", lambda *a, **k: pytest.fail("loaded"))
+    place = str(tmp_path / "own" / "config.json" / "new")
+    for source, options in [
+        ("own", []),
+        ("own", ["--to", "wan"]),
+        ("own", ["--pipeline", str(others / "text")]),
+        ("pair", []),
+    ]:
+        assert main([str(tmp_path / source), place, *options]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith("error: ") and "config.json" in line
+
+
 def test_what_cannot_be_is_one_line(others, tmp_path, capsys):
     save(awake(debug()), tmp_path / "own", "wan")
     save(awake(debug(in_channels=36)), tmp_path / "pictures", "wan")
