@@ -92,8 +92,13 @@ def _index_of(pipeline: Path, config: WanConfig) -> dict[str, Any]:
         name = index["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"--pipeline {pipeline} is no pipeline: it has no {INDEX}") from None
-    if not str(name).startswith("Wan"):
-        raise ValueError(f"--pipeline {pipeline} is a {name}, and this is a checkpoint of Wan's")
+    kind = index.get("transformer")
+    of_wan = kind == ["diffusers", formats.CLASSES["diffusers"]] and str(name).startswith("Wan")
+    if name not in ("WanPipeline", OF_PICTURES) and not of_wan:
+        raise ValueError(
+            f"--pipeline {pipeline} is a {name} with {kind} as its transformer, and this "
+            f"checkpoint becomes a {formats.CLASSES['diffusers']}: give the folder of a WanPipeline"
+        )
     pictures = config.in_channels != config.out_channels
     takes = name == OF_PICTURES and not index.get("expand_timesteps")  # which has them in the video
     if pictures != takes:
