@@ -63,7 +63,7 @@ def test_options_that_cannot_be(wan, tmp_path, capsys):  # noqa: F811
         ((*vsa, "--top-k", "3", "--sparsity", "0.5"), "--top-k or --sparsity, not both"),
         ((*vsa, "--top-k", "0"), "--top-k is 0: give at least 1"),
         ((*vsa, "--sparsity", "1.5"), "sparsity is 1.5"),
-        ((*vsa, "--dense-above", "1"), "--dense-above 1 must be between 0 and 1"),
+        ((*vsa, "--dense-above", "1"), "1: 0.85 is dense at noise levels from 0.85 on"),
         ((*vsa, "--dense-layers", "2"), "--dense-layers 2: the model has 2, numbered from 0"),
         ((*bsa, "--tile", "1x2x3", "--window", "1x2x2"), "does not divide the tile"),
         (("--compare", "dense"), "--compare is for --attention vsa or bsa, this is dense"),

@@ -54,7 +54,7 @@ def _tries(pipe: Any, clip: Clip) -> list[dict[str, int]]:
 
 @contextmanager
 def _calls(pipe: Any, work: Work, above: float | None, seen: Seen) -> Iterator[None]:
-    """Within it, calls of a transformer are noted: its name, and whether it is above the level."""
+    """Within it, calls of a transformer are noted: its name, and whether at the level or above."""
     hooks = []
     for name in work.folder.models:
 
