@@ -68,12 +68,10 @@ def convert(source: Path, out: Path, pipeline: Path | None, copy: bool, format: 
 
 
 def _models_alone(sources: list[Path], two: bool, out: Path, format: str) -> str:
-    if not two:
-        _write(sources[0], out, format)
-    else:
-        with drafted(out) as draft:
-            for part, name in zip(sources, PAIRS[format == "wan"]):
-                _write(part, draft / name, format)
+    with drafted(out) as draft:  # before long work: it cannot be everywhere
+        places = [draft / name for name in PAIRS[format == "wan"]] if two else [draft]
+        for part, place in zip(sources, places):
+            _write(part, place, format)
     if format == "wan":
         return f"{out}: in Wan's own layout"
     return (
@@ -94,8 +92,13 @@ def _index_of(pipeline: Path, config: WanConfig) -> dict[str, Any]:
         name = index["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"--pipeline {pipeline} is no pipeline: it has no {INDEX}") from None
-    if not str(name).startswith("Wan"):
-        raise ValueError(f"--pipeline {pipeline} is a {name}, and this is a checkpoint of Wan's")
+    kind = index.get("transformer")
+    of_wan = kind == ["diffusers", formats.CLASSES["diffusers"]] and str(name).startswith("Wan")
+    if name not in ("WanPipeline", OF_PICTURES) and not of_wan:
+        raise ValueError(
+            f"--pipeline {pipeline} is a {name} with {kind} as its transformer, and this "
+            f"checkpoint becomes a {formats.CLASSES['diffusers']}: give the folder of a WanPipeline"
+        )
     pictures = config.in_channels != config.out_channels
     takes = name == OF_PICTURES and not index.get("expand_timesteps")  # which has them in the video
     if pictures != takes:

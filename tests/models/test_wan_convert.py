@@ -127,15 +127,47 @@ def test_gates_that_diffusers_saved_come_back(tmp_path, beside):
         assert (found[key] == number).all()
 
 
+def edited(pipeline, folder, **changes):
+    shutil.copytree(pipeline, folder)
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | changes))
+    return str(folder)
+
+
+def test_a_pipeline_of_the_same_transformer_is_taken(others, tmp_path):
+    save(awake(debug()), tmp_path / "own", "wan")
+    other = edited(others / "text", tmp_path / "other", _class_name="WanVideoToVideoPipeline")
+    assert main([str(tmp_path / "own"), str(tmp_path / "new"), "--pipeline", other]) == 0
+
+
+def test_a_place_that_cannot_be_is_refused_before_weights_are_read(
+    others, tmp_path, capsys, monkeypatch
+):
+    save(awake(debug()), tmp_path / "own", "wan")
+    for name in OWN_PAIR:
+        save(awake(debug()), tmp_path / "pair" / name, "wan")
+    monkeypatch.setattr("models.wan.convert.load", lambda *a, **k: pytest.fail("loaded"))
+    place = str(tmp_path / "own" / "config.json" / "new")
+    for source, options in [
+        ("own", []),
+        ("own", ["--to", "wan"]),
+        ("own", ["--pipeline", str(others / "text")]),
+        ("pair", []),
+    ]:
+        assert main([str(tmp_path / source), place, *options]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith("error: ") and "config.json" in line
+
+
 def test_what_cannot_be_is_one_line(others, tmp_path, capsys):
     save(awake(debug()), tmp_path / "own", "wan")
     save(awake(debug(in_channels=36)), tmp_path / "pictures", "wan")
     save(awake(debug(in_channels=48, out_channels=48)), tmp_path / "wide", "wan")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
-    shutil.copytree(others / "text", tmp_path / "ltx")
-    index = tmp_path / "ltx" / "model_index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "LTXPipeline"}))
+    edited(others / "text", tmp_path / "ltx", _class_name="LTXPipeline")
+    control = dict(transformer=["diffusers", "WanVACETransformer3DModel"])
+    edited(others / "text", tmp_path / "vace", _class_name="WanVACEPipeline", **control)
     shutil.copytree(others / "text", tmp_path / "bare")
     shutil.rmtree(tmp_path / "bare" / "scheduler")
     text = str(others / "text")
@@ -145,7 +177,8 @@ def test_what_cannot_be_is_one_line(others, tmp_path, capsys):
         ("own", "full", [], "full exists and is not an empty folder"),
         ("own", "new", ["--to", "wan", "--pipeline", text], "--to wan makes none"),
         ("own", "new", ["--pipeline", str(tmp_path / "own")], "it has no model_index.json"),
-        ("own", "new", ["--pipeline", str(tmp_path / "ltx")], "is a LTXPipeline, and this is"),
+        ("own", "new", ["--pipeline", str(tmp_path / "vace")], "is a WanVACEPipeline with ["),
+        ("own", "new", ["--pipeline", str(tmp_path / "ltx")], "is a LTXPipeline with ["),
         ("own", "new", ["--pipeline", str(tmp_path / "bare")], "lacks scheduler"),
         ("own", "new", ["--pipeline", str(others / "pictures")], "wants a WanPipeline"),
         ("pictures", "new", ["--pipeline", text], "wants a WanImageToVideoPipeline"),

@@ -2,6 +2,7 @@
 
 import json
 
+import diffusers
 import pytest
 import torch
 from folders import generate, wan, write_pair  # noqa: F401  # a fixture
@@ -181,6 +182,42 @@ def test_a_sweep_makes_the_clips_that_the_options_make(wan, tmp_path, capsys, mo
         off = (latent - made[0]).double().square().mean().sqrt()
         assert row.error == pytest.approx((off / (made[0].max() - made[0].min())).item())
         assert row.seconds > 0
+
+
+@pytest.mark.parametrize(("above", "kinds", "steps"), [(0.97, 3, 6), (0.85, 3, 11), (0.6, 2, 11)])
+def test_what_is_timed_was_called_before(tmp_path, monkeypatch, above, kinds, steps):
+    """With a shift of 7 two steps are at 1,000 and 875: of one transformer, and maybe one band."""
+    folder = write_pair(tmp_path / "pair")
+    flow = dict(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=7.0)
+    diffusers.UniPCMultistepScheduler(**flow).save_pretrained(folder / "scheduler")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= dict(scheduler=["diffusers", "UniPCMultistepScheduler"])
+    (folder / "model_index.json").write_text(json.dumps(index))
+    Image.new("RGB", (80, 48), (200, 10, 10)).save(tmp_path / "a.png")
+    calls, runs = [], []
+    forward, timed = diffusers.WanTransformer3DModel.forward, of_sweep.make
+
+    def call(model, hidden_states, timestep, *args, **kwargs):
+        calls.append((id(model), timestep.max().item() >= 1000 * above))
+        return forward(model, hidden_states, timestep, *args, **kwargs)
+
+    def make(*given):
+        runs.append([*calls])
+        calls.clear()
+        made = timed(*given)
+        runs.append([*calls])
+        calls.clear()
+        return made
+
+    monkeypatch.setattr(diffusers.WanTransformer3DModel, "forward", call)
+    monkeypatch.setattr(of_sweep, "make", make)
+    options = "--sweep", "0.5", "--dense-above", str(above), "--steps", "5", "--guidance", "1"
+    given = "--prompt-embeds", str(folder / "texts.safetensors"), "--image", str(tmp_path / "a.png")
+    assert generate(folder, tmp_path / "c.safetensors", *VSA_OPTIONS, *options, *given) == 0
+    (before, dense), (warm, sparse) = runs[:2], runs[2:]
+    assert {model for model, _ in before} == {model for model, _ in dense}
+    assert {*warm} == {*sparse} and len({*sparse}) == kinds
+    assert len(dense) == len(sparse) == 5 and len(before) == 2 + 4 and len(warm) == steps
 
 
 def row(sparsity, seconds, error):

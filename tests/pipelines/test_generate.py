@@ -153,9 +153,10 @@ def test_a_picture_and_two_experts(tmp_path, capsys):
     assert "wants image: give --image FILE" in refused(capsys, folder, tmp_path / "a.mp4", *texts)
     Image.new("RGB", (80, 48), (200, 10, 10)).save(tmp_path / "a.png")
     image = *texts, "--image", str(tmp_path / "a.png"), "--steps", "4", "--guidance", "2"
+    image += "--guidance-2", "3"
     assert generate(folder, tmp_path / "a.safetensors", *image, *VSA_OPTIONS) == 0
     given = dict(image=load_image(str(tmp_path / "a.png")), **load_file(texts[1]))
-    given |= dict(guidance_scale=2.0, num_inference_steps=4)
+    given |= dict(guidance_scale=2.0, guidance_scale_2=3.0, num_inference_steps=4)
     no_text = PIPELINES["wan"].no_text
     wanted = theirs(folder, SPARSE, parts=no_text, **given)
     assert torch.equal(latent_of(tmp_path / "a.safetensors"), wanted)
@@ -199,8 +200,10 @@ def test_lora_with_its_gates(wan, tmp_path, capsys):  # noqa: F811
         for p in gates_of(pipe.transformer).values():
             p.fill_(0.1)
     save_gates(pipe.transformer, beside)
-    assert generate(wan, tmp_path / "b.safetensors", *VSA_OPTIONS, "--lora", str(beside)) == 0
-    assert torch.equal(latent_of(tmp_path / "b.safetensors"), made())
+    for name, given in (("folder", beside), ("file", file)):
+        out = tmp_path / f"{name}.safetensors"
+        assert generate(wan, out, *VSA_OPTIONS, "--lora", str(given)) == 0
+        assert torch.equal(latent_of(out), made())
     for name in ("bsa", "dense"):
         said = refused(capsys, wan, tmp_path / "c.mp4", "--attention", name, "--lora", str(beside))
         assert f"{beside} has VSA's gates, and --attention {name} has no place" in said

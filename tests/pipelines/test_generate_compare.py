@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import EPS, assert_accurate, seeds, tilings
-from small_models import SMALL, as_dtype
+from small_models import SMALL, as_dtype, run
 from small_pipelines import PIPELINES
 
 from flexsparse import Mass, VideoTiling, reference
@@ -79,6 +79,22 @@ def test_the_dense_clip_is_dense_and_the_models_error_is_that_of_two_calls(name,
     assert found.latents[0] == torch.inf and found.latents[1].isfinite()
     assert ((0 < found.held) & (found.held <= 1)).all() and (found.attention > 0).all()
     assert not torch.equal(made, wanted)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_familys_video_is_what_is_compared(name):
+    """One call: another video is another latent, and each sparse layer differs in the video."""
+    grid, small = (4, 4, 4), SMALL[name]
+    model, batch = small.model(0), small.batch(grid, 0)
+    own = processors_of(model)
+    sparsify(model, VSA_METHOD)
+    with torch.no_grad(), observed([model], [own]) as watch:
+        run(model, batch)
+    (step,) = watch.steps
+    noisy = batch["vision_tokens"][0] if name == "cosmos3" else batch["hidden_states"]
+    assert torch.equal(step.latent, noisy) and 0 < step.level < 1
+    found = Quality.of(watch.steps, watch.steps, len(own))
+    assert (found.attention > 0).all() and (found.held < 1).all() and found.output > 0
 
 
 @methods

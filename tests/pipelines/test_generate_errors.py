@@ -12,6 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from flexsparse.diffusers.generate import memory
 from flexsparse.diffusers.generate.__main__ import main
+from flexsparse.diffusers.generate.folder import open_folder
+from flexsparse.diffusers.generate.options import parse
+from flexsparse.diffusers.generate.pipeline import load
 
 
 @pytest.fixture(autouse=True)
@@ -36,12 +39,21 @@ def test_options_that_cannot_be(wan, tmp_path, capsys):  # noqa: F811
         (("--fps", "0"), "--fps 0 must be at least 1"),
         (("--guidance", "nan"), "--guidance nan must be a finite number"),
         (("--guidance-2", "inf"), "--guidance-2 inf must be a finite number"),
+        (("--guidance-2", "2"), "has no transformer_2 with a boundary_ratio: give --guidance"),
         (("--image", str(tmp_path / "a.png")), "WanPipeline takes no image (--as "),
         (("--as", "WanImageToVideoPipeline"), "wants image: give --image FILE"),
+        (("--as", "LTXImageToVideoPipeline"), "wants image: give --image FILE"),
+        (("--as", "CosmosVideoToWorldPipeline"), "wants image: give --image FILE"),
         (("--as", "NoPipeline"), "NoPipeline, which diffusers"),
         (("--call", "eta=1"), "--call eta: WanPipeline takes no eta"),
         (("--call", "num_inference_steps=3"), "this command sets it by itself"),
         (("--call", "output_type=pt"), "this command sets it by itself"),
+        (("--call", "prompt=a"), "this command sets it by itself, give --prompt"),
+        (("--call", "num_frames=9"), "this command sets it by itself, give --size"),
+        (("--call", "guidance_scale_2=2"), "sets it by itself, give --guidance-2"),
+        (("--call", "num_videos_per_prompt=2"), "one at a time, give several --seed"),
+        (("--call", "latents=abc"), "latents is a torch.Tensor | None, and --call takes JSON"),
+        (("--call", "callback_on_step_end=abc"), "and --call takes JSON"),
         (("--prompts", str(tmp_path / "none.txt")), "none.txt cannot be read"),
         (("--prompts", str(tmp_path / "empty.txt")), "empty.txt has no text"),
         (("--prompt", " "), "--prompt has no text"),
@@ -51,7 +63,7 @@ def test_options_that_cannot_be(wan, tmp_path, capsys):  # noqa: F811
         ((*vsa, "--top-k", "3", "--sparsity", "0.5"), "--top-k or --sparsity, not both"),
         ((*vsa, "--top-k", "0"), "--top-k is 0: give at least 1"),
         ((*vsa, "--sparsity", "1.5"), "sparsity is 1.5"),
-        ((*vsa, "--dense-above", "1"), "--dense-above 1 must be between 0 and 1"),
+        ((*vsa, "--dense-above", "1"), "1: 0.85 is dense at noise levels from 0.85 on"),
         ((*vsa, "--dense-layers", "2"), "--dense-layers 2: the model has 2, numbered from 0"),
         ((*bsa, "--tile", "1x2x3", "--window", "1x2x2"), "does not divide the tile"),
         (("--compare", "dense"), "--compare is for --attention vsa or bsa, this is dense"),
@@ -66,6 +78,7 @@ def test_options_that_cannot_be(wan, tmp_path, capsys):  # noqa: F811
         (("--device", "foo"), "--device foo: "),
         (("--device", "meta"), "--device meta computes nothing"),
         (("--offload", "model"), "--offload model keeps weights off a GPU, and --device is cpu"),
+        (("--offload", "group", "--compile"), "moves weights within blocks, which --compile clos"),
         (("--out", str(tmp_path / "clip.avi")), "must end in .mp4"),
         (("--out", str(tmp_path / ("a" * 250 + ".mp4"))), "cannot be written to"),
         (("--out", str(wan / "vae" / "config.json" / "a.mp4")), "cannot be written to"),
@@ -125,11 +138,18 @@ def edit(file, **changes):
     file.write_text(json.dumps({k: v for k, v in said.items() if v is not ...}))
 
 
-def without_a_weight(folder):
-    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(file)
-    del weights["proj_out.weight"]
-    save_file(weights, file, {"format": "pt"})
+def without(part, file, name):
+    def take(folder):
+        weights = load_file(folder / part / file)
+        del weights[name]
+        save_file(weights, folder / part / file, {"format": "pt"})
+
+    return take
+
+
+without_a_weight = without("transformer", "diffusion_pytorch_model.safetensors", "proj_out.weight")
+QUERY = "encoder.block.0.layer.0.SelfAttention.q.weight"
+without_a_query = without("text_encoder", "model.safetensors", QUERY)
 
 
 def cut(folder):
@@ -172,6 +192,11 @@ BROKEN = {
     ),
     "no model": (lambda f: edit(f / "model_index.json", transformer=[None, None]), "a transformer"),
     "no weight": (without_a_weight, "transformer lacks 1 weights, proj_out.weight first"),
+    "no query": (without_a_query, f"text_encoder lacks 1 weights, {QUERY} first"),
+    "a text encoder of another size": (
+        lambda f: edit(f / "text_encoder/config.json", d_ff=9),
+        "no UMT5EncoderModel can be made",
+    ),
     "another size": (
         lambda f: edit(f / "transformer/config.json", ffn_dim=64),
         "but [64, 32]",
@@ -213,9 +238,6 @@ def test_too_little_memory(wan, tmp_path, capsys, monkeypatch):  # noqa: F811
 
 def test_offloading_takes_memory_of_the_gpu_for_a_model_or_for_none(wan, monkeypatch):  # noqa: F811
     """By the options, since there is no GPU."""
-    from flexsparse.diffusers.generate.folder import open_folder
-    from flexsparse.diffusers.generate.options import parse
-
     folder = open_folder(wan)
     largest = max(memory.bytes_of(wan / name, "bfloat16") for name in ("transformer", "vae"))
     largest = max(largest, memory.bytes_of(wan / "text_encoder", "bfloat16"))
@@ -236,6 +258,18 @@ def test_offloading_takes_memory_of_the_gpu_for_a_model_or_for_none(wan, monkeyp
         free["cpu"] = 10**9
 
 
+def test_guidance_of_a_pair_takes_a_pair(wan, tmp_path, capsys):  # noqa: F811
+    folder, given = tmp_path / "pair", ("--guidance-2", "2")
+    shutil.copytree(wan, folder)
+    shutil.copytree(wan / "transformer", folder / "transformer_2")
+    second = ["diffusers", "WanTransformer3DModel"]
+    edit(folder / "model_index.json", transformer_2=second, boundary_ratio=None)
+    assert "with a boundary_ratio" in refused(capsys, folder, tmp_path / "a.mp4", *given)
+    edit(folder / "model_index.json", boundary_ratio=0.9)
+    with pytest.raises(pytest.fail.Exception, match="loaded"):
+        generate(folder, tmp_path / "a.mp4", *given)
+
+
 def test_what_cleaning_a_prompt_takes_is_named(wan, tmp_path, capsys, monkeypatch):  # noqa: F811
     def clean(text):
         raise NameError("name 'ftfy' is not defined", name="ftfy")
@@ -243,6 +277,33 @@ def test_what_cleaning_a_prompt_takes_is_named(wan, tmp_path, capsys, monkeypatc
     monkeypatch.setattr("diffusers.pipelines.wan.pipeline_wan.prompt_clean", clean)
     said = refused(capsys, wan, tmp_path / "a.mp4")
     assert said == "error: WanPipeline takes ftfy: pip install ftfy"
+
+
+def test_the_safety_checker_that_cosmos_takes_is_named(wan, tmp_path, capsys, monkeypatch):  # noqa: F811
+    cosmos = "--as", "CosmosTextToWorldPipeline"
+    name = "diffusers.pipelines.cosmos.pipeline_cosmos_text2world"
+    monkeypatch.setattr(f"{name}.CosmosSafetyChecker", type("Missing", (), {"__module__": name}))
+    said = refused(capsys, wan, tmp_path / "a.mp4", *cosmos)
+    takes = "CosmosTextToWorldPipeline takes cosmos_guardrail: pip install cosmos_guardrail"
+    assert said == f"error: {takes}"
+    monkeypatch.setattr(f"{name}.CosmosSafetyChecker", type("There", (), {}))
+    with pytest.raises(pytest.fail.Exception, match="loaded"):
+        generate(wan, tmp_path / "a.mp4", *cosmos)
+    shutil.copytree(wan, tmp_path / "folder")
+    edit(tmp_path / "folder" / "model_index.json", enable_safety_checker=False)
+    monkeypatch.setattr(f"{name}.CosmosSafetyChecker", type("Missing", (), {"__module__": name}))
+    with pytest.raises(pytest.fail.Exception, match="loaded"):
+        generate(tmp_path / "folder", tmp_path / "a.mp4", *cosmos)
+
+
+def test_a_package_that_a_pipeline_wants_as_it_is_loaded_is_named(wan, monkeypatch):  # noqa: F811
+    def ended(*args, **options):
+        raise ImportError("T5 takes\nsentencepiece")
+
+    monkeypatch.setattr("diffusers.WanPipeline.from_pretrained", ended)
+    o = parse([str(wan), "--prompt", "a", "--out", "a.mp4", "--device", "cpu"])
+    with pytest.raises(ValueError, match=f"^{wan}: T5 takes sentencepiece$"):
+        load(o, open_folder(wan))
 
 
 @pytest.mark.parametrize("lacking", [["av"], ["peft"], ["matplotlib"]])

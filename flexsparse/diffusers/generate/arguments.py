@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 
 from flexsparse.diffusers.generate.folder import Folder, guided, parameters_of
 
+_JSON = {"str", "int", "float", "bool", "dict"}
 Size = tuple[int, int, int]
 _NAMES = {
     "negative_prompt": ("negative_prompt",),
@@ -26,6 +29,8 @@ _NAMES = {
 _SIZE = ("num_frames", "frames", "segment_frame_length"), ("height",), ("width",)
 _ENDS = "cu_seqlens"  # where the texts of a batch end: Kandinsky 5 reads the longest length
 _OURS = "generator", "output_type", "return_dict"
+_OPTIONS = _NAMES | {"size": sum(_SIZE, ()), "prompt": ("prompt",), "image": ("image",)}
+_OF_OPTION = {name: option for option, names in _OPTIONS.items() for name in names}
 
 
 def call_arguments(o: argparse.Namespace, folder: Folder) -> dict[str, Any]:
@@ -49,8 +54,7 @@ def call_arguments(o: argparse.Namespace, folder: Folder) -> dict[str, Any]:
         name = _one_of((name,), "video" if name == "video" else f"video {name}", folder)
         found[name] = _video(path)
     for name, value in o.call:
-        if name in _OURS or name in found:
-            raise ValueError(f"--call {name}: this command sets it by itself")
+        _check_call(name, takes)
         found[_one_of((name,), f"call {name}", folder)] = value
     sound = takes.get("sample_audio")
     if sound and "audio_vae" not in folder.parts and found.get("sample_audio", sound.default):
@@ -137,6 +141,21 @@ def _one_of(names: tuple[str, ...], option: str, folder: Folder) -> str:
         f"--{flag}: {folder.cls.__name__} takes no {names[0]}{_elsewhere(names[0], folder)}; it "
         f"takes {', '.join(name for name in takes if name not in _OURS)}"
     )
+
+
+def _check_call(name: str, takes: dict[str, inspect.Parameter]) -> None:
+    """ValueError for what is not --call's to say."""
+    if name in _OURS:
+        raise ValueError(f"--call {name}: this command sets it by itself")
+    if name in _OF_OPTION:
+        flag = _OF_OPTION[name].replace("_", "-")
+        raise ValueError(f"--call {name}: this command sets it by itself, give --{flag}")
+    if name == "num_videos_per_prompt":
+        raise ValueError(f"--call {name}: this command makes one at a time, give several --seed")
+    said = {*re.findall(r"\w+", str(takes[name].annotation))} if name in takes else set()
+    no_json = "Callable" in said or (said & {"Tensor", "FloatTensor", "Image"} and not said & _JSON)
+    if no_json:
+        raise ValueError(f"--call {name} is a {takes[name].annotation}, and --call takes JSON")
 
 
 def _elsewhere(name: str, folder: Folder) -> str:

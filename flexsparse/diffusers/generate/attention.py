@@ -13,6 +13,7 @@ from flexsparse.diffusers.convert import sparsify
 from flexsparse.diffusers.families import family_of
 from flexsparse.diffusers.gates import FILE, is_gate, load_gates
 from flexsparse.diffusers.generate.folder import Folder
+from flexsparse.diffusers.generate.lora import folder_of
 from flexsparse.diffusers.generate.weights import shapes_in
 from flexsparse.slots import BSA, VSA
 
@@ -38,7 +39,7 @@ def add_options(p: argparse._ArgumentGroup) -> None:
         "--dense-above",
         type=float,
         metavar="LEVEL",
-        help="dense attention where the noise level is above this, 1 noise to 0 data",
+        help="dense attention at noise levels from this on, 1 noise to 0 data",
     )
     option(
         "--dense-layers", type=int, nargs="+", metavar="I", help="dense attention in these layers"
@@ -65,8 +66,8 @@ def finish(o: argparse.Namespace) -> None:
         raise ValueError(f"--top-k is {o.top_k}: give at least 1")
     if not 0 < given.get("dense_above", 0.5) < 1:
         raise ValueError(
-            f"--dense-above {o.dense_above:g} must be between 0 and 1: 0.85 is dense where the "
-            f"noise level is above 0.85"
+            f"--dense-above {o.dense_above:g} must be between 0 and 1: 0.85 is dense at noise "
+            f"levels from 0.85 on"
         )
     o.when = {name: given.pop(name) for name in _WHEN if name in given}
     if "dense_layers" in o.when:
@@ -102,7 +103,7 @@ def gates_at(o: argparse.Namespace, folder: Folder) -> list[Path | None]:
     for number, name in enumerate(folder.models):
         own = folder.path / name
         has = (own / FILE).is_file() or any(map(is_gate, shapes_in(own)))
-        beside = Path(o.lora[number]) if number < len(o.lora) else None
+        beside = folder_of(o.lora[number]) if number < len(o.lora) else None
         also = beside is not None and (beside / FILE).is_file()
         found.append(beside if also else own if has else None)
     return found

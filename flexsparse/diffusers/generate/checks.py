@@ -39,6 +39,7 @@ def check(o: argparse.Namespace) -> Work:
     common = call_arguments(o, folder)
     _check_cleaning(o, folder)
     _check_packages(folder)
+    _check_pair(o, folder)
     o.fps = o.fps or own_fps(folder)
     sizes = [size_arguments(size, folder) for size in o.size]
     for size in o.size:
@@ -88,6 +89,15 @@ def _check_packages(folder: Folder) -> None:
     if missing:
         raise ValueError(
             f"{folder.cls.__name__} takes {' and '.join(missing)}: pip install {' '.join(missing)}"
+        )
+
+
+def _check_pair(o: argparse.Namespace, folder: Folder) -> None:
+    whole = "transformer_2" in folder.models and folder.index.get("boundary_ratio") is not None
+    if o.guidance_2 is not None and not whole:
+        raise ValueError(
+            f"--guidance-2 is of a pair's second transformer, and {folder.path} has no "
+            f"transformer_2 with a boundary_ratio: give --guidance"
         )
 
 

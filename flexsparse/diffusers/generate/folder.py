@@ -14,11 +14,13 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.import_utils import DummyObject, requires_backends
 
 from flexsparse.diffusers.families import family_of
+from flexsparse.diffusers.generate.encoders import check_encoder
 from flexsparse.diffusers.generate.weights import shapes_in
 
 INDEX = "model_index.json"
 TEXT = "text_encoder", "tokenizer"
-MODELS = "transformer", "vae", "text_encoder", "image_encoder"
+ENCODERS = "text_encoder", "image_encoder"
+MODELS = "transformer", "vae", *ENCODERS
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,10 @@ class Folder:
     parts: list[str]
     models: dict[str, Any]
     vae: Any
+
+    @property
+    def index(self) -> dict[str, Any]:
+        return _index_of(self.path)
 
     @property
     def first(self) -> Any:
@@ -77,6 +83,9 @@ def open_folder(path: Path, as_class: str | None = None, texts: bool = True) -> 
     vae = _empty(path / "vae", kinds["vae"]) if "vae" in kinds else None
     for name, model in (empty | ({} if vae is None else {"vae": vae})).items():
         _check_weights(path / name, model)
+    for name, kind in kinds.items():
+        if name.startswith(ENCODERS):
+            check_encoder(path / name, kind)
     return Folder(path, cls, [*kinds], empty, vae)
 
 

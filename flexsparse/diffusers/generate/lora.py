@@ -42,6 +42,15 @@ def file_of(path: str) -> Path:
     return file
 
 
+def folder_of(path: str) -> Path | None:
+    """The folder that is a LoRA's own, where its gates would be; None of a file of another name,
+    which may lie among those of other LoRAs."""
+    given = Path(path)
+    if given.is_dir():
+        return given
+    return given.parent if given.name == NAME else None
+
+
 def _check_one(file: Path, name: str, model: Any, cls: Any) -> None:
     try:
         state = cls.lora_state_dict(str(file.parent), weight_name=file.name)

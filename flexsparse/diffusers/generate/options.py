@@ -135,6 +135,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             raise ValueError(f"--{name} is for --attention vsa or bsa, this is dense")
         if many != [1, 1, 1]:
             raise ValueError(f"--{name} is of one clip: give one prompt, one size and one seed")
+    if o.compile and o.offload == "group":
+        raise ValueError(
+            "--offload group moves weights within blocks, which --compile closes: give "
+            "--offload model, or leave out one of them"
+        )
     if o.compare and o.compile:
         raise ValueError("--compare looks into blocks, which --compile closes: leave it out")
     if o.sweep is not None:

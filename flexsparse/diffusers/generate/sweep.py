@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexsparse.diffusers.generate.clips import make, sample
+from flexsparse.diffusers.generate.clips import make
 from flexsparse.diffusers.generate.clock import Clock
 from flexsparse.diffusers.generate.compare.results import Clips, decibel_text
-from flexsparse.diffusers.generate.folder import parameters_of
 from flexsparse.diffusers.generate.pipeline import at_sparsity, sparsify_all
 from flexsparse.diffusers.generate.timing import MODEL
+from flexsparse.diffusers.generate.warm import warm
 from flexsparse.diffusers.generate.work import Clip, Work, beside, name_of
-
-WARM = 2  # steps: one of each band of noise levels, whose programs are compiled by it
 
 
 @dataclass(frozen=True)
@@ -83,9 +81,7 @@ def _timed(
 ) -> tuple[Path, Tensor, float]:
     """Its file, the clip, and the seconds in the transformer, after steps that are not timed."""
     clip = replace(clip, path=beside(clip.path, name_of(sparsity)))
-    few = {"num_inference_steps": WARM} if "num_inference_steps" in parameters_of(pipe) else {}
-    bare = clip.path.with_suffix(".safetensors")  # a latent, not decoded
-    sample(pipe, replace(clip, path=bare, arguments=clip.arguments | few))
+    warm(pipe, o, work, clip, sparsity is not None)
     clock = Clock(torch.device(o.device))
     path, made = make(pipe, o, work, clip, clock)
     return path, made, clock.seconds[MODEL]

@@ -25,7 +25,7 @@ class Step:
 
     Attributes:
         level: 1 for noise, 0 for data.
-        latent: what the first call was given first, on the CPU.
+        latent: the noisy video that the first call was given, on the CPU.
         output: sums of squares ``[2]`` of the output's difference and of the dense one.
         layers: by number, the same of each attention's output, and its shares of tiles, queries and
             weight, a row for each call.
@@ -75,7 +75,8 @@ class Twin:
 
     def __init__(self, watch: Watch, model: Any, own: dict[str, Any]) -> None:
         self.watch, self.model, self.own = watch, model, own
-        self.layers = dict(family_of(model).layers(model))
+        family = family_of(model)
+        self.layers = dict(family.layers(model))
         self.sparse: dict[str, Any] = {}  # processors while the layers have their own
         self.again = False  # within a second call
 
@@ -97,7 +98,8 @@ class Twin:
         self.watch.steps[-1].output += squares(found, out)
 
     def layer(self, number: int, name: str, attn: Any, args: Any, kwargs: Any, out: Any) -> None:
-        """A forward hook of a layer, but for its number and name."""
+        """A forward hook of a layer, but for its number and name. Of text beside the video nothing
+        is compared, since what stands in its padding is anything."""
         sparse: Any = self.sparse.get(name)
         if self.again or sparse is self.own[name]:
             return
@@ -206,7 +208,8 @@ def _set_processor(attn: Any, processor: Any) -> None:
 def squares(found: Any, wanted: Any) -> Tensor:
     """Sums of squares of the difference, and of `wanted`: ``[2]``, fp64 on the CPU.
 
-    Of what is more than a tensor the first is compared, as of a model that has audio as well.
+    Of what is more than a tensor the first is compared: of a model that makes sound beside the
+    video, the video.
     """
     a, b = tree_leaves(found)[0], tree_leaves(wanted)[0]
     wide = torch.promote_types(b.dtype, torch.float32)
