@@ -24,8 +24,9 @@ def load(o: argparse.Namespace, folder: Folder) -> Any:
         if isinstance(e, torch.OutOfMemoryError):
             raise
         raise ValueError(f"{folder.path}: {' '.join(str(e).split())}") from e
-    if hasattr(pipe.vae, "stride") and hasattr(pipe.vae, "enable_tiling"):
-        pipe.vae.enable_tiling()  # Allegro's has no other way
+    vae: Any = getattr(pipe, "vae", None)
+    if hasattr(vae, "stride"):
+        vae.enable_tiling()  # Allegro's has no other way
     if o.guidance is not None and guided(folder):
         pipe.guider = pipe.guider.new(guidance_scale=o.guidance)
     load_loras(pipe, o.lora, folder)
