@@ -270,6 +270,21 @@ def test_guidance_of_a_pair_takes_a_pair(wan, tmp_path, capsys):  # noqa: F811
         generate(folder, tmp_path / "a.mp4", *given)
 
 
+def test_frames_a_second_that_no_pipeline_said_are_told(wan, tmp_path, capsys):  # noqa: F811
+    said = "16 frames a second, as WanPipeline says none: --fps gives others"
+    ltx = "--as", "LTXPipeline"  # which has 25
+    for out, options, told in [
+        ("a.mp4", (), True),
+        ("a.mp4", ("--fps", "8"), False),
+        ("a.mp4", ltx, False),
+        ("a.safetensors", (), False),
+    ]:
+        capsys.readouterr()
+        with pytest.raises(pytest.fail.Exception, match="loaded"):
+            generate(wan, tmp_path / out, *options)
+        assert (said in capsys.readouterr().out) == told, (out, options)
+
+
 def test_what_cleaning_a_prompt_takes_is_named(wan, tmp_path, capsys, monkeypatch):  # noqa: F811
     def clean(text):
         raise NameError("name 'ftfy' is not defined", name="ftfy")
