@@ -23,7 +23,13 @@ MAY_IMPORT = {
 }
 EXTRAS = {
     "flexsparse/diffusers": {"diffusers", "safetensors"},
-    "flexsparse/diffusers/generate": {"accelerate", "av", "diffusers", "safetensors"},
+    "flexsparse/diffusers/generate": {
+        "accelerate",
+        "av",
+        "diffusers",
+        "safetensors",
+        "transformers",
+    },
     "flexsparse/diffusers/generate/compare": {"matplotlib"},
 }
 

@@ -220,8 +220,11 @@ def test_a_folder_that_lacks_something(wan, tmp_path, capsys, how):  # noqa: F81
     assert "is no folder" in refused(capsys, tmp_path / "none", tmp_path / "a.mp4")
 
 
+PARTS = "transformer", "vae", "text_encoder"
+
+
 def test_too_little_memory(wan, tmp_path, capsys, monkeypatch):  # noqa: F811
-    parts = dict(transformer=0, vae=0, text_encoder=0)
+    parts = dict.fromkeys(PARTS, 0)
     for name in parts:
         for file in (wan / name).glob("*.safetensors"):
             parts[name] += sum(x.numel() for x in load_file(file).values()) * 2
@@ -236,26 +239,45 @@ def test_too_little_memory(wan, tmp_path, capsys, monkeypatch):  # noqa: F811
         generate(wan, tmp_path / "a.mp4", *half)
 
 
+def test_a_container_has_less_than_its_machine(tmp_path, monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(memory, "CONTAINER", tmp_path)
+    whole = memory.free_bytes(cpu)
+    assert whole > 10**7
+    (tmp_path / "memory.max").write_text("9000000\n")
+    (tmp_path / "memory.current").write_text("5000000\n")
+    (tmp_path / "memory.stat").write_text("anon 9\nactive_file 2000\ninactive_file 100\n")
+    assert memory.free_bytes(cpu) == 4_002_100
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_bytes(cpu) > 10**7
+
+
 def test_offloading_takes_memory_of_the_gpu_for_a_model_or_for_none(wan, monkeypatch):  # noqa: F811
     """By the options, since there is no GPU."""
     folder = open_folder(wan)
-    largest = max(memory.bytes_of(wan / name, "bfloat16") for name in ("transformer", "vae"))
-    largest = max(largest, memory.bytes_of(wan / "text_encoder", "bfloat16"))
-    free = dict(cuda=0, cpu=10**9)
+    largest = max(memory.bytes_of(wan / name, "bfloat16") for name in PARTS)
+    everything = sum(memory.bytes_of(wan / name, "bfloat16") for name in PARTS)
+    free = dict(cuda=0, cpu=everything)
     monkeypatch.setattr(memory, "free_bytes", lambda device: free[device.type])
-    for offload, due in (("model", largest), ("group", 0)):
+    for offload, due in (("model", largest), ("group", 0), (None, everything)):
         given = [str(wan), "--prompt", "a", "--out", "a.mp4", "--device", "cuda"]
-        o = parse([*given, "--offload", offload])
+        o = parse([*given, *(["--offload", offload] if offload else [])])
         free["cuda"] = due
         memory.check_memory(o, folder, tokens=0)
         if due:
-            free["cuda"] = due - 1
-            with pytest.raises(ValueError, match="on cuda .*--offload group or a smaller --size"):
+            better, free["cuda"] = "group" if offload else "model", due - 1
+            with pytest.raises(
+                ValueError, match=rf"on cuda .*--offload {better} or a smaller --size"
+            ):
                 memory.check_memory(o, folder, tokens=0)
-        free |= dict(cuda=due, cpu=1)
+        free |= dict(cuda=due, cpu=everything - 1)  # which is stored in fp32
         with pytest.raises(ValueError, match="on cpu"):
             memory.check_memory(o, folder, tokens=0)
-        free["cpu"] = 10**9
+        free["cpu"] = everything
+        memory.check_memory(o, folder, tokens=0)
+    o.dtype = o.vae_dtype = "float32"  # pages of the files
+    free |= dict(cuda=2 * everything, cpu=0)
+    memory.check_memory(o, folder, tokens=0)
 
 
 def test_guidance_of_a_pair_takes_a_pair(wan, tmp_path, capsys):  # noqa: F811
@@ -268,6 +290,21 @@ def test_guidance_of_a_pair_takes_a_pair(wan, tmp_path, capsys):  # noqa: F811
     edit(folder / "model_index.json", boundary_ratio=0.9)
     with pytest.raises(pytest.fail.Exception, match="loaded"):
         generate(folder, tmp_path / "a.mp4", *given)
+
+
+def test_frames_a_second_that_no_pipeline_said_are_told(wan, tmp_path, capsys):  # noqa: F811
+    said = "16 frames a second, as WanPipeline says none: --fps gives others"
+    ltx = "--as", "LTXPipeline"  # which has 25
+    for out, options, told in [
+        ("a.mp4", (), True),
+        ("a.mp4", ("--fps", "8"), False),
+        ("a.mp4", ltx, False),
+        ("a.safetensors", (), False),
+    ]:
+        capsys.readouterr()
+        with pytest.raises(pytest.fail.Exception, match="loaded"):
+            generate(wan, tmp_path / out, *options)
+        assert (said in capsys.readouterr().out) == told, (out, options)
 
 
 def test_what_cleaning_a_prompt_takes_is_named(wan, tmp_path, capsys, monkeypatch):  # noqa: F811

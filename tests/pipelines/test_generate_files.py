@@ -2,6 +2,7 @@
 
 import errno
 import tempfile
+from types import SimpleNamespace
 
 import diffusers
 import pytest
@@ -10,6 +11,8 @@ from folders import generate, wan  # noqa: F401  # a fixture
 from safetensors.torch import load_file
 
 from flexsparse.diffusers.generate.clip import frames_of, write_latent
+from flexsparse.diffusers.generate.clock import Clock
+from flexsparse.diffusers.generate.timing import timed
 
 
 def latent_of(path):
@@ -56,6 +59,25 @@ def test_a_clip_that_cannot_be_written_leaves_its_latent(
     )
     assert generate(wan, tmp_path / "clip.mp4") == 0  # a latent that was kept stays
     assert {p.name for p in tmp_path.iterdir()} == files | {"clip.mp4"}
+
+
+def test_latents_of_sections_are_none_of_a_clip():
+    vae = SimpleNamespace(encode=lambda x: x, decode=lambda z: z)
+    model, first, second = torch.nn.Identity(), torch.ones(1), torch.zeros(1)
+    pipe, clock = SimpleNamespace(vae=vae), Clock(torch.device("cpu"))
+    with timed(pipe, [model], clock, compiled=True) as decoding:
+        model(first)
+        assert decoding.latent is None
+        pipe.vae.decode(first)
+        assert decoding.latent is first
+        model(second)
+        assert decoding.latent is None
+        pipe.vae.decode(second)
+        assert decoding.latent is None
+    assert not model._forward_pre_hooks
+    with timed(pipe, [model], clock, compiled=True) as decoding:
+        pipe.vae.decode(second)
+        assert decoding.latent is second
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.safetensors"])

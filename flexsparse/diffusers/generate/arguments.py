@@ -85,10 +85,11 @@ def own_size(folder: Folder) -> Size | None:
     return None if t is None or h is None or w is None else (t, h, w)
 
 
-def own_fps(folder: Folder) -> int:
+def own_fps(folder: Folder) -> int | None:
+    """The frames a second that the pipeline's call has by default, where it says them."""
     takes = parameters_of(folder.cls)
     found = next((takes[n].default for n in _NAMES["fps"] if n in takes), None)
-    return round(found) if isinstance(found, int | float) else 16
+    return round(found) if isinstance(found, int | float) else None
 
 
 def texts_of(o: argparse.Namespace, folder: Folder) -> list[dict[str, Any]]:

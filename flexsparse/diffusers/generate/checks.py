@@ -27,6 +27,8 @@ from flexsparse.diffusers.generate.sizes import check_size, tokens_of
 from flexsparse.diffusers.generate.work import Work, clips_of, files_of
 from flexsparse.slots import VSA
 
+FPS = 16  # as Wan's
+
 
 def check(o: argparse.Namespace) -> Work:
     """What to do; ValueError or OSError, in a line, for what cannot be done."""
@@ -40,7 +42,7 @@ def check(o: argparse.Namespace) -> Work:
     _check_cleaning(o, folder)
     _check_packages(folder)
     _check_pair(o, folder)
-    o.fps = o.fps or own_fps(folder)
+    o.fps = o.fps or own_fps(folder) or _some_fps(o, folder)
     sizes = [size_arguments(size, folder) for size in o.size]
     for size in o.size:
         if size is not None:
@@ -99,6 +101,12 @@ def _check_pair(o: argparse.Namespace, folder: Folder) -> None:
             f"--guidance-2 is of a pair's second transformer, and {folder.path} has no "
             f"transformer_2 with a boundary_ratio: give --guidance"
         )
+
+
+def _some_fps(o: argparse.Namespace, folder: Folder) -> int:
+    if o.out.suffix == ".mp4":
+        print(f"{FPS} frames a second, as {folder.cls.__name__} says none: --fps gives others")
+    return FPS
 
 
 def _check_device(o: argparse.Namespace) -> None:

@@ -15,13 +15,24 @@ TEXT, MODEL, ATTENTION, VAE = "text", "transformer", "of which self-attention", 
 
 
 class Decoding:
-    """The latent that a VAE's `decode` was called with, so that a failure there does not lose it.
+    """The latent that a VAE's `decode` was called with, so that a failure from there on does not
+    lose it.
 
     Attributes:
-        latent: None before that, and after a clip is whole.
+        latent: None before that, and of a clip that is decoded section by section, whose latents
+            are none of the whole clip.
     """
 
     latent: Tensor | None = None
+    again = False
+
+    def keep(self, z: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The decoding begins."""
+        self.latent, self.again = None if self.again else z, True
+
+    def drop(self, *args: Any) -> None:
+        """A transformer is called: what was decoded is not the whole."""
+        self.latent = None
 
 
 @contextmanager
@@ -44,11 +55,9 @@ def timed(pipe: Any, models: list[Any], clock: Clock, compiled: bool) -> Iterato
         if getattr(pipe, "vae", None) is not None:
             clock.claim(VAE)
             all_of.enter_context(_wrapped(pipe.vae, "encode", clock, VAE))
-
-            def keep(z: Tensor, *args: Any, **kwargs: Any) -> None:
-                decoding.latent = z
-
-            all_of.enter_context(_wrapped(pipe.vae, "decode", clock, VAE, keep))
+            all_of.enter_context(_wrapped(pipe.vae, "decode", clock, VAE, decoding.keep))
+            for model in models:
+                all_of.callback(model.register_forward_pre_hook(decoding.drop).remove)
         yield decoding
 
 

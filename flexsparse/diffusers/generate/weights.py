@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+DTYPES = dict(bfloat16="BF16", float16="F16", float32="F32")
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -17,6 +18,15 @@ def shapes_in(folder: Path) -> Shapes:
         ValueError: an index of shards that names missing files, or a file that is not whole.
     """
     return {name: shape for file in files_in(folder) for name, shape in _header(file).items()}
+
+
+def dtypes_in(folder: Path) -> dict[str, str]:
+    """The names that safetensors have for the weights' dtypes, where :func:`shapes_in` is whole."""
+    found = {}
+    for file in files_in(folder):
+        with safe_open(file, "pt") as tensors:
+            found |= {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+    return found
 
 
 def files_in(folder: Path) -> list[Path]:
