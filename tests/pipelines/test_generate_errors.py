@@ -319,16 +319,16 @@ def test_what_cleaning_a_prompt_takes_is_named(wan, tmp_path, capsys, monkeypatc
 def test_the_safety_checker_that_cosmos_takes_is_named(wan, tmp_path, capsys, monkeypatch):  # noqa: F811
     cosmos = "--as", "CosmosTextToWorldPipeline"
     name = "diffusers.pipelines.cosmos.pipeline_cosmos_text2world"
-    monkeypatch.setattr(f"{name}.CosmosSafetyChecker", type("Missing", (), {"__module__": name}))
+    monkeypatch.setattr(f"{name}.is_cosmos_guardrail_available", lambda: False)
     said = refused(capsys, wan, tmp_path / "a.mp4", *cosmos)
     takes = "CosmosTextToWorldPipeline takes cosmos_guardrail: pip install cosmos_guardrail"
     assert said == f"error: {takes}"
-    monkeypatch.setattr(f"{name}.CosmosSafetyChecker", type("There", (), {}))
+    monkeypatch.setattr(f"{name}.is_cosmos_guardrail_available", lambda: True)
     with pytest.raises(pytest.fail.Exception, match="loaded"):
         generate(wan, tmp_path / "a.mp4", *cosmos)
     shutil.copytree(wan, tmp_path / "folder")
     edit(tmp_path / "folder" / "model_index.json", enable_safety_checker=False)
-    monkeypatch.setattr(f"{name}.CosmosSafetyChecker", type("Missing", (), {"__module__": name}))
+    monkeypatch.setattr(f"{name}.is_cosmos_guardrail_available", lambda: False)
     with pytest.raises(pytest.fail.Exception, match="loaded"):
         generate(tmp_path / "folder", tmp_path / "a.mp4", *cosmos)
 
