@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.evidence import copies
 from benchmarks.evidence.copies import METHODS, MORE, SCALES, TASKS, right_share, runs
+from benchmarks.evidence.page import SECTIONS
 from benchmarks.evidence.slots import RandomVSA
 from benchmarks.record import read
 from flexsparse import VideoTiling
@@ -77,5 +78,8 @@ def test_it_runs_once_and_tells_of_floors_and_of_copies(tiny, tmp_path, capsys):
     assert [len(row["finds"]) for row in rows] == [0, 0, 1, 1]
     assert all(0 <= x <= 1 for row in rows for x in row["finds"])
     assert "closed" in capsys.readouterr().out
+    page = SECTIONS["copies"](tmp_path, tmp_path)
+    assert "**loop**: least losses" in page and "| BSA |" in page and "| its own tile |" in page
+    assert len(list(tmp_path.glob("evidence-copies-cpu*.png"))) == 2
     assert copies.main(line) == 0 and len(read("evidence", tmp_path)) == 4
     assert isinstance(METHODS["vsa"], VSA)
