@@ -65,8 +65,9 @@ def pool_parts(x: Tensor, tiling: VideoTiling) -> Tensor:
         tokens = part.shape[-2]
         tiles = F.pad(part, (0, 0, 0, -tokens % rows)).unflatten(-2, (-1, rows))
         counts = tokens - rows * torch.arange(tiles.shape[-3], device=x.device)
+        counts = torch.where(counts < rows, counts, rows)  # no clamp, as in VideoTiling.counts
         sums = tiles.sum(-2, dtype=torch.promote_types(x.dtype, torch.float32))
-        means.append(sums / counts.clamp(max=rows)[:, None])
+        means.append(sums / counts[:, None])
     return torch.cat(means, -2)
 
 
