@@ -15,6 +15,7 @@ from torch import nn
 
 from flexsparse import Mass, VideoTiling, reference
 from flexsparse.diffusers import BSA, VSA, Family, register, restore, sparsify
+from flexsparse.selfcheck.accuracy import recomputed_attention
 from flexsparse.vsa import vsa_tile_map
 
 grids = st.tuples(st.integers(1, 4), st.integers(2, 6), st.integers(2, 7))
@@ -32,18 +33,33 @@ def with_gradients(model, batch):
     return [out.detach(), *(p.grad.clone() for p in own)]
 
 
+def recomputed():
+    """The library's ``recomputed_attention`` for PyTorch's, in a model of diffusers'."""
+
+    def attend(query, key, value, attn_mask=None, enable_gqa=False, **options):
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool) if attn_mask is None else attn_mask
+        mask = mask if mask.dtype == torch.bool else mask > -1  # what is added: 0, or -10,000
+        sees = mask.any(-1, keepdim=True)
+        return recomputed_attention(query, key, value, mask | ~sees) * sees
+
+    return mock.patch("torch.nn.functional.scaled_dot_product_attention", attend)
+
+
 @families
 @settings(max_examples=4)
 @given(grids, seeds, st.sampled_from(EVERYTHING), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_with_all_tiles_a_model_is_the_dense_one(name, grid, seed, method, dtype):
     small, batch = SMALL[name], SMALL[name].batch(grid, seed)
     model = small.model(seed, dtype)
-    dense = with_gradients(model, batch)
+    plain = [with_gradients(model, batch)]
+    with recomputed():  # parameters of few numbers come out well by luck in one of two ways
+        plain.append(with_gradients(model, batch))
     sparsify(model, method)
     found = with_gradients(model, batch)
     restore(model)
     exact = with_gradients(model.double(), batch)
-    assert_accurate(found, [dense], exact)
+    assert_accurate(found, plain, exact)
 
 
 def oracle(method, grid, q, k, v, mask, before):
