@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.compiled.capture import Case
+from benchmarks.compiled.families import FAMILIES
 from benchmarks.compiled.layers import Grid, bsa_case, fine_case, literal_case, long_case, vsa_case
 from benchmarks.compiled.models import diffusers_case, dit_case, wan_case
 from flexsparse import Mass, Threshold, TopK
@@ -52,6 +53,7 @@ MODELS: dict[str, Case] = {
     "wan_vsa": wan_case(VSA(sparsity=0.9, adapt=True)),
     "wan_bsa": wan_case(BSA(sparsity=0.875)),
     "diffusers_wan": diffusers_case,
+    **FAMILIES,
 }
 BLOCKS: dict[str, tuple[int, int | None]] = {"q128": (2, None), "q64": (1, None), "q32": (1, 32)}
 CONFIGS: dict[str, Case] = {
