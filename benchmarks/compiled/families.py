@@ -181,7 +181,5 @@ FAMILIES: dict[str, Case] = {
     **{f"diffusers_{name}_layer": family_case(name) for name in WIDE},
     "diffusers_kandinsky5_nabla": family_case("kandinsky5", _nabla, changes=NABLA),
     "diffusers_wan_bands": family_case("wan", BANDS, (900, 600, 100)),
-    "diffusers_cogvideox_dense_layer": family_case(
-        "cogvideox", timesteps=(100, 900), dense_above=0.85, dense_layers=(0,)
-    ),
+    "diffusers_cogvideox_dense": family_case("cogvideox", dense_above=0.85, dense_layers=(0,)),
 }
