@@ -73,6 +73,7 @@ def family_case(
     def case(device: torch.device) -> Built:
         from flexsparse.diffusers import sparsify
 
+        torch.compiler.reset()  # all models are one function in different closures
         layers: list[Layer] = []
         for timestep in timesteps:
             with unset_fake_temporarily():
