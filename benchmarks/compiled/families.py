@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ NABLA |= dict(attention_wT=3, attention_wH=3, attention_wW=3)
 class Layer(NamedTuple):
     """A model's attention layer, and what it was called with."""
 
-    attn: nn.Module
+    attn: Any
     met: Any
     given: tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -80,7 +81,8 @@ def family_case(
                 model, batch = _wide(name, changes or {})
                 if timestep is not None:
                     batch["timestep"] = torch.full_like(batch["timestep"], timestep)
-                sparsify(model, method(model) if callable(method) else method, **options)
+                made: Any = method(model) if callable(method) else method
+                sparsify(model, made, **options)
                 found = list(_called(model, batch))
             layers += [_on(device, layer) for layer in found]
         return _squares(layers)
@@ -92,9 +94,7 @@ def _wide(name: str, changes: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]
     """A model in bf16, as ``from_pretrained`` loads it, and what it is called with."""
     if str(SMALL) not in sys.path:
         sys.path.insert(0, str(SMALL))
-    from small_models import SMALL as MODELS
-
-    small = MODELS[name]
+    small = import_module("small_models").SMALL[name]
     narrow: Any = small.build()
     ones = {count: 1 for count in ONE if count in narrow.config}
     model = type(narrow)(**{**narrow.config, **ones, **WIDE[name], **changes})
