@@ -44,6 +44,7 @@ LAYERS: dict[str, Case] = {
     },
     **{f"literal_full64_d{dim}": literal_case("full64", dim) for dim in (64, 128)},
     "vsa_text64_d128_gated": vsa_case("text64", 128, True),
+    "vsa_parts64_d128_gated": vsa_case("parts64", 128, True),
     "bsa_text64_d128_threshold": bsa_case("text64", 128, Threshold(8)),
 }
 MODELS: dict[str, Case] = {

@@ -31,9 +31,8 @@ class Job(NamedTuple):
 # Each pair of a head dim, a shape, and one or two query tiles is in some case of VSA. One process
 # for a GPU: it compiles once what several cases have.
 OTHERS = "vsa_ragged64_d128_gated", "bsa_ragged64_d64_threshold"
-# What no layer above has: bands of noise levels; a packed sequence with parts of text; a rule of
-# two rules.
-OF_FAMILIES = "diffusers_wan_bands", "diffusers_minimax_h3_layer", "diffusers_kandinsky5_nabla"
+# What no layer below has: bands of noise levels, and a packed sequence.
+OF_FAMILIES = "diffusers_wan_bands", "diffusers_minimax_h3_layer"
 PROOF = (
     Job(
         90,
@@ -42,6 +41,7 @@ PROOF = (
             *("vsa_full64_d64_gated", "vsa_padded64_d64_gated_pairs", "vsa_ragged64_d64_gated"),
             *("vsa_full64_d128_gated_pairs", "vsa_padded64_d128_gated"),
             *("vsa_ragged64_d128_gated_pairs", "vsa_text64_d128_gated"),
+            "vsa_parts64_d128_gated",
             *("bsa_full64_d64_top", "bsa_padded64_d64_mass", "bsa_ragged64_d128_threshold"),
             *("literal_full64_d64", "literal_full64_d128"),
             *OF_FAMILIES,

@@ -21,6 +21,7 @@ FLEX_LAUNCHES = {  # a direction; in the others one
     "wan_vsa": 2,  # layers
     "diffusers_wan": 2,
     "vsa_text64_d128_gated": 2,  # the video's queries, and the text's
+    "vsa_parts64_d128_gated": 2,
     "diffusers_minimax_h3_layer": 2,
     "diffusers_wan_bands": 2,  # and one dense
 }
