@@ -2,10 +2,11 @@
 
     python -m benchmarks.torch_versions [VERSION ...] [--venvs out/torch_versions]
 
-The cases of ``benchmarks/compiled/proof.py`` are compiled, and the problems beside it are run in
-Triton's interpreter: ``errors`` has the largest of each, over what it may be. Then errors that were
-made once are put back (``sabotage.py``), each of which must be seen. The environment of a version
-is ``<venvs>/<version>``, made if it is not there (5 GB each, by pip).
+The cases of ``benchmarks/compiled/proof.py`` are compiled, the layers of all models of diffusers
+among them, and the problems beside it are run in Triton's interpreter: ``errors`` has the largest
+of each, over what it may be. Then errors that were made once are put back (``sabotage.py``), each
+of which must be seen. The environment of a version is ``<venvs>/<version>``, made if it is not
+there (5 GB each, by pip); one without diffusers has those cases among ``failed``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from torch.torch_version import TorchVersion
 
 from benchmarks.compiled.problems import PROBLEMS
-from benchmarks.compiled.proof import PROOF, compile_proof
+from benchmarks.compiled.proof import EVERY, compile_proof
 from benchmarks.compiled.run import ROOT, ratios
 from benchmarks.compiled.sabotage import SABOTAGES, is_red
 from benchmarks.record import RESULTS, Row, append, markdown, read
@@ -40,7 +41,7 @@ def main() -> int:
     for python in [given.python] if given.python else made:
         print(f"compiling with {python}", flush=True)
         try:
-            row = summary(compile_proof(python, quiet=False))
+            row = summary(compile_proof(python, quiet=False, jobs=EVERY))
         except RuntimeError as error:
             print(f"nothing could be compiled, and there is no row: {error}", flush=True)
             continue
@@ -115,7 +116,7 @@ def latest(results: Path = RESULTS) -> dict[str, Row]:
 def table(results: Path = RESULTS) -> str:
     """Every version that has a row, in Markdown."""
     lines = []
-    cases = sum(len(job.names) for job in PROOF)
+    cases = sum(len(job.names) for job in EVERY)
     for version, row in latest(results).items():
         compiled = sum(map(len, row["launches"].values()))
         graphs = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.compiled.capture import Case
+from benchmarks.compiled.families import FAMILIES
 from benchmarks.compiled.layers import Grid, bsa_case, fine_case, literal_case, long_case, vsa_case
 from benchmarks.compiled.models import diffusers_case, dit_case, wan_case
 from flexsparse import Mass, Threshold, TopK
@@ -43,6 +44,7 @@ LAYERS: dict[str, Case] = {
     },
     **{f"literal_full64_d{dim}": literal_case("full64", dim) for dim in (64, 128)},
     "vsa_text64_d128_gated": vsa_case("text64", 128, True),
+    "vsa_parts64_d128_gated": vsa_case("parts64", 128, True),
     "bsa_text64_d128_threshold": bsa_case("text64", 128, Threshold(8)),
 }
 MODELS: dict[str, Case] = {
@@ -52,6 +54,7 @@ MODELS: dict[str, Case] = {
     "wan_vsa": wan_case(VSA(sparsity=0.9, adapt=True)),
     "wan_bsa": wan_case(BSA(sparsity=0.875)),
     "diffusers_wan": diffusers_case,
+    **FAMILIES,
 }
 BLOCKS: dict[str, tuple[int, int | None]] = {"q128": (2, None), "q64": (1, None), "q32": (1, 32)}
 CONFIGS: dict[str, Case] = {

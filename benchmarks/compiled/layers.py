@@ -31,6 +31,7 @@ TOKENS: dict[str, Any] = {
     "full128": ((16, 16, 16), (4, 4, 8)),  # 128 rows
     "ragged128": ((15, 15, 15), (4, 4, 8)),
     "text64": ((15, 15, 15), (4, 4, 4), 64, 226),  # with text, as CogVideoX has it
+    "parts64": ((15, 15, 15), (4, 4, 4), 64, 226, (100, 126)),  # in the coarse stage as well
 }
 
 

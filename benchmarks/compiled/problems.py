@@ -7,7 +7,7 @@ in fp16, which numpy has.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -168,6 +168,8 @@ def _vsa_oracle(
         given: Any = dict(tile_map=choose(*of_video), top_k=0)
         if tiling.text and others:
             given["text_lengths"] = others[-1]
+        if tiling.parts:
+            given |= dict(parts=tiling.parts, rows=tiling.rows)
 
         def compute(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor, dtype: torch.dtype) -> Tensor:
             gates: Any = dict(zip(("gate_coarse", "gate_fine"), rest), dtype=dtype)
@@ -185,6 +187,7 @@ ROW = VideoTiling((4, 4, 18), (4, 4, 4))  # 5, the last of them ragged
 SMALL = VideoTiling((3, 4, 10), (2, 4, 4))  # 6 of 32 rows
 LARGE = VideoTiling((4, 5, 16), (4, 4, 8))  # 4 of 128 rows
 TEXT = VideoTiling((4, 5, 6), (4, 4, 4), 64, 70)  # 4, and 2 of text
+PARTS = replace(TEXT, parts=(5, 65))  # 3 tiles of text in the coarse stage
 CUT = VideoTiling((3, 10, 6), (3, 5, 4))  # 4, of 60 or 30 tokens
 FIT, WAN, TILE = (2, 2, 2), (3, 5, 2), (3, 5, 4)  # windows
 PROBLEMS: dict[str, Problem] = {
@@ -199,6 +202,7 @@ PROBLEMS: dict[str, Problem] = {
     "fine_128_rows": fine(LARGE),
     "vsa_text": vsa(TEXT),
     "vsa_text_of_two_lengths": vsa(TEXT, lengths=(5, 66)),
+    "vsa_text_parts_gated": vsa(PARTS, gates=2),
     "vsa_inference": vsa(FULL, trains=False),
     "vsa_full_gated": vsa(FULL, gates=2),
     "vsa_padded_gated_pairs": vsa(PADDED, 2, gates=1),

@@ -1,4 +1,5 @@
-"""The cases that ``make test`` compiles, and ``benchmarks.torch_versions`` with each torch.
+"""The cases that ``make test`` compiles, and ``benchmarks.torch_versions`` with each torch, beside
+further ones.
 
 They run in processes of their own: pretending that there is a GPU cannot be taken back.
 """
@@ -10,10 +11,12 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.compiled.families import FAMILIES
 from benchmarks.compiled.run import ROOT
 from benchmarks.record import Row
 
@@ -28,6 +31,8 @@ class Job(NamedTuple):
 # Each pair of a head dim, a shape, and one or two query tiles is in some case of VSA. One process
 # for a GPU: it compiles once what several cases have.
 OTHERS = "vsa_ragged64_d128_gated", "bsa_ragged64_d64_threshold"
+# What no layer below has: bands of noise levels, and a packed sequence.
+OF_FAMILIES = "diffusers_wan_bands", "diffusers_minimax_h3_layer"
 PROOF = (
     Job(
         90,
@@ -36,23 +41,29 @@ PROOF = (
             *("vsa_full64_d64_gated", "vsa_padded64_d64_gated_pairs", "vsa_ragged64_d64_gated"),
             *("vsa_full64_d128_gated_pairs", "vsa_padded64_d128_gated"),
             *("vsa_ragged64_d128_gated_pairs", "vsa_text64_d128_gated"),
+            "vsa_parts64_d128_gated",
             *("bsa_full64_d64_top", "bsa_padded64_d64_mass", "bsa_ragged64_d128_threshold"),
             *("literal_full64_d64", "literal_full64_d128"),
+            *OF_FAMILIES,
         ),
     ),
     Job(80, OTHERS),
     Job(100, OTHERS),
 )
+_rest = tuple(name for name in FAMILIES if name not in OF_FAMILIES)
+EVERY = (*PROOF, *(Job(90, _rest[i::2]) for i in range(2)))
 
 
-def compile_proof(python: str = sys.executable, quiet: bool = True) -> list[Row]:
+def compile_proof(
+    python: str = sys.executable, quiet: bool = True, jobs: Sequence[Job] = PROOF
+) -> list[Row]:
     """The rows of ``benchmarks.lowering`` for every job, with the torch of that interpreter.
 
     Raises:
         RuntimeError: a process ended without all its rows, with its last words.
     """
     with ThreadPoolExecutor(2) as pool:
-        return sum(pool.map(lambda job: compile_job(job, python, quiet), PROOF), [])
+        return sum(pool.map(lambda job: compile_job(job, python, quiet), jobs), [])
 
 
 def compile_job(

@@ -200,7 +200,8 @@ class Call:
         packed = self._packed(table)
 
         def make() -> tuple[Tensor, Tensor]:
-            cos, sin = (as_pair or heads_first)(table)
+            # not `as_pair or heads_first`: torch 2.11 compiles no truth of a function in a function
+            cos, sin = (heads_first if as_pair is None else as_pair)(table)
             if packed is not None:
                 cos, sin = (x.index_select(-2, packed.rows) for x in (cos, sin))
             return tile_rotary((cos, sin), tiling)

@@ -16,7 +16,7 @@ from cuda_build import needed
 from benchmarks import torch_versions
 from benchmarks.compiled import machine_code, pretend
 from benchmarks.compiled.problems import PROBLEMS
-from benchmarks.compiled.proof import PROOF
+from benchmarks.compiled.proof import EVERY
 from benchmarks.compiled.run import ROOT
 
 BREAKS_AND_CALLS = """
@@ -127,7 +127,7 @@ def test_a_row_of_a_version_has_what_failed_and_what_spilled(tmp_path):
     row["errors"] = {"vsa": 0.5, "bsa": 1.5}
     torch_versions.append("torch_versions", row, tmp_path)
     assert list(torch_versions.latest(tmp_path)) == ["2.9.0", "2.11.0"]
-    cases, problems = sum(len(job.names) for job in PROOF), len(PROBLEMS)
+    cases, problems = sum(len(job.names) for job in EVERY), len(PROBLEMS)
     *_, first, last = torch_versions.table(tmp_path).splitlines()
     sizes = f"3.6.0 | 1 of {cases} | 5 | 1 | 2 | `_lists` 8, `flex_attention_backward` 4 | 1"
     assert last == f"| 2.11.0 | {sizes} | 1 of {problems}, 1.50 | - |"

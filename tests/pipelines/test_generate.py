@@ -1,5 +1,6 @@
 """The generator: a clip from any pipeline's folder is what diffusers' own pipeline makes."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -381,6 +382,24 @@ def test_seconds_are_those_of_the_parts(wan, tmp_path, monkeypatch):  # noqa: F8
     assert seconds["text"] == 1 and seconds[timing.VAE] == 1000
     assert seconds[timing.ATTENTION] == 3 * 2 * 10  # steps, layers
     assert seconds[timing.MODEL] == 3 * 2 * (2 * 10 + 100)  # and attention to the text
+
+
+@pytest.mark.parametrize(("name", "device"), [("HeliosPipeline", "cuda"), ("WanPipeline", "cpu")])
+def test_noise_is_drawn_where_the_pipeline_draws(monkeypatch, name, device):
+    """torch.rand(..., device="cuda") takes no generator of a CPU."""
+    there = SimpleNamespace(manual_seed=lambda seed: seed)
+    made = []
+    monkeypatch.setattr(torch, "Generator", lambda where="cpu": made.append(str(where)) or there)
+    frames = torch.zeros(1, 1, 3, 2, 2)
+    made_by = {"_execution_device": torch.device("cuda"), "__call__": lambda *_, **kw: given(kw)}
+
+    def given(options):
+        assert options["generator"] == 3
+        return {"frames": frames}
+
+    clip = SimpleNamespace(path=Path("x.safetensors"), seed=3, arguments={})
+    clips.sample(type(name, (), made_by)(), clip)
+    assert made == [device]
 
 
 def test_help_names_every_option_in_groups(capsys):

@@ -15,6 +15,7 @@ from flexsparse.diffusers.generate.clock import Clock
 from flexsparse.diffusers.generate.timing import timed
 from flexsparse.diffusers.generate.work import Clip, Work
 
+_DRAW_ON_DEVICE = "LTXImageToVideoPipeline", "HeliosPipeline", "HeliosPyramidPipeline"
 FAILURES = ValueError, OSError, RuntimeError, MemoryError, TypeError, AssertionError, AttributeError
 
 
@@ -72,9 +73,11 @@ def make(
 def sample(pipe: Any, clip: Clip, **changes: Any) -> Tensor:
     """A clip's frames, or its latent, as :func:`make` returns them; `changes` of the arguments."""
     latents = clip.path.suffix == ".safetensors"
+    # the same noise on every device, but where a pipeline has torch.rand draw on its own
+    device = pipe._execution_device if type(pipe).__name__ in _DRAW_ON_DEVICE else "cpu"
     options: dict[str, Any] = dict(
         clip.arguments,
-        generator=torch.Generator().manual_seed(clip.seed),  # the same noise on every device
+        generator=torch.Generator(device).manual_seed(clip.seed),
         output_type="latent" if latents else "np",
     )
     out = pipe(**options | changes)
