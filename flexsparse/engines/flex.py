@@ -104,9 +104,16 @@ def attend_zeroed(
     """:func:`flex_attention` of tensors that hold zeros in padding, without another pass over them.
 
     What stands in the padding of its output is finite, and of no meaning; so must its gradient be.
+    On CUDA q is multiplied here rather than each score, which ``torch.compile`` fuses into what
+    writes q.
     """
     _check(query, key, value, block_mask, enable_gqa)
-    given = None, block_mask, None, enable_gqa, kernel_options, None
+    scale = None
+    if query.is_cuda:
+        trains, given = _trains(query, key, value), kernel_options or {}
+        factor, scale, kernel_options = configs.folded_scale(query.shape[-1], trains, given)
+        query = query * factor
+    given = None, block_mask, scale, enable_gqa, kernel_options, None
     return _attention(query, key, value, *given)[0]
 
 

@@ -8,6 +8,7 @@ is known of a mask of tiles and torch cannot know. What a caller says, such as `
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from typing import Any
 
@@ -47,6 +48,24 @@ def options_for(
     if "FORCE_USE_FLEX_ATTENTION" not in given:  # torch takes one or the other
         known["BACKEND"] = "TRITON"  # the kernel for few queries has configs of its own
     return {**known, **given}
+
+
+def folded_scale(
+    head_dim: int, trains: bool, given: dict[str, Any]
+) -> tuple[float, float, dict[str, Any]]:
+    """What q is to be multiplied by before the call, and the call's ``scale`` and options, so that
+    the kernels' loops multiply scores less.
+
+    ``scale=1`` leaves the factor log2(e), which the backward has for nothing, as part of an FFMA.
+    ``PRESCALE_QK`` takes it out of the forward's loop, too, but multiplies q by ln 2 and log2(e)
+    in q's dtype, with a rounding for each; a backward multiplies k so in one of its loops, rounds
+    other numbers than the forward has rounded, and makes of large logits a softmax that does not
+    add up to 1. Therefore it is for inference alone.
+    """
+    factor = 1 / math.sqrt(head_dim)
+    if trains or given.get("BACKEND") == "FLASH":
+        return factor, 1.0, given
+    return factor * math.log2(math.e), math.log(2), {"PRESCALE_QK": True, **given}
 
 
 _FORWARD = "BLOCK_M", "BLOCK_N", "num_stages", "num_warps"
