@@ -50,11 +50,9 @@ def options_for(
     return {**known, **given}
 
 
-def folded_scale(
-    head_dim: int, trains: bool, given: dict[str, Any]
-) -> tuple[float, float, dict[str, Any]]:
-    """What q is to be multiplied by before the call, and the call's ``scale`` and options, so that
-    the kernels' loops multiply scores less.
+def folded_scale(trains: bool, given: dict[str, Any] | None) -> tuple[float, dict[str, Any]]:
+    """The ``scale`` and options with which loops multiply scores least, where q was multiplied by
+    the rest of ``1 / sqrt(D)`` before.
 
     ``scale=1`` leaves the factor log2(e), which the backward has for nothing, as part of an FFMA.
     ``PRESCALE_QK`` takes it out of the forward's loop, too, but multiplies q by ln 2 and log2(e)
@@ -62,10 +60,10 @@ def folded_scale(
     other numbers than the forward has rounded, and makes of large logits a softmax that does not
     add up to 1. Therefore it is for inference alone.
     """
-    factor = 1 / math.sqrt(head_dim)
+    given = given or {}
     if trains or given.get("BACKEND") == "FLASH":
-        return factor, 1.0, given
-    return factor * math.log2(math.e), math.log(2), {"PRESCALE_QK": True, **given}
+        return 1.0, given
+    return math.log(2), {"PRESCALE_QK": True, **given}
 
 
 _FORWARD = "BLOCK_M", "BLOCK_N", "num_stages", "num_warps"
