@@ -21,12 +21,12 @@ from flexsparse.choice.text import (
     zero_text_padding,
 )
 from flexsparse.choice.union import Unites
-from flexsparse.engines.flex import attend_zeroed
+from flexsparse.engines.flex import attend_zeroed, query_factor
 from flexsparse.stages.pooling import pool_rows, pool_tiles
 from flexsparse.stages.queries import (
     Fill,
     KeptQueries,
-    prune_queries,
+    prune_scaled,
     restore_queries,
     video_queries,
 )
@@ -143,10 +143,12 @@ def bsa_attention(
     if keep == 1:
         q = tiling.zero_padding(q, text_lengths)
     video = tiling.of_video
-    kept = prune_queries(video_rows(q, tiling), video, keep=keep, window=window)
+    factor = query_factor(q, k, v, kernel_options)
+    kept = prune_scaled(video_rows(q, tiling), video, factor, keep=keep, window=window)
     mask = _mask(kept, k, tiling, kv, query_tiles, text_lengths=text_lengths, of_video=True)
     options: Any = dict(enable_gqa=enable_gqa, kernel_options=kernel_options)
-    out = restore_queries(attend_zeroed(kept.q, k, v, mask, **options), kept, video, fill=fill)
+    out = attend_zeroed(kept.q, k, v, mask, factor=kept.factor, **options)
+    out = restore_queries(out, kept, video, fill=fill)
     if not tiling.text:
         return out
     words = zero_text_padding(split(q, tiling)[1], tiling, text_lengths)

@@ -30,7 +30,7 @@ from flexsparse.choice.text import (
 )
 from flexsparse.choice.union import Unites
 from flexsparse.engines.dense import dense_attention
-from flexsparse.engines.flex import attend_zeroed
+from flexsparse.engines.flex import attend_zeroed, query_factor
 from flexsparse.stages.coarse import coarse_attention
 from flexsparse.stages.gates import combine
 from flexsparse.stages.pooling import pool_each, pool_parts, pool_tiles, spread_parts
@@ -155,9 +155,10 @@ def vsa_attention(
     check_query_tiles(query_tiles, tiling)
     check_text_lengths(text_lengths, tiling, q)
     rule = None if top_k is None else as_rule(top_k, tiling)
+    raw = q  # for pooling, which reads no padding: zeroed, q is written for attention alone
     if rule is not None:  # once, for all that reads them
         q, k, v = (tiling.zero_padding(x, text_lengths) for x in (q, k, v))
-    of_video = [video_rows(x, tiling) for x in (q, k, v)]
+    of_video = [video_rows(x, tiling) for x in (raw, k, v)]
     pooled = None if gate_coarse is None else pool_each(of_video, tiling.of_video)
     words = None
     if rule is None:
@@ -165,15 +166,17 @@ def vsa_attention(
         if tiling.text:
             fine, words = split(fine, tiling)
     else:
-        bits = _choose(q, k, tiling, rule, query_tiles, pooled)
+        bits = _choose(raw, k, tiling, rule, query_tiles, pooled)
         most = rule.bounds(tiling.num_tiles, query_tiles)[1]
         options: Any = dict(query_tiles=query_tiles, text_lengths=text_lengths, of_video=True)
         mask = mask_of_choice(bits, tiling, most, **options)
-        options = dict(enable_gqa=enable_gqa, kernel_options=kernel_options)
-        fine = attend_zeroed(of_video[0], k, v, mask, **options)
+        factor = query_factor(q, k, v, kernel_options)
+        scaled = q if factor == 1 else q * factor  # once for the video and the text
+        options = dict(enable_gqa=enable_gqa, kernel_options=kernel_options, factor=factor)
+        fine = attend_zeroed(video_rows(scaled, tiling), k, v, mask, **options)
         if tiling.text:
             mask = mask_of_text(tiling, text_lengths, q.device)
-            words = attend_zeroed(split(q, tiling)[1], k, v, mask, **options)
+            words = attend_zeroed(split(scaled, tiling)[1], k, v, mask, **options)
     gates = gate_coarse, gate_fine
     of_video_gates = [gate if gate is None else video_rows(gate, tiling) for gate in gates]
     coarse = None if pooled is None else _coarse(pooled, (q, k, v), tiling)

@@ -1,5 +1,6 @@
 """Compute blocks fit the masks, and are for our masks alone."""
 
+import math
 from contextlib import nullcontext
 from types import SimpleNamespace
 from unittest import mock
@@ -176,6 +177,22 @@ def test_what_a_caller_says_goes_first_and_a_score_mod_may_hide_a_row():
     assert of_both["num_warps"] == 4 and of_both["BLOCK_M"] == 32 and "fwd_BLOCK_N" in of_both
     assert "BACKEND" not in hopper_options(mask, {"FORCE_USE_FLEX_ATTENTION": True})
     assert "ROWS_GUARANTEED_SAFE" not in hopper_options(mask, {}, has_score_mod=True)
+
+
+def test_q_and_the_scale_make_up_one_over_sqrt_d_and_training_scales_no_q_in_kernels():
+    for trains, said, prescales in (
+        (True, None, False),
+        (False, None, True),
+        (False, {"BACKEND": "FLASH"}, False),
+        (False, {"PRESCALE_QK": False}, False),
+    ):
+        q = SimpleNamespace(is_cuda=True, requires_grad=trains, shape=(1, 1, 64, 128))
+        scale, options = kernel_options.folded_scale(trains, said)
+        factor = flex.query_factor(q, q, q, said)
+        assert factor * scale * math.sqrt(128) == pytest.approx(1, abs=1e-15)
+        assert options.get("PRESCALE_QK", False) == prescales
+        assert {**options, **(said or {})} == options
+    assert flex.query_factor(torch.empty(1, 1, 64, 128), q, q) == 1
 
 
 def test_flash_is_refused_with_the_reason():

@@ -20,7 +20,7 @@ from flexsparse import VideoTiling, restore_queries
 from flexsparse.kernels.prune_queries import prune_queries as prune_op
 from flexsparse.kernels.prune_queries import quota_of
 from flexsparse.kernels.restore_rows import restore_rows as restore_op
-from flexsparse.stages.queries import choose_queries, gather_rows
+from flexsparse.stages.queries import choose_queries, gather_rows, prune_scaled
 from flexsparse.stages.windows import Windows
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles here")
@@ -69,6 +69,20 @@ def test_the_choice_its_rows_and_their_gradient_are_the_twins(windows, seed, dim
     (dq,) = torch.autograd.grad(kept.q, q, g)
     due = tiling.to_tiles(draw_queries(windows, seed, dim)[:1, :1]) * kept.mask[..., None]
     assert torch.equal(dq, due)
+
+
+@settings(max_examples=5)
+@given(problems(), seeds, st.sampled_from([torch.float16, torch.float32]))
+def test_rows_and_gradient_alone_are_scaled_and_rounded_once(windows, seed, dtype):
+    tiling, factor = windows.tiling, 128**-0.5
+    q = tiling.to_tiles(draw_queries(windows, seed)[:1, :2].to(dtype)).requires_grad_()
+    with kernels():
+        kept = prune(q, windows)
+        ours = prune_scaled(q, tiling, factor, keep=windows.keep, window=windows.window)
+    assert torch.equal(ours.index, kept.index) and torch.equal(ours.pooled, kept.pooled)
+    pairs = (ours.q, kept.q.detach()), (kept.q, ours.q.detach())
+    scaled, plain = (torch.autograd.grad(y, q, g)[0] for y, g in pairs)
+    assert torch.equal(scaled, plain) and torch.equal(ours.q, kept.q * factor)
 
 
 @settings(max_examples=15)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -40,11 +41,12 @@ def kernels(source: str) -> Iterator[tuple[str, str]]:
         yield name, re.sub(rf"\b{name}\b", "kernel", text)
 
 
-def constants(text: str) -> dict[str, int]:
-    """The numbers that a template, such as FlexAttention's, was written for: compute blocks among
-    them, with stages and warps."""
-    written = r"^\s*([A-Z_0-9]+) : tl.constexpr = (\d+)$|^(num_\w+)=(\d+)"
-    return {a or b: int(x or y) for a, x, b, y in re.findall(written, text, re.M)}
+def constants(text: str) -> dict[str, Any]:
+    """The numbers and bools that a template, such as FlexAttention's, was written for: compute
+    blocks among them, with stages and warps."""
+    written = r"^\s*([A-Z_0-9]+) : tl.constexpr = ([\d.e-]+|True|False)$|^(num_\w+)=(\d+)"
+    found = re.findall(written, text, re.M)
+    return {a or b: json.loads((x or y).lower()) for a, x, b, y in found}
 
 
 def compile_kernel(text: str) -> Kernel:

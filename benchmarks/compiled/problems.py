@@ -54,6 +54,8 @@ class Problem:
     batch: int = 1
     others: Sequence[Tensor] = ()
     trains: bool = True
+    logits: int = 1
+    """How many times larger q is, and with it every score."""
     poisoned: bool = True
     """Whether what stands in padding is NaN, of which torch's own flex_attention is not told."""
 
@@ -80,6 +82,7 @@ class Problem:
         generator = torch.Generator().manual_seed(0)
         size = self.batch, HEADS, self.tiling.tokens, self.dim
         drawn = [torch.randn(size, generator=generator) for _ in range(4 + self.gates)]
+        drawn[0] *= self.logits
         return [x.to(DTYPE) for x in drawn]
 
     def tiled(self, x: Tensor) -> Tensor:
@@ -110,6 +113,8 @@ def vsa(
     gates: int = 0,
     lengths: Sequence[int] | None = None,
     trains: bool = True,
+    dim: int = 64,
+    logits: int = 1,
 ) -> Problem:
     """Whole VSA; of text that has these lengths, one for each video of the batch."""
     choice: Any = dict(top_k=3, query_tiles=query_tiles)
@@ -121,7 +126,7 @@ def vsa(
 
     oracle = _vsa_oracle(tiling, lambda q, k: vsa_tile_map(q, k, tiling.of_video, **choice))
     others = [torch.tensor(lengths)] if lengths else []
-    return Problem(tiling, layer, oracle, gates, 64, len(lengths or [1]), others, trains)
+    return Problem(tiling, layer, oracle, gates, dim, len(lengths or [1]), others, trains, logits)
 
 
 def literal(tiling: VideoTiling) -> Problem:
@@ -135,7 +140,11 @@ def literal(tiling: VideoTiling) -> Problem:
 
 
 def bsa(
-    tiling: VideoTiling, rule: Rule, window: tuple[int, int, int], query_tiles: int = 1
+    tiling: VideoTiling,
+    rule: Rule,
+    window: tuple[int, int, int],
+    query_tiles: int = 1,
+    logits: int = 1,
 ) -> Problem:
     """Whole BSA: prune half of the queries, attend, restore."""
     choice: Any = dict(kv=rule, query_tiles=query_tiles)
@@ -155,7 +164,7 @@ def bsa(
 
         return compute
 
-    return Problem(tiling, layer, oracle)
+    return Problem(tiling, layer, oracle, logits=logits)
 
 
 def _vsa_oracle(
@@ -204,6 +213,9 @@ PROBLEMS: dict[str, Problem] = {
     "vsa_text_of_two_lengths": vsa(TEXT, lengths=(5, 66)),
     "vsa_text_parts_gated": vsa(PARTS, gates=2),
     "vsa_inference": vsa(FULL, trains=False),
+    "vsa_inference_of_large_logits": vsa(FULL, trains=False, logits=64),
+    "vsa_large_logits": vsa(FULL, logits=64),
+    "vsa_padded_large_logits_pairs_d128": vsa(PADDED, 2, dim=128, logits=64),
     "vsa_full_gated": vsa(FULL, gates=2),
     "vsa_padded_gated_pairs": vsa(PADDED, 2, gates=1),
     "vsa_ragged_gated": vsa(ROW, gates=2),
@@ -211,6 +223,7 @@ PROBLEMS: dict[str, Problem] = {
     "bsa_padded_threshold": bsa(PADDED, Threshold(2), WAN),
     "bsa_cut_mass": bsa(CUT, Mass(0.8), TILE),
     "bsa_ragged_threshold_fours": bsa(RAGGED, Threshold(3), FIT, 4),
+    "bsa_ragged_large_logits": bsa(RAGGED, TopK(3), FIT, logits=64),
     "bsa_text": bsa(TEXT, TopK(3), FIT),
     "torchs_full": literal(FULL),
     "torchs_ragged": literal(ROW),

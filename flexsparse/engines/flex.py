@@ -100,14 +100,31 @@ def attend_zeroed(
     *,
     enable_gqa: bool = False,
     kernel_options: Any = None,
+    factor: float = 1.0,
 ) -> Tensor:
     """:func:`flex_attention` of tensors that hold zeros in padding, without another pass over them.
 
     What stands in the padding of its output is finite, and of no meaning; so must its gradient be.
+    On CUDA q is multiplied by :func:`query_factor`, rather than each score: here, which
+    ``torch.compile`` fuses into what writes q, unless what has written it did so (``factor``).
     """
     _check(query, key, value, block_mask, enable_gqa)
-    given = None, block_mask, None, enable_gqa, kernel_options, None
+    scale = None
+    if query.is_cuda:
+        if factor == 1:
+            query = query * query_factor(query, key, value, kernel_options)
+        scale, kernel_options = configs.folded_scale(_trains(query, key, value), kernel_options)
+    given = None, block_mask, scale, enable_gqa, kernel_options, None
     return _attention(query, key, value, *given)[0]
+
+
+def query_factor(query: Tensor, key: Tensor, value: Tensor, kernel_options: Any = None) -> float:
+    """What :func:`attend_zeroed` has q multiplied by, so that the ``scale`` it hands over is
+    what is left of ``1 / sqrt(D)``; 1 on CPU, whose operator takes the scale itself."""
+    if not query.is_cuda:
+        return 1.0
+    scale, _ = configs.folded_scale(_trains(query, key, value), kernel_options)
+    return 1 / (math.sqrt(query.shape[-1]) * scale)
 
 
 def _attention(

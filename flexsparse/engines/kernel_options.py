@@ -8,6 +8,7 @@ is known of a mask of tiles and torch cannot know. What a caller says, such as `
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from typing import Any
 
@@ -47,6 +48,22 @@ def options_for(
     if "FORCE_USE_FLEX_ATTENTION" not in given:  # torch takes one or the other
         known["BACKEND"] = "TRITON"  # the kernel for few queries has configs of its own
     return {**known, **given}
+
+
+def folded_scale(trains: bool, given: dict[str, Any] | None) -> tuple[float, dict[str, Any]]:
+    """The ``scale`` and options with which loops multiply scores least, where q was multiplied by
+    the rest of ``1 / sqrt(D)`` before.
+
+    ``scale=1`` leaves the factor log2(e), which the backward has for nothing, as part of an FFMA.
+    ``PRESCALE_QK`` takes it out of the forward's loop, too, but multiplies q by ln 2 and log2(e)
+    in q's dtype, with a rounding for each; a backward multiplies k so in one of its loops, rounds
+    other numbers than the forward has rounded, and makes of large logits a softmax that does not
+    add up to 1. Therefore it is for inference alone.
+    """
+    given = given or {}
+    if trains or given.get("BACKEND") == "FLASH":
+        return 1.0, given
+    return math.log(2), {"PRESCALE_QK": True, **given}
 
 
 _FORWARD = "BLOCK_M", "BLOCK_N", "num_stages", "num_warps"

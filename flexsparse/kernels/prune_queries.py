@@ -2,9 +2,9 @@
 
     similarity[i] = x[i] . x[c(i)] / (|x[i]| |x[c(i)]|)          c(i) the center of i's window
     rank[i]       = how many of i's window are less similar (ties: lower index), the center first
-    out[slot]     = x[i], index[slot] = row of i                 where rank[i] < keep * tokens(i)
-    pooled        = mean of the tile's out
-    dx[row]       = dout[slot] where index[slot] = row, else 0
+    out[slot]     = x[i] * factor, index[slot] = row of i        where rank[i] < keep * tokens(i)
+    pooled        = mean of the tile's x[i] that stay
+    dx[row]       = dout[slot] * factor where index[slot] = row, else 0
 
 One program per tile, its tokens as [V, W], V of each of W windows: so a thread's rows are of one
 window. Where they stand follows from the tile's number. Similarities are computed in fp32. Rows
@@ -61,6 +61,7 @@ def _prune_forward(
     TILE_T: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
     SIZE_T: tl.constexpr, SIZE_H: tl.constexpr, SIZE_W: tl.constexpr,
     KEEP: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, KEPT: tl.constexpr,
+    FACTOR: tl.constexpr,
     BLOCK_V: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     i_n, i_h, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -94,7 +95,8 @@ def _prune_forward(
     tl.store(index + tile * KEPT + slot, row, mask=slot >= 0)
     slot = tl.reshape(slot, [BLOCK_V * BLOCK_W])[:, None]
     p_out = out + tile * KEPT * D + slot * D + o_d[None, :]
-    tl.store(p_out, b_x, mask=(slot >= 0) & m_d)
+    factor = tl.full([], FACTOR, tl.float32)  # a scalar would be cast to x's dtype
+    tl.store(p_out, b_x * factor, mask=(slot >= 0) & m_d)
 
     WINDOWS: tl.constexpr = (TILE_T // SIZE_T) * (TILE_H // SIZE_H) * (TILE_W // SIZE_W)
     RAGGED: tl.constexpr = VIDEO_T % TILE_T + VIDEO_H % TILE_H + VIDEO_W % TILE_W
@@ -121,7 +123,7 @@ def _prune_forward(
 @triton.jit
 def _prune_backward(
     dout, index, dx, D,
-    ROWS: tl.constexpr, KEPT: tl.constexpr,
+    ROWS: tl.constexpr, KEPT: tl.constexpr, FACTOR: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     i_n, i_bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -134,6 +136,7 @@ def _prune_backward(
     p_g = dout + (tile * KEPT + slot)[:, None] * D + o_d[None, :]
     b_g = tl.load(p_g, mask=(slot >= 0)[:, None] & m_d[None, :], other=0.0)
     p_dx = dx + (tile * ROWS + o_r)[:, None] * D + o_d[None, :]
+    b_g = b_g * tl.full([], FACTOR, tl.float32)
     tl.store(p_dx, b_g, mask=(o_r < ROWS)[:, None] & m_d[None, :])
 
 
@@ -147,13 +150,15 @@ def prune_queries(
     keep: float,
     slots: int,
     kept: int,
+    factor: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keep ``ceil(keep * tokens)`` queries of every window, the least similar to its center.
 
     x ``[B, H, n * rows, D]`` of any strides with D contiguous, tile-major for the video; windows of
     ``window`` (T, H, W) in tiles of ``tile``, each with ``slots`` of the ``kept`` rows. Returns
-    ``[B, H, n * kept, D]``, differentiable in x; index int32 ``[B, H, n, kept]``, the tile's row of
-    each, -1 in empty slots; and the mean of each tile's, ``[B, H, n, D]`` in fp32 (fp64 for fp64).
+    ``[B, H, n * kept, D]``, times ``factor``, differentiable in x; index int32 ``[B, H, n, kept]``,
+    the tile's row of each, -1 in empty slots; and the mean of each tile's in x, ``[B, H, n, D]`` in
+    fp32 (fp64 for fp64).
     """
     B, H, L, D = x.shape
     n = L // rows
@@ -165,35 +170,35 @@ def prune_queries(
     W = math.prod(tile) // V
     wrap_triton(_prune_forward)[(n, H, B)](
         x, index, out, pooled, x.stride(0), x.stride(1), x.stride(2), D,
-        KEEP=keep, ROWS=rows, SLOTS=slots, KEPT=kept, **grid_of(video, tile, window),
+        KEEP=keep, ROWS=rows, SLOTS=slots, KEPT=kept, FACTOR=factor, **grid_of(video, tile, window),
         **blocks_of(V=V, W=W, S=kept, D=D), num_warps=warps_of(V, W, D),
     )  # fmt: skip
     return out, index, pooled
 
 
 @triton_op("flexsparse::prune_queries_backward", mutates_args={})
-def prune_queries_backward(dout: Tensor, index: Tensor, rows: int) -> Tensor:
+def prune_queries_backward(dout: Tensor, index: Tensor, rows: int, factor: float) -> Tensor:
     """Gradient of :func:`prune_queries` in x: ``[B, H, n * rows, D]``."""
     B, H, n, kept = index.shape
     D = dout.shape[3]
     dx = dout.new_empty((B, H, n * rows, D))
     wrap_triton(_prune_backward)[(n, B * H)](
-        dout.contiguous(), index, dx, D, ROWS=rows, KEPT=kept, **blocks_of(R=rows, S=kept, D=D),
-        num_warps=warps_of(rows, D),
+        dout.contiguous(), index, dx, D, ROWS=rows, KEPT=kept, FACTOR=factor,
+        **blocks_of(R=rows, S=kept, D=D), num_warps=warps_of(rows, D),
     )  # fmt: skip
     return dx
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     _, index, pooled = output
-    ctx.rows = inputs[3]
+    ctx.rows, ctx.factor = inputs[3], inputs[8]
     ctx.mark_non_differentiable(index, pooled)
     ctx.save_for_backward(index)
 
 
 def _backward(ctx: Any, dout: Tensor, *_: Any) -> tuple:
     (index,) = ctx.saved_tensors
-    return prune_queries_backward(dout, index, ctx.rows), *[None] * 7
+    return prune_queries_backward(dout, index, ctx.rows, ctx.factor), *[None] * 8
 
 
 prune_queries.register_autograd(_backward, setup_context=_save)

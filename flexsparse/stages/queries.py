@@ -37,6 +37,7 @@ class KeptQueries:
             fp64), where the kernel that chose them made it; None: not made yet. No gradient flows
             through it.
         text_lengths: those of the batch, where they differ.
+        factor: what ``q`` was multiplied by as it was written, by :func:`prune_scaled`.
     """
 
     q: Tensor
@@ -44,6 +45,7 @@ class KeptQueries:
     windows: Windows
     pooled: Tensor | None = None
     text_lengths: Tensor | None = None
+    factor: float = 1.0
 
     @property
     def q_rows(self) -> int:
@@ -105,6 +107,19 @@ def prune_queries(
     >>> kept.q.shape, kept.index.shape
     (torch.Size([1, 2, 256, 16]), torch.Size([1, 2, 8, 32]))
     """
+    return prune_scaled(q, tiling, 1.0, keep=keep, window=window, text_lengths=text_lengths)
+
+
+def prune_scaled(
+    q: Tensor,
+    tiling: VideoTiling,
+    factor: float,
+    *,
+    keep: float,
+    window: tuple[int, int, int] | None,
+    text_lengths: Tensor | None = None,
+) -> KeptQueries:
+    """:func:`prune_queries` whose kernel multiplies what it writes; nothing else does."""
     tiling.check_tiled(q, "q")
     if q.dim() != 4:
         raise ValueError(f"q must be [batch, heads, tokens, dim], not {tuple(q.shape)}")
@@ -123,8 +138,8 @@ def prune_queries(
         return KeptQueries(q, index.expand(*q.shape[:2], -1, -1), windows)
     if q.is_cuda:
         sizes = windows.keep, windows.per_window, windows.kept_rows
-        rows, index, pooled = prune_kernels.prune_queries(q, *_shape(windows), *sizes)
-        return KeptQueries(rows, index, windows, pooled)
+        rows, index, pooled = prune_kernels.prune_queries(q, *_shape(windows), *sizes, factor)
+        return KeptQueries(rows, index, windows, pooled, factor=factor)
     index = choose_queries(q.detach(), windows)
     rows = gather_rows(q, index, tiling.rows, holes=windows.has_holes)
     return KeptQueries(rows, index, windows)

@@ -113,6 +113,14 @@ def assert_blocks_are_ours(graphs, arch):
             assert tuple(written[x] for x in names) == choose(*sizes)
 
 
+@every_case
+def test_no_score_of_our_layers_is_multiplied_by_the_scale(graphs, arch, name):
+    if name.startswith("literal"):
+        return
+    for written in [k["constants"] for row in graphs for k in row["kernels"] if "constants" in k]:
+        assert (written["SM_SCALE"], written["PRESCALE_QK"]) == (1, False)
+
+
 def test_tables_that_are_not_handed_over_are_red(tmp_path):
     """As up to torch 2.13 by a class that looked for BlockMasks of thirteen entries."""
     if not TAKES_OPTIONS:
