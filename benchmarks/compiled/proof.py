@@ -31,8 +31,6 @@ class Job(NamedTuple):
 # Each pair of a head dim, a shape, and one or two query tiles is in some case of VSA. One process
 # for a GPU: it compiles once what several cases have.
 OTHERS = "vsa_ragged64_d128_gated", "bsa_ragged64_d64_threshold"
-# What no layer below has: bands of noise levels, and a packed sequence.
-OF_FAMILIES = "diffusers_wan_bands", "diffusers_minimax_h3_layer"
 PROOF = (
     Job(
         90,
@@ -43,14 +41,13 @@ PROOF = (
             *("vsa_ragged64_d128_gated_pairs", "vsa_text64_d128_gated"),
             "vsa_parts64_d128_gated",
             *("bsa_full64_d64_top", "bsa_padded64_d64_mass", "bsa_ragged64_d128_threshold"),
-            *("literal_full64_d64", "literal_full64_d128"),
-            *OF_FAMILIES,
+            "literal_full64_d64",
         ),
     ),
     Job(80, OTHERS),
     Job(100, OTHERS),
 )
-_rest = tuple(name for name in FAMILIES if name not in OF_FAMILIES)
+_rest = "literal_full64_d128", *FAMILIES
 EVERY = (*PROOF, *(Job(90, _rest[i::2]) for i in range(2)))
 
 

@@ -22,8 +22,6 @@ FLEX_LAUNCHES = {  # a direction; in the others one
     "diffusers_wan": 2,
     "vsa_text64_d128_gated": 2,  # the video's queries, and the text's
     "vsa_parts64_d128_gated": 2,
-    "diffusers_minimax_h3_layer": 2,
-    "diffusers_wan_bands": 2,  # and one dense
 }
 # What models call beside our layers: linear layers, convolutions, dense and cross attention.
 OF_MODELS = (
