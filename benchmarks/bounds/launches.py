@@ -15,8 +15,6 @@ from benchmarks.compiled.machine_code import Assembly
 from benchmarks.gpu.cases import Setting
 from benchmarks.gpu.traffic import COLUMNS, OTHER, ROWS, Traffic
 
-HALVINGS = 30  # of the range of a row's scores, as integers, until one is left
-
 
 class Layer(NamedTuple):
     """What its kernels have to do.
@@ -171,7 +169,7 @@ def _select(of: Code, layer: Layer) -> list[Program]:
         used = used.plus(of.of(row).times(turns))
         rest = of.within(row)
     for search in rest[:1]:  # the second decides between equal scores, and there are none
-        used = used.plus(of.of(search).times(HALVINGS * turns))
+        used = used.plus(of.of(search).times(math.log2(max(2, n)) * turns))  # one of n is found
     return [Program(of.programs, used.times(tasks / of.programs))]
 
 

@@ -15,7 +15,7 @@ _TARGET = re.compile(r"`\(\.(L_x_\d+)\)")
 _HALF_RATE = frozenset(
     "FMNMX FSEL FSETP IADD3 IMNMX ISETP LEA LOP3 PLOP3 PRMT SEL SGXT SHF VIADD VIMNMX".split()
 )
-_WGMMA = re.compile(r"HGMMA\.64x(\d+)x16\.")
+_WGMMA = re.compile(r"HGMMA\.64x(\d+)x(8|16)\.")  # of 32 bytes deep: tf32, or bf16
 _MMA = re.compile(r"HMMA\.168(8|16)\.")  # of 16 x 8 x 8, or 16
 _GLOBAL = re.compile(r"(?:LDG|LDGSTS|STG)\b")
 _SHARED = re.compile(r"(?:LDS|STS|LDGSTS)\b")
@@ -143,7 +143,7 @@ def _one(x: Instruction) -> Counts:
         columns = int(wgmma[1])
         rows_too = re.match(r"\S+ R\d+, gdesc", text) is not None
         read = 32 * (columns + 64 * rows_too) / 4
-        return used._replace(tensor=columns / 2, shared=read, products=16 * columns * 16)
+        return used._replace(tensor=columns / 2, shared=read, products=16 * columns * int(wgmma[2]))
     if mma := _MMA.match(text):
         products = 16 * 8 * int(mma[1])
         rate = 256 if ".TF32" in text else 512  # of a tensor core, a cycle
