@@ -90,7 +90,7 @@ def _sum(rows: Iterable[Row], case: str, method: str, graphs: tuple[str, ...], n
     return sum(row["bound_ms"] for row in mine if name in row["kernel"])
 
 
-def kernels(case: str = "153k-12x128", results: Path = RESULTS) -> str:
+def kernels(results: Path = RESULTS, case: str = "153k-12x128") -> str:
     """A line for each kernel of a case's layers that takes a hundredth of its layer or more."""
     head = ["method", "kernel", "blocks x warps", "registers", "ms at least", "binds", "apart"]
     head += ["tensor cores", "issue", "half-rate", "exp2", "shared memory", "L2", "memory"]

@@ -5,7 +5,7 @@ A process that has not used torch yet: it pretends that there is an H200.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 
 from benchmarks.bounds.launches import Layer, launches
@@ -76,9 +76,14 @@ def layer_of(setting: Setting, method: Method) -> Layer:
     return Layer(setting, keys, queries, rows, method.query_tiles, traffic(setting))
 
 
-def print_rows(rows: Sequence[Row]) -> None:
-    for row in rows:
+def print_row(row: Row) -> None:
+    if "search" in row:
+        what = f"{row['case']:11} {row['search']:8} x{row['query_tiles']} {row['config']!s:28}"
+    else:
         what = f"{row['case']:11} {row['method']:14} {row['graph']:8} {row['kernel'][:44]:44}"
-        fits = f"{row['blocks']} x {row['warps']} warps, {row['registers']} registers"
-        times = f">= {row['bound_ms']:8.3f} ms by {row['binds']:16} apart {row['apart_ms']:8.3f}"
-        print(f"{what} {times} {fits}", flush=True)
+    if "error" in row:
+        print(what, row["error"], flush=True)
+        return
+    fits = f"{row['blocks']} x {row['warps']} warps, {row['registers']} registers"
+    times = f">= {row['bound_ms']:8.3f} ms by {row['binds']:16} apart {row['apart_ms']:8.3f}"
+    print(f"{what} {times} {fits}", flush=True)

@@ -2,10 +2,12 @@
 
 import pytest
 
+from benchmarks.bounds import known
 from benchmarks.bounds.launches import Code, Layer, _flex_backward, _flex_forward
 from benchmarks.bounds.model import H200, Launch, Program, bound, fit
 from benchmarks.bounds.sass import Counts, Instruction, Loop, count, own, read
 from benchmarks.gpu.cases import settings
+from benchmarks.record import append
 
 LOOP = """
         /*0000*/                   MOV R1, c[0x0][0x28] ;           /* 0x0000000000000000 */
@@ -161,3 +163,52 @@ def test_products_that_two_warpgroups_both_make_count_twice():
     assert once[1].used.tensor == queries_of_a_tile / 64 * (16 * 16 + 8 * 32)
     with pytest.raises(RuntimeError, match="products in place of"):
         _flex_backward(flex([product(32, 4), dq], 8, **sizes), layer(0.125))
+
+
+def write(folder, *rows):
+    for case, method, graph, kernel, ms in rows:
+        row = dict(case=case, method=method, graph=graph, kernel=kernel, bound_ms=ms)
+        append("bounds", row, folder)
+
+
+def test_what_is_measured_finds_its_bound(tmp_path):
+    flex, case = "triton_tem_fused_flex_attention", "a"
+    write(tmp_path, (case, "vsa 87.5% x2", "forward", flex, 9.0))  # of an earlier run
+    write(tmp_path, (case, "vsa 87.5% x2", "backward", f"{flex}_backward", 9.0))
+    for method in ("vsa 87.5% x2", "dense_flex"):
+        write(tmp_path, (case, method, "forward", flex, 2.0))
+        write(tmp_path, (case, method, "forward", "_select", 0.25))
+        write(tmp_path, (case, method, "backward", f"{flex}_backward", 4.0))
+        write(tmp_path, (case, method, "backward", "_coarse_backward", 0.5))
+    due = {
+        ("vsa 87.5% x2", "forward"): 2.25,
+        ("vsa 87.5% x2", "forward_backward"): 6.75,
+        ("fine 87.5% x2", "forward"): 2.0,
+        ("fine 87.5% x2", "forward_backward"): 6.0,
+        ("choose TopK x2", "forward"): 0.25,
+        ("coarse attention", "backward"): 0.5,
+        ("coarse attention", "forward"): None,
+        ("vsa 87.5% x1", "forward"): None,
+    }
+    for (method, step), ms in due.items():
+        assert known.least_ms(case, method, step, tmp_path) == ms, method
+    assert known.least_ms("b", "vsa 87.5% x2", "forward", tmp_path) is None
+    assert known.shown(case, "vsa 87.5% x2", "forward", 4.5, tmp_path) == "  bound 2.250 ms, x2.00"
+    assert known.shown("b", "vsa 87.5% x2", "forward", 4.5, tmp_path) == ""
+
+
+def test_no_bound_of_the_results_is_more_than_peak_or_than_apart():
+    rows = known.latest()
+    assert {row["method"] for row in rows} >= {"dense_flex", "vsa 87.5% x2"}
+    for row in rows:
+        assert 0 <= row["bound_ms"] <= row["apart_ms"] and not row["spilled_bytes"]
+        assert max(row["cycles"], key=row["cycles"].get) == row["binds"]
+    sizes = {setting.key: setting for setting in settings()}
+    dense = [row for row in rows if row["method"] == "dense_flex" and "tem" in row["kernel"]]
+    for row in dense:
+        setting = sizes[row["case"]]
+        flops = 4 * setting.tiling.tokens**2 * setting.dim * setting.heads
+        flops *= 1 if row["graph"] == "forward" else 2.5
+        rate = flops / row["bound_ms"] / 1e9
+        # Of a head dim of 128, 456 TFLOP/s have been reported; the peak is 1,070.
+        assert (456 if setting.dim == 128 else 300) < rate <= 132 * 4096 * H200.clock / 1e12
