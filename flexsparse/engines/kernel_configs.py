@@ -87,6 +87,8 @@ FORWARD: list[Row[Forward]] = [
     Row(AMPERE, 256, 32, 32, Forward(32, 32, 2, 4), "what shared memory holds twice"),
 ]
 BACKWARD: list[Row[Backward]] = [
+    Row(HOPPER, 64, 128, 128, Backward(64, 128, 128, 64, 3, 8),
+        "a warpgroup for each 64 keys, and for each 64 queries"),
     Row(HOPPER, 64, 64, 64, Backward(64, 64, 64, 64, 3, 4),
         "a warpgroup's 64 rows everywhere: of eight warps each half would make all of the scores"),
     Row(HOPPER, 64, 32, 64, Backward(32, 64, 32, 32, 3, 4),
