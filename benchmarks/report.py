@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import clips, torch_versions
+from benchmarks.bounds import known
 from benchmarks.evidence import page as evidence_page
 from benchmarks.gpu import tables
 from benchmarks.gpu.plots import draw
@@ -177,6 +178,11 @@ PAGES: dict[Path, Sections] = {
         "torch": torch_versions.table,
         "configs": configs,
         "lowering": lowering,
+    },
+    DOCS / "results" / "bounds.md": {
+        "bounds": known.layers,
+        "bound_kernels": known.kernels,
+        "bound_configs": known.configs,
     },
     DOCS / "results" / "studies.md": {"columns": columns, "score_precision": score_precision},
     DOCS / "results" / "memory.md": {"traffic": traffic, "list_memory": lists},

@@ -114,6 +114,18 @@ def test_scores_far_below_those_of_nothing(attend, n, dim):
     assert_right(ours, *inputs)
 
 
+@linux
+@pytest.mark.skipif(device == "cuda", reason="a GPU has its own blocks")
+@pytest.mark.parametrize("n, dim", [(33, 24), (131, 16)])
+def test_blocks_of_hopper_compute_the_same(n, dim, monkeypatch):
+    from flexsparse.kernels import coarse_attention as kernels
+
+    monkeypatch.setattr(kernels, "_is_hopper", lambda x: True)
+    generator = torch.Generator().manual_seed(n)
+    inputs = [torch.randn(1, 2, n, dim, generator=generator) for _ in range(4)]
+    assert_right(with_gradients(kernel, *inputs), *inputs)
+
+
 @implementations
 def test_runs_are_equal_to_the_bit(attend):
     generator = torch.Generator().manual_seed(0)

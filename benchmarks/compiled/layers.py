@@ -78,7 +78,13 @@ def bsa_case(shape: str, dim: int, kv: Rule, annealed: bool = False, query_tiles
     return case
 
 
-def fine_case(shape: str, dim: int, block: tuple[int, int | None], dtype: str = "bfloat16") -> Case:
+def fine_case(
+    shape: str,
+    dim: int,
+    block: tuple[int, int | None],
+    dtype: str = "bfloat16",
+    kernel_options: dict[str, Any] | None = None,
+) -> Case:
     """The fine stage alone, under a mask that is made of a choice: FlexAttention's kernels and
     those that make the lists. A block is so many query tiles, of so many rows (None: the keys')."""
     tiling, (query_tiles, q_rows) = VideoTiling(*TOKENS[shape]), block
@@ -95,7 +101,7 @@ def fine_case(shape: str, dim: int, block: tuple[int, int | None], dtype: str = 
             chosen = tile_map(chosen, tiling.num_tiles)
             options: Any = dict(most=8, q_rows=q_rows, query_tiles=query_tiles)
             mask = tile_block_mask(chosen, tiling, **options)
-            return flex_attention(q, k, v, block_mask=mask)
+            return flex_attention(q, k, v, block_mask=mask, kernel_options=kernel_options)
 
         return attend, [q, k, v, chosen]
 
@@ -117,25 +123,30 @@ def literal_case(shape: str, dim: int) -> Case:
     return case
 
 
-def long_case(video: Grid, tile: Grid, heads: int, kind: str) -> Case:
+def long_case(
+    video: Grid, tile: Grid, heads: int, kind: str, dim: int = 128, query_tiles: int | None = None
+) -> Case:
     """A layer at a size that is timed: VSA with both gates and pairs of query tiles, 87.5 %; BSA
-    with fours, 95 %."""
+    with fours, 95 %; dense attention by torch's own kernel."""
     tiling = VideoTiling(video, tile)
     n, window = tiling.num_tiles, (2, 2, 2) if tile == (4, 4, 4) else (3, 5, 2)
 
     def case(device: torch.device) -> Built:
         options: Any = dict(device=device, dtype=torch.bfloat16, requires_grad=True)
-        size = (1, heads, tiling.padded_tokens, 128)
+        rows = tiling.tokens if kind == "dense" else tiling.padded_tokens
+        size = (1, heads, rows, dim)
         rule, top_k = Threshold(round(n / 10)), round(n / 8)
 
         def vsa(q: Tensor, k: Tensor, v: Tensor, coarse: Tensor, fine: Tensor) -> Tensor:
-            gates: Any = dict(gate_coarse=coarse, gate_fine=fine)
-            return vsa_attention(q, k, v, tiling, top_k=top_k, query_tiles=2, **gates)
+            given: Any = dict(gate_coarse=coarse, gate_fine=fine, query_tiles=query_tiles or 2)
+            return vsa_attention(q, k, v, tiling, top_k=top_k, **given)
 
         def bsa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return bsa_attention(q, k, v, tiling, kv=rule, window=window, query_tiles=4)
+            given: Any = dict(window=window, query_tiles=query_tiles or 4)
+            return bsa_attention(q, k, v, tiling, kv=rule, **given)
 
+        attend: Any = dict(vsa=vsa, bsa=bsa, dense=torch_flex_attention)[kind]
         count = 5 if kind == "vsa" else 3
-        return (vsa if kind == "vsa" else bsa), [torch.empty(size, **options) for _ in range(count)]
+        return attend, [torch.empty(size, **options) for _ in range(count)]
 
     return case

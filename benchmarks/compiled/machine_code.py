@@ -6,7 +6,10 @@ import contextlib
 import io
 import json
 import re
+import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -24,6 +27,18 @@ class Kernel(NamedTuple):
     shared_bytes: int  # of a block
     warps: int
     remarks: list[str]  # of lost performance, such as serialised wgmma
+
+
+class Assembly(NamedTuple):
+    """A kernel, and its machine code (SASS) as nvdisasm prints it with encodings.
+
+    Attributes:
+        elements: that a program has of Inductor's own kernels, else 0.
+    """
+
+    kernel: Kernel
+    sass: str
+    elements: int
 
 
 class _Compiled(BaseException):
@@ -51,6 +66,11 @@ def constants(text: str) -> dict[str, Any]:
 
 def compile_kernel(text: str) -> Kernel:
     """Compile one of :func:`kernels` with the first config of its launch."""
+    return assembly(text).kernel
+
+
+def assembly(text: str) -> Assembly:
+    """The same with its machine code."""
 
     def compile_and_leave(*args: Any, **kwargs: Any) -> None:
         raise _Compiled(compile_to_binary(*args, **kwargs))
@@ -65,8 +85,21 @@ def compile_kernel(text: str) -> Kernel:
         try:
             tuner._precompile_config(tuner.configs[0])
         except _Compiled as compiled:
-            return _kernel(compiled.args[0].metadata, log.getvalue())
+            found = compiled.args[0]
+            kernel = _kernel(found.metadata, log.getvalue())
+            elements = tuner.configs[0].kwargs.get("XBLOCK", 0)
+            return Assembly(kernel, disassemble(found.asm["cubin"]), elements)
     raise RuntimeError("Inductor compiled no kernel")
+
+
+def disassemble(cubin: bytes) -> str:
+    """By the nvdisasm that comes with Triton."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "-c", "-hex", file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def _kernel(metadata: Any, log: str) -> Kernel:

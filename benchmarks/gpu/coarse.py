@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
+from benchmarks.bounds.known import shown
 from benchmarks.gpu.cases import Setting, settings
 from benchmarks.gpu.drawn import DRAWN, forget
 from benchmarks.gpu.list_memory import SETTINGS
@@ -78,7 +79,8 @@ def measure_unit(run: Run, setting: Setting, name: str) -> None:
             timed = measure(call, tensors[0].device, 0.02 if run.rehearse else 0.1)
             figures = timed._asdict() | _rate(run, timed.ms, unit.more(step))
             run.write("coarse", **row, step=step, **figures)
-            print(f"{setting.key:12} {name:24} {step:17}{timed.ms:10.3f} ms", flush=True)
+            bound = shown(setting.key, name, step, timed.ms)
+            print(f"{setting.key:12} {name:24} {step:17}{timed.ms:10.3f} ms{bound}", flush=True)
     except Exception as failure:
         run.write("coarse", **row, error=say(failure))
         print(f"{setting.key:12} {name:24} {say(failure)}", flush=True)

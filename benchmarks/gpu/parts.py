@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.bounds.known import shown
 from benchmarks.gpu import sweep
 from benchmarks.gpu.cases import Method, Setting, is_baseline, methods, settings
 from benchmarks.gpu.checks import check_all
@@ -95,7 +96,9 @@ def _report(row: Row) -> None:
     what = f"{row['case']:12} {row['method']:24} {row['step']:17}"
     ratio = f"{row['ratio']:8.2f}x" if row["ratio"] else ""
     options = f"  {row['options']}" if "options" in row else ""
-    print(f"{what}{row['ms']:10.3f} ms{row['tflops']:9.2f} TFLOP/s{ratio}{options}", flush=True)
+    bound = "" if row.get("options") else shown(row["case"], row["method"], row["step"], row["ms"])
+    rate = f"{row['ms']:10.3f} ms{row['tflops']:9.2f} TFLOP/s"
+    print(f"{what}{rate}{ratio}{bound}{options}", flush=True)
 
 
 def sweep_all(run: Run) -> None:

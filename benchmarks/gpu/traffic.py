@@ -18,7 +18,8 @@ from benchmarks.record import markdown
 from flexsparse.stages.windows import Windows
 
 CHOSEN = {1: 8, 2: 8, 4: 10}  # one tile in so many, by query tiles: VSA's 87.5 %, BSA's 95 %
-OWN, OTHER = 32, 64  # rows that a program of coarse_attention has, and goes through at a time
+OWN = {"forward": 128, "backward": 64}  # rows of a program of coarse_attention, on Hopper
+OTHER = 32  # that it goes through at a time
 
 
 class Traffic(NamedTuple):
@@ -50,7 +51,8 @@ def traffic(setting: Setting) -> dict[str, dict[str, Traffic]]:
     kept, slots = int(windows.tables().quota.sum()) * token, n * windows.kept_rows
     of_slots, index, source = slots * token, 4 * heads * slots, 4 * heads * tiling.padded_tokens
     held = 4 * heads * n * windows.num_windows * windows.per_window  # of the index, without its end
-    own, other, sums = -(-n // OWN), -(-n // OTHER), 4 * heads * n
+    other, sums = -(-n // OTHER), 4 * heads * n
+    own = {step: -(-n // rows_) for step, rows_ in OWN.items()}
     return {
         **{
             f"pool {names}": {"forward": Traffic(count * tokens, count * means)}
@@ -65,11 +67,13 @@ def traffic(setting: Setting) -> dict[str, dict[str, Traffic]]:
             for x, part in CHOSEN.items()
         },
         "coarse attention": {
-            "forward": Traffic(3 * means, means + sums, (own - 1) * 2 * means),
+            "forward": Traffic(3 * means, means + sums, (own["forward"] - 1) * 2 * means),
             # For the gradients of keys, queries and values, in all, a program goes through 9
             # tensors of the other side, and reads 5 of its own rows anew at each step of that.
             "backward": Traffic(
-                5 * means + sums, 3 * means, (9 * own + 5 * other + 2 - 5) * means + 2 * own * sums
+                5 * means + sums,
+                3 * means,
+                (9 * own["backward"] + 5 * other + 2 - 5) * means + 2 * own["backward"] * sums,
             ),
         },
         "combine": {

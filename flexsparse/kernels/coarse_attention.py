@@ -141,11 +141,22 @@ def _coarse_backward(
         )  # fmt: skip
 
 
-def _blocks(D: int) -> dict[str, int]:
-    """As large as registers hold without spilling, on sm_80, sm_90 and sm_100."""
-    block_i, block_j = (32, 64) if D <= 128 else (16, 32)
+def _blocks(x: Tensor, backward: bool) -> dict[str, int]:
+    """As large as registers hold without spilling. On Hopper 64 rows or more are a warpgroup's,
+    which splits fp32 into tf32 once for all of a block's columns, not once for each 8 of them."""
+    D = x.shape[-1]
+    if D > 128:
+        block_i, block_j, warps = 16, 32, 8
+    elif _is_hopper(x):
+        block_i, block_j, warps = (64, 32, 4) if backward else (128, 32, 8)
+    else:
+        block_i, block_j, warps = 32, 64, 8
     block_d = max(16, triton.next_power_of_2(D))
-    return {"D": D, "BLOCK_I": block_i, "BLOCK_J": block_j, "BLOCK_D": block_d, "num_warps": 8}
+    return {"D": D, "BLOCK_I": block_i, "BLOCK_J": block_j, "BLOCK_D": block_d, "num_warps": warps}
+
+
+def _is_hopper(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.get_device_properties(x.device).major == 9
 
 
 def _stages(x: Tensor) -> int:
@@ -164,7 +175,7 @@ def coarse_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Ten
     log-sum-exp of the scores, fp32 ``[B, H, n]``.
     """
     B, H, n, D = q.shape
-    blocks = _blocks(D)
+    blocks = _blocks(q, backward=False)
     out, lse = q.new_empty(q.shape), q.new_empty((B, H, n))
     wrap_triton(_coarse_forward)[(triton.cdiv(n, blocks["BLOCK_I"]), B * H)](
         q.contiguous(), k.contiguous(), v.contiguous(), out, lse, n,
@@ -179,7 +190,7 @@ def coarse_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`coarse_attention` in q, k and v: fp32 ``[B, H, n, D]``."""
     B, H, n, D = q.shape
-    blocks = _blocks(D)
+    blocks = _blocks(q, backward=True)
     dq, dk, dv = q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
     wrap_triton(_coarse_backward)[(3 * triton.cdiv(n, blocks["BLOCK_I"]), B * H)](
         dout.contiguous(), q.contiguous(), k.contiguous(), v.contiguous(), out, lse, dq, dk, dv,

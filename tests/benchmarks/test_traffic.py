@@ -112,10 +112,11 @@ def asked(monkeypatch):
     return of
 
 
-def test_kernels_between_tiles_ask_for_so_many_bytes(asked):
+def test_kernels_between_tiles_ask_for_so_many_bytes(asked, monkeypatch):
     from flexsparse.kernels import coarse_attention as coarse
     from flexsparse.kernels import select_tiles, tile_lists
 
+    monkeypatch.setattr(coarse, "_is_hopper", lambda x: True)
     tiling, p, moved = FULL.tiling, problem(FULL), traffic.traffic(FULL)
     for x in (1, 4):
         most = p.most[x]
@@ -160,13 +161,15 @@ def test_kernels_on_tokens_ask_for_so_many_bytes(setting, asked):
     assert found == sum(moved["restore"]["backward"])
 
 
-def test_sizes_are_the_kernels_own():
+def test_sizes_are_the_kernels_own(monkeypatch):
     pytest.importorskip("triton")
     from flexsparse.kernels import coarse_attention, select_tiles
 
     assert (ROWS, COLUMNS) == (select_tiles._BLOCK_M, select_tiles._BLOCK_N)
-    blocks = coarse_attention._blocks(128)
-    assert (traffic.OWN, traffic.OTHER) == (blocks["BLOCK_I"], blocks["BLOCK_J"])
+    monkeypatch.setattr(coarse_attention, "_is_hopper", lambda x: True)
+    for step, own in traffic.OWN.items():
+        blocks = coarse_attention._blocks(torch.empty(1, 1, 1, 128), step == "backward")
+        assert (own, traffic.OTHER) == (blocks["BLOCK_I"], blocks["BLOCK_J"])
 
 
 @both

@@ -1,0 +1,145 @@
+"""Bounds that ``benchmarks/results/bounds.jsonl`` has, for who measures and who reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.record import NONE, RESULTS, Row, markdown, read
+
+_OF_STAGES = {  # kernels of the coarse stage, by the name of what benchmarks.gpu measures
+    "pool q, k, v": ("_pool", "vsa 87.5% x2", "forward"),
+    "choose TopK x1": ("_select", "vsa 87.5% x1", "forward"),
+    "choose TopK x2": ("_select", "vsa 87.5% x2", "forward"),
+    "lists x1": ("_lists", "vsa 87.5% x1", "training"),
+    "lists x2": ("_lists", "vsa 87.5% x2", "training"),
+    "coarse attention": ("_coarse_", "vsa 87.5% x2", ""),
+    "combine": ("_combine_", "vsa 87.5% x2", ""),
+    "prune": ("_prune_", "bsa 95.0% x4", ""),
+    "restore": ("_restore_", "bsa 95.0% x4", ""),
+}
+
+
+def latest(results: Path = RESULTS) -> list[Row]:
+    """Of each launch the rows of the last run that had it."""
+    runs: dict[tuple[str, str], list[Row]] = {}
+    for row in read("bounds", results):
+        if "method" not in row:
+            continue
+        key = row["case"], row["method"]
+        if row["graph"] == "forward" and runs.get(key, [{}])[-1].get("graph") == "backward":
+            runs[key] = []
+        runs.setdefault(key, []).append(row)
+    return [row for rows in runs.values() for row in rows]
+
+
+def searches(results: Path = RESULTS) -> list[Row]:
+    """The last row of each config that was searched."""
+    found = {}
+    for row in read("bounds", results):
+        if "search" in row:
+            key = row["case"], row["search"], row["query_tiles"], tuple(row["config"])
+            found[key] = row
+    return list(found.values())
+
+
+def least_ms(case: str, method: str, step: str, results: Path = RESULTS) -> float | None:
+    """The bound of what ``benchmarks.gpu`` measures; None where no row knows it.
+
+    ``fine`` is the FlexAttention kernels of ``vsa``; a kernel of the coarse stage has its own.
+    """
+    kernel, of, due = _OF_STAGES.get(method, ("", method.replace("fine", "vsa"), ""))
+    if kernel and due not in ("", step):
+        return None
+    graphs = ("forward", "backward") if step == "forward_backward" else (step,)
+    if due == "training":
+        graphs = ("forward",)
+    rows = [x for x in latest(results) if (x["case"], x["method"]) == (case, of)]
+    rows = [x for x in rows if x["graph"] in graphs and x["kernel"].startswith(kernel)]
+    if method.startswith("fine"):
+        rows = [x for x in rows if "flex_attention" in x["kernel"]]
+    return sum(x["bound_ms"] for x in rows) or None
+
+
+def shown(case: str, method: str, step: str, ms: float, results: Path = RESULTS) -> str:
+    """Beside a measurement: the bound, and how many times as long it took."""
+    least = least_ms(case, method, step, results)
+    return f"  bound {least:.3f} ms, x{ms / least:.2f}" if least else ""
+
+
+def layers(results: Path = RESULTS) -> str:
+    """A line for each layer: the bounds of its forward and backward, beside dense attention's."""
+    head = ["case", "method"]
+    for step in ("forward", "forward and backward"):
+        head += [f"{step}, ms at least", "of it FlexAttention", "dense / this"]
+    rows = latest(results)
+    lines = []
+    for case, method in dict.fromkeys((row["case"], row["method"]) for row in rows):
+        line = [case, method]
+        for graphs in (("forward",), ("forward", "backward")):
+            mine = _sum(rows, case, method, graphs)
+            flex = _sum(rows, case, method, graphs, "flex_attention")
+            dense = _sum(rows, case, "dense_flex", graphs)
+            line += [f"{mine:.2f}", f"{flex:.2f}", f"{dense / mine:.2f}" if dense else NONE]
+        lines.append(line)
+    return markdown(head, lines)
+
+
+def _sum(rows: Iterable[Row], case: str, method: str, graphs: tuple[str, ...], name: str = ""):
+    mine = [r for r in rows if (r["case"], r["method"]) == (case, method) and r["graph"] in graphs]
+    return sum(row["bound_ms"] for row in mine if name in row["kernel"])
+
+
+def kernels(results: Path = RESULTS, case: str = "153k-12x128") -> str:
+    """A line for each kernel of a case's layers that takes a hundredth of its layer or more."""
+    head = ["method", "kernel", "blocks x warps", "registers", "ms at least", "binds", "apart"]
+    head += ["tensor cores", "issue", "half-rate", "exp2", "shared memory", "L2", "memory"]
+    names = "tensor cores", "issue", "half-rate units", "exp2", "shared memory", "L2", "memory"
+    lines = []
+    mine = [row for row in latest(results) if row["case"] == case]
+    for row in mine:
+        whole = _sum(mine, case, row["method"], (row["graph"],))
+        if row["bound_ms"] < whole / 100:
+            continue
+        cycles = [f"{row['cycles'][name] / 1e3:,.0f}" for name in names]
+        figures = [f"{row['bound_ms']:.2f}", row["binds"], f"{row['apart_ms']:.2f}"]
+        fits = f"{row['blocks']} x {row['warps']}"
+        lines.append(
+            [row["method"], short(row["kernel"]), fits, row["registers"], *figures, *cycles]
+        )
+    return markdown(head, lines)
+
+
+def short(kernel: str) -> str:
+    """FlexAttention's kernels have long names."""
+    if kernel.startswith("triton_tem"):
+        return "FlexAttention, " + ("backward" if "backward" in kernel else "forward")
+    if kernel.startswith("triton_per"):
+        return "sum of dO x O"
+    return f"`{kernel}`" if kernel.startswith("_") else "pointwise, by torch"
+
+
+def configs(results: Path = RESULTS) -> str:
+    """A line for each config that was searched and compiled without spilling."""
+    head = [
+        "case",
+        "direction",
+        "query tiles",
+        "blocks; stages, warps",
+        "blocks on a multiprocessor",
+    ]
+    head += ["registers", "spilled", "ms at least", "binds", "apart"]
+    lines = []
+    for row in searches(results):
+        if "error" in row:
+            continue
+        sizes = row["config"][:2] if row["search"] == "forward" else row["config"][:4]
+        rest = row["config"][len(sizes) :]
+        tma = ", TMA" if rest[2:] == [True] else ""
+        blocks = ", ".join(f"{a} x {b}" for a, b in zip(sizes[::2], sizes[1::2]))
+        lines.append(
+            [row["case"], row["search"], row["query_tiles"], f"{blocks}; {rest[0]}, {rest[1]}{tma}"]
+            + [row["blocks"], row["registers"], row["spilled_bytes"]]
+            + [f"{row['bound_ms']:.1f}", row["binds"], f"{row['apart_ms']:.1f}"]
+        )
+    return markdown(head, lines)
