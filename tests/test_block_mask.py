@@ -1,5 +1,7 @@
 """A mask means the same to every reader: mask_mod, the lists both ways, torch's kernels."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,8 +10,15 @@ from laws import assert_accurate, problems, tensors
 from torch.nn.attention.flex_attention import create_mask
 from torch.nn.attention.flex_attention import flex_attention as torch_flex_attention
 
-from flexsparse import VideoTiling, flex_attention, vsa_mask
-from flexsparse.choice.block_mask import TileBlockMask, tile_block_mask
+from flexsparse import (
+    Threshold,
+    VideoTiling,
+    bsa_mask,
+    flex_attention,
+    prune_queries,
+    vsa_mask,
+)
+from flexsparse.choice.block_mask import TileBlockMask, mask_of_bits, tile_block_mask
 from flexsparse.vsa import vsa_tile_map
 
 
@@ -19,6 +28,25 @@ def make(problem):
     qkv = [tiling.to_tiles(x.detach()) for x in tensors(3, problem)]
     choice = dict(top_k=problem["top_k"], query_tiles=problem.get("query_tiles", 1))
     return qkv, vsa_mask(*qkv[:2], tiling, **choice)
+
+
+@settings(max_examples=20)
+@given(problems(), st.integers(0, 40))
+def test_its_lists_can_be_made_again_of_its_bits(problem, text):
+    """As a GPU's backward does, which is handed no lists."""
+    tiling = replace(problem["tiling"], text=text)
+    q, k = (tiling.to_tiles(x.detach()) for x in tensors(2, {**problem, "tiling": tiling}))
+    choice = dict(top_k=problem["top_k"], query_tiles=problem["query_tiles"])
+    lengths = torch.arange(problem["batch"]) * text // 2 if text else None
+    masks = [vsa_mask(q, k, tiling, text_lengths=lengths, **choice)]
+    kept = prune_queries(q, tiling, keep=0.5, text_lengths=lengths)
+    masks.append(bsa_mask(kept, k, tiling, kv=Threshold(2), text_lengths=lengths))
+    for mask in masks:
+        again = mask_of_bits(**mask.made_of)
+        for name, x in vars(mask).items():
+            if isinstance(x, torch.Tensor):
+                assert torch.equal(getattr(again, name), x), name
+        assert (again.seq_lengths, again.BLOCK_SIZE) == (mask.seq_lengths, mask.BLOCK_SIZE)
 
 
 def listed(num, indices, n):

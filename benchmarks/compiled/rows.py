@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
+from math import prod
 
 import torch
 import triton
@@ -49,6 +50,7 @@ def rows_of(name: str, case: Case, arch: int, whole: bool = True) -> Iterator[Ro
             "flex_launches": len([x for x in launches if FLEX.match(x)]),
             "outside_calls": len(outside),
             "outside": dict(Counter(outside)),
+            "kept_ints": _kept_ints(body) if graph == "forward" else 0,
             "kernels": [
                 kernel
                 for kernel in compiled
@@ -56,6 +58,14 @@ def rows_of(name: str, case: Case, arch: int, whole: bool = True) -> Iterator[Ro
             ],
             **versions(),
         }
+
+
+def _kept_ints(body: str) -> int:
+    """The numbers in int32 that a forward returns: what it keeps of a choice for its backward."""
+    made = re.findall(r"(\w+) = empty_strided_cuda\(\(([^)]*)\), \([^)]*\), torch\.int32\)", body)
+    sizes = {name: prod(map(int, filter(None, size.split(", ")))) for name, size in made}
+    returned = set(re.findall(r"\bbuf\d+\b", body[body.rfind("return (") :]))
+    return sum(size for name, size in sizes.items() if name in returned)
 
 
 def versions() -> Row:

@@ -24,6 +24,7 @@ class Lists(NamedTuple):
     scratch: int  # of the choice
 
     def kept(self, training: bool) -> int:
+        """Of lists, while the layer computes; for its backward it keeps the bits."""
         return self.by_query + (self.by_key if training else 0)
 
     def peak(self, training: bool) -> int:
@@ -46,7 +47,7 @@ def list_memory(setting: Setting, query_tiles: int, most: int) -> Lists:
 
 
 def table() -> str:
-    head = ["MB", "bits", "by query block", "by key tile", "kept in inference", "in training"]
+    head = ["MB", "bits", "by query block", "by key tile", "lists in inference", "in training"]
     head += [f"<= {GOAL / 1e6:.0f} MB", "peak while built, inference", "training"]
     lines = []
     for s in SETTINGS:

@@ -24,6 +24,8 @@ class TileBlockMask(BlockMask):
 
     tiling: VideoTiling | None = None
     text_lengths: Tensor | None = None
+    made_of: dict[str, Any] | None = None
+    """The arguments of :func:`mask_of_bits`, of which the lists can be made again."""
     all_queries: bool = True
     """Whether queries are laid out as keys are, padding included."""
 
@@ -149,6 +151,8 @@ def mask_of_bits(
         (q_len, tiling.padded_tokens), *lists, BLOCK_SIZE=(q_block, rows), mask_mod=mask_mod
     )
     mask.tiling, mask.text_lengths = tiling, text_lengths
+    given: Any = dict(bits=bits, tiling=tiling, most=most, q_rows=q_rows, query_tiles=query_tiles)
+    mask.made_of = given | dict(text_lengths=text_lengths, queries=queries)
     mask.all_queries = q_rows is None and q_len == tiling.padded_tokens
     return mask
 

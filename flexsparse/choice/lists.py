@@ -91,8 +91,8 @@ def _counted(chosen: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 def _partial_and_full(num: Tensor, indices: Tensor, tiling: VideoTiling) -> Lists:
     """Counts ``[2, ...]`` and lists by kind, or one for both, in the order of BlockMask."""
-    (partial, full), (first, *others) = num.unbind(), indices.unbind()
-    last = others[0] if others else first
+    # by index: what `unbind` makes, torch.compile would keep for the backward
+    partial, full, first, last = num[0], num[1], indices[0], indices[-1]
     if indices.device.type == "cpu":
         last = last.clone()  # torch's compiled kernel for CPUs refuses one tensor for both
     return (partial, first, full, last) if tiling.full_tiles else (partial, first, None, None)

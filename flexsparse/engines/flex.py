@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask, 
 from torch.nn.attention.flex_attention import flex_attention as torch_flex_attention
 
 from flexsparse.checks import as_autocast, check_alike, check_heads
-from flexsparse.choice.block_mask import TileBlockMask
+from flexsparse.choice.block_mask import TileBlockMask, mask_of_bits
 from flexsparse.choice.lists import has_partial_tiles
 from flexsparse.derivatives import has_tangent, refuse_tangents
 from flexsparse.engines import kernel_options as configs
@@ -194,7 +194,17 @@ def _trains(*inputs: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
+def _attend_to_bits(
+    q: Tensor, k: Tensor, v: Tensor, made_of: dict[str, Any], **options: Any
+) -> Any:
+    """Compiled, this keeps the bits of a choice for the backward, a thirtieth of its lists."""
+    return torch_flex_attention(
+        q, k, v, block_mask=mask_of_bits(**made_of).within_tiles(), **options
+    )
+
+
 _compiled_flex_attention = torch.compile(torch_flex_attention, dynamic=False, fullgraph=True)
+_compiled_attend_to_bits = torch.compile(_attend_to_bits, dynamic=False, fullgraph=True)
 
 
 def _torch_attention(
@@ -208,24 +218,27 @@ def _torch_attention(
     kernel_options: Any,
     aux: AuxRequest | None,
 ) -> tuple[Tensor, Any]:
+    made_of = None
     if q.is_cuda and (kernel_options or {}).get("BACKEND") == "FLASH":
         configs.check_flash(q, mask, _trains(q, k, v))  # and keeps the whole mask_mod
     elif isinstance(mask, TileBlockMask) and mask.tiling is not None and q.is_cuda:
         kernel_options = configs.options_for(q, mask, kernel_options or {}, score_mod is not None)
-        mask = mask.within_tiles()
+        made_of, mask = mask.made_of, mask.within_tiles()
     options: dict[str, Any] = dict(
         score_mod=score_mod,
-        block_mask=mask,
         scale=scale,
         enable_gqa=enable_gqa,
         kernel_options=kernel_options,
         return_aux=aux,
     )
     if torch.compiler.is_compiling():
-        result = torch_flex_attention(q, k, v, **options)
+        result = torch_flex_attention(q, k, v, block_mask=mask, **options)
     else:
         with torch._dynamo.config.patch(recompile_limit=_RECOMPILE_LIMIT):
-            result = _compiled_flex_attention(q, k, v, **options)
+            if made_of is not None and _trains(q, k, v):
+                result = _compiled_attend_to_bits(q, k, v, made_of, **options)
+            else:
+                result = _compiled_flex_attention(q, k, v, block_mask=mask, **options)
     return result if aux is not None else (result, None)
 
 

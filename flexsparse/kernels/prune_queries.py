@@ -177,9 +177,7 @@ def prune_queries(
 
 
 @triton_op("flexsparse::prune_queries_backward", mutates_args={})
-def prune_queries_backward(
-    dout: Tensor, index: Tensor, rows: int, factor: float = 1.0
-) -> Tensor:
+def prune_queries_backward(dout: Tensor, index: Tensor, rows: int, factor: float = 1.0) -> Tensor:
     """Gradient of :func:`prune_queries` in x: ``[B, H, n * rows, D]``."""
     B, H, n, kept = index.shape
     D = dout.shape[3]

@@ -11,11 +11,15 @@ but for the first, which kernels read before they look at the count.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.fx import traceback
 from torch.library import triton_op, wrap_triton
+from torch.utils.checkpoint import CheckpointPolicy
 
 from flexsparse.kernels.geometry import grid_of, tile_tokens
 
@@ -105,6 +109,19 @@ def _lists(
         )  # fmt: skip
 
 
+@contextmanager
+def _counted_again() -> Iterator[None]:
+    """What torch.compile traces here is computed once more in the backward, from the bits, and not
+    kept for it: marked as torch's own selective checkpointing marks nodes as it traces."""
+    before = traceback.current_meta.copy()
+    traceback.current_meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
+    try:
+        yield
+    finally:
+        traceback.current_meta.clear()
+        traceback.current_meta.update(before)
+
+
 @triton_op("flexsparse::tile_lists", mutates_args={})
 def tile_lists(
     bits: Tensor,
@@ -137,9 +154,10 @@ def tile_lists(
         outs += [bits.new_empty((2, B, H, n)), bits.new_empty((B, H, n, blocks))]
     by_key_outs = outs[2:] if by_key else (None, None)  # a tensor given twice would be cloned
     q_programs = triton.cdiv(blocks, block_r)
-    wrap_triton(_lists)[(q_programs + (words if by_key else 0), B * H)](
-        bits, *outs[:2], *by_key_outs, n, video_tiles, blocks, words, width, q_programs,
-        ROWS=rows, KINDS=kinds, FIRST=0 if some_partial else 1, BY_KEY=by_key,
-        BLOCK_R=block_r, BLOCK_S=block_s, BLOCK_C=_BLOCK_C, num_warps=8, **grid_of(video, tile),
-    )  # fmt: skip
+    with _counted_again():
+        wrap_triton(_lists)[(q_programs + (words if by_key else 0), B * H)](
+            bits, *outs[:2], *by_key_outs, n, video_tiles, blocks, words, width, q_programs,
+            ROWS=rows, KINDS=kinds, FIRST=0 if some_partial else 1, BY_KEY=by_key,
+            BLOCK_R=block_r, BLOCK_S=block_s, BLOCK_C=_BLOCK_C, num_warps=8, **grid_of(video, tile),
+        )  # fmt: skip
     return outs

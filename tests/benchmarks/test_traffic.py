@@ -192,6 +192,6 @@ def test_the_page_says_what_the_formulas_give():
     figures = [one.kept(True), two.kept(True), one.bits]
     training, pairs, bits = (f"{x / 1e6:.0f} MB" for x in figures)
     assert f"not for training: {training}, and {pairs} with pairs" in page
-    assert f"saves the bits alone, {bits}," in page
+    assert f"keeps the bits alone, {bits}," in page
     scratch = [f"{list_memory(s, 1, 1).scratch / 1e6:.0f}" for s in SETTINGS]
     assert f"{scratch[0]} and {scratch[1]} MB" in page

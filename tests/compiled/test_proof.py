@@ -9,8 +9,10 @@ from cuda_build import needed
 from benchmarks import torch_versions
 from benchmarks.compiled.cases import MODELS
 from benchmarks.compiled.chips import CHIPS
+from benchmarks.compiled.layers import TOKENS
 from benchmarks.compiled.proof import PROOF, Job, compile_job, compile_proof
 from benchmarks.compiled.sabotage import broken
+from flexsparse import VideoTiling
 from flexsparse.engines.kernel_configs import backward_config, forward_config
 from flexsparse.engines.kernel_options import TAKES_OPTIONS
 
@@ -65,6 +67,16 @@ def test_launches_are_as_recorded_and_leave_triton_for_no_library(graphs, arch, 
         assert not strangers
     launches = torch_versions.summary(graphs)["launches"]
     assert launches[arch][name] == recorded(arch, name)["launches"][arch][name]
+
+
+@every_case
+def test_of_a_choice_the_backward_keeps_bits_and_no_lists(graphs, arch, name):
+    if name in MODELS or name.startswith("bsa"):
+        return  # which keeps the places of its queries
+    tiling = VideoTiling(*TOKENS[name.split("_")[1]])
+    bits = 4 * tiling.key_tiles * -(-tiling.key_tiles // 32)
+    twice = name.startswith("literal")  # and what they leave out, for the mask_mod
+    assert bits // 4 <= graphs[0]["kept_ints"] <= (1 + twice) * bits + tiling.key_tiles
 
 
 @every_case

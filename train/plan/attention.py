@@ -1,6 +1,6 @@
 """What stands for a slot's kernels in a plan: what they keep for the backward pass, on any device.
 
-q, k, v, the output, the log-sum-exp, gates, means of tiles, and the lists of both directions.
+q, k, v, the output, the log-sum-exp, gates, means of tiles, and a bit for each pair of tiles.
 """
 
 import math
@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from flexsparse import VideoTiling
-from flexsparse.choice.lists import has_partial_tiles
-from flexsparse.choice.scaled import as_rule
 
 
 class PlannedAttention:
@@ -25,7 +23,7 @@ class PlannedAttention:
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, tiling: VideoTiling | None
     ) -> Tensor:
         gates = [linear(x) for linear in self.linears]
-        extra = 0 if tiling is None else list_bytes(self.slot, q.shape[0], q.shape[1], tiling)
+        extra = 0 if tiling is None else choice_bytes(self.slot, q.shape[0], q.shape[1], tiling)
         if gates and tiling is not None:  # the coarse stage: means of q, k and v, and its output
             extra += 4 * 4 * q.shape[0] * q.shape[1] * tiling.num_tiles * q.shape[3]
         return _Kept.apply(q, k, v, extra, *gates)
@@ -47,16 +45,11 @@ class _Kept(torch.autograd.Function):
         return *empty[:3], None, *empty[3:]
 
 
-def list_bytes(slot: Any, batch: int, heads: int, tiling: VideoTiling) -> int:
-    """Of the lists that a layer keeps in training: of query blocks, and of key tiles.
-
-    int32, with a count of partial and one of full tiles for each, see docs/results/memory.md.
-    """
+def choice_bytes(slot: Any, batch: int, heads: int, tiling: VideoTiling) -> int:
+    """Of the chosen tiles, as a layer keeps them in training: the bits of every query block."""
     rule = getattr(slot, "kv_rule", None)
     if rule is None:
         return 0
     n = tiling.num_tiles
     blocks = math.ceil(n / min(slot.query_tiles, n))
-    most = as_rule(rule, tiling).bounds(n, min(slot.query_tiles, n))[1]
-    kinds = has_partial_tiles(tiling) + (tiling.full_tiles > 0)
-    return 4 * batch * heads * (blocks * (2 + kinds * most) + n * (2 + blocks))
+    return 4 * batch * heads * blocks * math.ceil(n / 32)
