@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import clips, torch_versions
-from benchmarks.bounds import known
+from benchmarks import known_bounds as known
 from benchmarks.evidence import page as evidence_page
 from benchmarks.gpu import tables
 from benchmarks.gpu.plots import draw

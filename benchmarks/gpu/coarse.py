@@ -7,7 +7,6 @@ from functools import partial
 
 from torch import Tensor
 
-from benchmarks.bounds.known import shown
 from benchmarks.gpu.cases import Setting, settings
 from benchmarks.gpu.drawn import DRAWN, forget
 from benchmarks.gpu.list_memory import SETTINGS
@@ -18,6 +17,7 @@ from benchmarks.gpu.timing import measure
 from benchmarks.gpu.traffic import traffic
 from benchmarks.gpu.unit import Unit
 from benchmarks.gpu.wholes import MASKS, VSA, layer
+from benchmarks.known_bounds import shown
 
 LAYERS = {method.name: partial(layer, method) for method in VSA}
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.bounds.known import shown
 from benchmarks.gpu import sweep
 from benchmarks.gpu.cases import Method, Setting, is_baseline, methods, settings
 from benchmarks.gpu.checks import check_all
@@ -19,6 +18,7 @@ from benchmarks.gpu.processes import in_processes, in_turn
 from benchmarks.gpu.run import Row, Run, say, setting_of
 from benchmarks.gpu.tables import best_dense
 from benchmarks.gpu.timing import machine, measure, steps
+from benchmarks.known_bounds import shown
 
 
 def everything(run: Run) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.bounds import known
+from benchmarks import known_bounds as known
 from benchmarks.bounds.launches import Code, Layer, _flex_backward, _flex_forward
 from benchmarks.bounds.model import H200, Launch, Program, bound, fit
 from benchmarks.bounds.sass import Counts, Instruction, Loop, count, own, read
