@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
+import multiprocessing
 import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from benchmarks.evidence.scale import DATA, SCALES, Scale
@@ -45,6 +48,8 @@ class Run:
     """A checkpoint's step-N whose weights it starts from, to train at a quarter of the rate."""
     tell: Callable[[Trainer], dict[str, Any]] | None = None
     """More for its row, of the trained model."""
+    every_loss: bool = True
+    """Whether its row has the loss of each training step."""
 
     def row(self, scale: Scale, steps: int) -> Row:
         """What names it among the results; `config` is a digest of all that is trained."""
@@ -85,6 +90,43 @@ def all_of(runs: Iterable[Run], scale: Scale, steps: int, out: Path, results: Pa
             )
         rows.append(row)
     return rows
+
+
+def side_by_side(
+    runs: Sequence[Run], scale: Scale, steps: int, out: Path, results: Path, cores: int
+) -> list[Row]:
+    """`all_of`, on so many cores, each with a run of its own: small models train so fastest.
+
+    Raises RuntimeError where a core's process failed, and KeyboardInterrupt where it was told to
+    stop; the rows of runs that were done stay.
+    """
+    parts = [runs[i::cores] for i in range(min(cores, len(runs)))]
+    if len(parts) > 1:
+        context = multiprocessing.get_context("spawn")
+        given = [(part, scale, steps, out, results) for part in parts]
+        processes = [context.Process(target=_part, args=arguments) for arguments in given]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        codes = {process.exitcode for process in processes} - {0}
+        if 130 in codes:
+            raise KeyboardInterrupt
+        if codes:
+            raise RuntimeError("a core's process failed, see above: start again to go on")
+        with contextlib.redirect_stdout(None):  # its parts have told of each
+            return all_of(runs, scale, steps, out, results)
+    return all_of(runs, scale, steps, out, results)
+
+
+def _part(runs: Sequence[Run], scale: Scale, steps: int, out: Path, results: Path) -> None:
+    torch.set_num_threads(1)
+
+    def train() -> int:
+        all_of(runs, scale, steps, out, results)
+        return 0
+
+    sys.exit(command(train))
 
 
 def remembered(folder: Path, key: str, make: Callable[[], int]) -> int:
@@ -134,7 +176,7 @@ def train_run(run: Run, scale: Scale, steps: int, out: Path, results: Path) -> R
     seconds = [record.seconds for record in history.steps]
     found: dict[str, Any] = dict(
         validation=[[step, round(loss, 6)] for step, loss in history.validation],
-        losses=[round(record.loss, 5) for record in history.steps],
+        **({"losses": [round(x.loss, 5) for x in history.steps]} if run.every_loss else {}),
         seconds=round(sum(seconds), 1),
         step_seconds=round(statistics.median(seconds), 5),  # without what compiles in the first
         **told,
