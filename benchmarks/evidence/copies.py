@@ -25,24 +25,13 @@ from benchmarks.evidence.scale import GPU, Scale
 from benchmarks.evidence.slots import OwnTileVSA, RandomVSA
 from flexsparse import Mass, Neighbourhood, Scaled, TopK, VideoTiling
 from models.attention import BSA, VSA, Dense, Slot
-from models.video_dit import VideoDiTConfig
 from train.data.copies.floors import copies_in
 from train.data.copies.layouts import Copies
+from train.demo.opening import SMALL, TILE
 from train.demo.recall import floors_of, found_by, held_out, recall_config
 from train.trainer import Trainer
 
 Grid = tuple[int, int, int]
-LAYERS = VideoDiTConfig(
-    channels=3,
-    video=(8, 32, 32),
-    patch=(1, 4, 4),
-    dim=96,
-    heads=1,
-    layers=2,
-    ffn=192,
-    context_dim=16,
-    mimetic=True,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +68,13 @@ class CopiesScale(Scale):
         pan = Copies(where="pan", speed=half[-1])
         return {
             "shuffle": shuffle,
-            "shuffle, alike": replace(shuffle, alike=4.0),
-            "shuffle, very alike": replace(shuffle, alike=12.0),
+            "shuffle, a little alike": replace(shuffle, alike=1.0),
+            "shuffle, alike": replace(shuffle, alike=2.0),
             "shuffle, off the grid": replace(shuffle, offset=(half[0], half[1], half[2])),
             "loop": Copies(where="loop"),
-            "loop, alike": Copies(where="loop", alike=4.0),
+            "loop, alike": Copies(where="loop", alike=2.0),
             "pan": pan,
-            "pan, alike": replace(pan, alike=4.0),
+            "pan, alike": replace(pan, alike=2.0),
             "small objects": Copies(where="objects", cell=(2, 2, 2), share=0.25),
         }
 
@@ -116,8 +105,8 @@ class CopiesScale(Scale):
 SCALES = {
     "cpu": CopiesScale(
         name="copies-cpu",
-        model=LAYERS,
-        tile=(2, 2, 4),
+        model=SMALL,
+        tile=TILE,
         near=(3, 1, 1),
         fps=0,
         batch=2,

@@ -65,9 +65,7 @@ def recall_config(
             warmup_steps=min(20, steps // 4), decay_ratio=0.5, min_lr_factor=0.02
         ),
         ema=EMA.Config(enable=False),
-        validation=Validator.Config(
-            interval=max(1, steps // points), clips=clips, sample_steps=0
-        ),
+        validation=Validator.Config(interval=max(1, steps // points), clips=clips, sample_steps=0),
         checkpoint=Checkpointer.Config(enable=False),
         metrics=Metrics.Config(log_freq=10),
     )
