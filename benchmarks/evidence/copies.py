@@ -30,6 +30,7 @@ from train.data.copies.layouts import Copies
 from train.demo.opening import SMALL, TILE
 from train.demo.recall import floors_of, found_by, held_out, recall_config
 from train.trainer import Trainer
+from train.weights.checkpoint import Checkpointer
 
 Grid = tuple[int, int, int]
 
@@ -41,6 +42,7 @@ class CopiesScale(Scale):
     tile: Grid = (4, 4, 4)
     near: Grid = (3, 3, 3)
     """Tiles of a neighbourhood."""
+    saves: bool = False
 
     def trainer(
         self, attention: Slot, data: str, *, seed: int, steps: int, folder: Path
@@ -56,6 +58,8 @@ class CopiesScale(Scale):
             clips=self.validation_clips,
         )
         config.compile = self.compile
+        if self.saves:
+            config.checkpoint = Checkpointer.Config(interval=steps, keep_latest_k=2)
         return config
 
     def prepare(self, data: str) -> None:

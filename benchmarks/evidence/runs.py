@@ -23,6 +23,7 @@ from benchmarks.evidence.scale import DATA, SCALES, Scale
 from benchmarks.record import RESULTS, Row, read, write_row
 from models.attention import Slot
 from train.log import time_text
+from train.losses import FlowLoss, Loss
 from train.records.run_dir import describe, leaves
 from train.sparsity.annealing import SparsityConfig
 from train.sparsity.attention_stats import attention_stats
@@ -48,6 +49,9 @@ class Run:
     """A checkpoint's step-N whose weights it starts from, to train at a quarter of the rate."""
     tell: Callable[[Trainer], dict[str, Any]] | None = None
     """More for its row, of the trained model."""
+    loss: Loss = FlowLoss()
+    watch: Callable[[Trainer], dict[str, Any]] | None = None
+    """What is measured of it before the first step, at half of the steps and at the end."""
     every_loss: bool = True
     """Whether its row has the loss of each training step."""
 
@@ -153,6 +157,7 @@ def config_of(run: Run, scale: Scale, steps: int, out: Path) -> Trainer.Config:
     folder = folder_of(run, scale, steps, out)
     config = scale.trainer(run.attention, run.data, seed=run.seed, steps=steps, folder=folder)
     config.sparsity = SparsityConfig(schedule=run.schedule, break_even=0.0)
+    config.loss = run.loss
     if run.initial is not None:  # other clips and noise than those that it has just seen
         config.training = replace(config.training, seed=run.seed + 1000)
         config.dataloader = replace(config.dataloader, seed=run.seed + 1000)
@@ -165,9 +170,12 @@ def train_run(run: Run, scale: Scale, steps: int, out: Path, results: Path) -> R
     """Train it, and append its row to ``results/evidence.jsonl``."""
     config = config_of(run, scale, steps, out)
     shutil.rmtree(config.dump_folder, ignore_errors=True)  # a run's row is of all of its steps
-    trainer = config.build()
+    trainer, watched = config.build(), []
     try:
-        history = trainer.train()
+        for until in (0, steps // 2, steps) if run.watch else (steps,):
+            history = trainer.train(until)
+            if run.watch:
+                watched.append([until, run.watch(trainer)])
         told = told_of(trainer) | (run.tell(trainer) if run.tell else {})
     finally:
         trainer.close()
@@ -177,6 +185,7 @@ def train_run(run: Run, scale: Scale, steps: int, out: Path, results: Path) -> R
     found: dict[str, Any] = dict(
         validation=[[step, round(loss, 6)] for step, loss in history.validation],
         **({"losses": [round(x.loss, 5) for x in history.steps]} if run.every_loss else {}),
+        **({"watched": watched} if watched else {}),
         seconds=round(sum(seconds), 1),
         step_seconds=round(statistics.median(seconds), 5),  # without what compiles in the first
         **told,
