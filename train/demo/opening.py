@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 
+import torch
+
 from models.attention import VSA
 from models.video_dit import VideoDiTConfig
 from train.data.copies.floors import Floors, copies_in
@@ -36,7 +38,7 @@ class Opening:
 
     model: VideoDiTConfig = replace(SMALL, attention=VSA(sparsity=0.875, tile=TILE))
     copies: Copies = Copies(where="shuffle", cell=TILE, alike=2.0)
-    steps: int = 480
+    steps: int = 360
 
     def trainer(self, folder: Path) -> Trainer.Config:
         return recall_config(self.model, self.copies, steps=self.steps, folder=folder)
@@ -63,6 +65,8 @@ def open_demo(opening: Opening, out: Path, say: Callable[[str], object]) -> Open
     KeyboardInterrupt where it was told to stop.
     """
     shutil.rmtree(out / "copies", ignore_errors=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a second one gains nothing with so few tokens, and may wait for long
     trainer = opening.trainer(out / "copies").build()
     try:
         validation = trainer.train().validation
@@ -72,6 +76,7 @@ def open_demo(opening: Opening, out: Path, say: Callable[[str], object]) -> Open
         found = found_by(trainer.model, clips, tiling)
     finally:
         trainer.close()
+        torch.set_num_threads(threads)
     least = floors_of(trainer.config, tiling)
     own, heads = middle_of(tiling), found.heads[0]
     truth = copies_in(clips.layout(0), tiling)[own] > 0
@@ -107,7 +112,7 @@ A made-up clip, cut into $tiles tiles. Each tile comes again at $copies other pl
 The model sees the clip under noise and is to say what the noise is: the more copies of a tile it
 compares, the better it can. So it pays to look far, if one knows where.
 
-![A clip, and the tiles that one tile looks at](copies.png)
+![A clip, and the tiles that one tile looks at; dark ones cost nothing](copies.png)
 
 **$sentence**, in the first layer of Video Sparse Attention
 (VSA), after $steps steps of training. Nobody told it where copies are. Over all tiles of four clips

@@ -40,7 +40,7 @@ def draw_looks(
     index = tile_of_pixel(video.shape[:3], tiling.grid, sides)
     lit = np.array([bool(heads[i] or truth[i] or i == own) for i in range(tiling.num_tiles)])
     figure = blank_figure(2.9 * t, 2.9 * h * sides[1] / (w * sides[2]) + 2.6)
-    above, below = figure.subfigures(2, 1, height_ratios=(2.2, 1))
+    above, below = np.ravel(figure.subfigures(2, 1, height_ratios=(2.2, 1)))
     for i, axes in enumerate(np.atleast_1d(above.subplots(1, t))):
         frame = i * sides[0]
         axes.imshow(spotlight(video[frame], lit[index[frame]]), interpolation="nearest")
