@@ -106,7 +106,7 @@ def test_the_report_is_filled_in_and_short(tmp_path):
         "812,345",
         "5 min 12 s",
         "cut into 32 tiles",
-        "looks at 3 other tiles of 31: 2 of them are copies of it, and there are 3",
+        "looks at 3 of the 31 other tiles: 2 of these hold copies of it, of 3 that do",
         "66% of the other tiles that it looks at are copies, 20% in layer 2;",
         "by lot it would be 10%",
         "can reach 1.25 at best",

@@ -100,8 +100,8 @@ def open_demo(opening: Opening, out: Path, say: Callable[[str], object]) -> Open
 def sentence(opened: Opened) -> str:
     """What the picture shows."""
     return (
-        f"The yellow tile looks at {opened.looks} other tiles of {opened.tiles - 1}: "
-        f"{opened.right} of them are copies of it, and there are {opened.copies}"
+        f"The yellow tile looks at {opened.looks} of the {opened.tiles - 1} other tiles: "
+        f"{opened.right} of these hold copies of it, of {opened.copies} that do"
     )
 
 
