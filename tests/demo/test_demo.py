@@ -45,7 +45,7 @@ def test_the_demo_runs_and_runs_again_on_a_slow_machine(
     slow = Trial(2**20, tiny.seconds / 6)  # of which two steps of all runs fit
     monkeypatch.setattr(demo, "try_steps", lambda config: slow)
     demo.run(tiny, out, videos)
-    assert "for 2 steps each" in (out / "report.md").read_text()
+    assert "for 2 steps, from the same weights" in (out / "report.md").read_text()
     assert mine.exists()
     for name in RUNS:  # the first one's logs are gone
         assert len(list((out / name).glob("tb/*/events*"))) == 1

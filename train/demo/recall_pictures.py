@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -40,7 +41,8 @@ def draw_looks(
     index = tile_of_pixel(video.shape[:3], tiling.grid, sides)
     lit = np.array([bool(heads[i] or truth[i] or i == own) for i in range(tiling.num_tiles)])
     figure = blank_figure(2.9 * t, 2.9 * h * sides[1] / (w * sides[2]) + 2.6)
-    above, below = np.ravel(figure.subfigures(2, 1, height_ratios=(2.2, 1)))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(2.2, 1))
+    above, below = parts
     for i, axes in enumerate(np.atleast_1d(above.subplots(1, t))):
         frame = i * sides[0]
         axes.imshow(spotlight(video[frame], lit[index[frame]]), interpolation="nearest")
