@@ -94,10 +94,11 @@ def test_it_stops_cleanly(tmp_path, videos, number):
     script.write_text(
         "import sys, train.demo.__main__ as demo, train.demo.run as run\n"
         "from train.demo.measure import Trial\n"
+        "from train.demo.opening import Opening\n"
         "from train.demo.settings import Settings\n"
         "run.try_steps = lambda config: Trial(2**20, 0.01)\n"
         "demo.settings = lambda: Settings(video=(8, 32, 32), dim=32, layers=1, ffn=32, fps=10,"
-        " steps=10**6, seconds=1e9, validations=2, opening=run.Opening(steps=1))\n"
+        " steps=10**6, seconds=1e9, validations=2, opening=Opening(steps=1))\n"
         f"sys.exit(demo.main(['--clips', {str(videos)!r}, '--out', {str(tmp_path)!r}]))"
     )
     child = forked.Forked(str(script), env=os.environ)

@@ -40,6 +40,8 @@ def run(settings: Settings, out: Path, own_clips: Path | None = None) -> None:
     """
     begin = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
+    if own_clips is not None:  # an error of theirs comes before any work
+        load_clips(settings.trainer("vsa", own_clips, out, 1).dataloader)
     say("1/6  clips that are made up, in which tiles have copies: does VSA find them?")
     try:
         opened = open_demo(settings.opening, out, say)
