@@ -24,19 +24,19 @@ VSA_TARGET: Any = VSA(sparsity=0.875, adapt=True)
 BSA_TARGET: Any = BSA(sparsity=0.86, keep=0.5)
 
 
-def falling(scale: Scale, steps: int) -> FallingTiles:
+def falling(scale: Scale, steps: int, target: Any = VSA_TARGET) -> FallingTiles:
     """Dense for a sixteenth of the steps, then fewer tiles eight times, to the target at half."""
-    tiling = VSA_TARGET.tiling(scale.model.grid)
-    leaves = tiling.num_tiles - VSA_TARGET.top_k_for(tiling)
+    tiling = target.tiling(scale.model.grid)
+    leaves = tiling.num_tiles - target.top_k_for(tiling)
     dense = max(1, steps // 16)
     return FallingTiles(
         dense_steps=dense, by=math.ceil(leaves / 8), every=max(1, (steps // 2 - dense) // 8)
     )
 
 
-def rising(steps: int) -> RisingSparsity:
+def rising(steps: int, target: Any = BSA_TARGET) -> RisingSparsity:
     """By 0.03, as in the paper, to the target at half of the steps."""
-    return RisingSparsity(every=max(1, steps // 2 // math.ceil(BSA_TARGET.sparsity / 0.03)))
+    return RisingSparsity(every=max(1, steps // 2 // math.ceil(target.sparsity / 0.03)))
 
 
 def main(argv: list[str] | None = None) -> int:

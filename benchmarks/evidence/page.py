@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.evidence import flop_tables, frontier
+from benchmarks.evidence import flop_tables, frontier, page_copies
 from benchmarks.evidence.ablations import GROUPS
-from benchmarks.evidence.page_copies import copies
 from benchmarks.evidence.page_recall import recall
 from benchmarks.evidence.page_scaling import scaling
 from benchmarks.evidence.pictures import (
@@ -171,11 +170,12 @@ def adaptation(results: Path, images: Path) -> str:
 
 
 SECTIONS: dict[str, Callable[[Path, Path], str]] = {
-    "copies": copies,
+    "copies": page_copies.copies,
     "parity": parity,
     "scaling": scaling,
     "ablations": ablations,
     "adaptation": adaptation,
+    "copies-adaptation": page_copies.adaptation,
     "flops": lambda results, images: flop_tables.section(images),
     "recall": recall,
 }

@@ -8,20 +8,19 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
-from matplotlib.patches import Rectangle
 
-from benchmarks.evidence.copies import METHODS, MORE, SCALES, TASKS, middle_of
+from benchmarks.evidence.copies import FOUR, MAIN, METHODS, SCALES, TASKS
 from benchmarks.evidence.pictures import NONE, named, shown
 from benchmarks.record import Row, markdown, read
 from flexsparse import VideoTiling
-from train.data.copies.clips import RecurringClips
-from train.data.copies.floors import copies_in
-from train.data.sources.open import open_clips
+from models.attention import Dense
 from train.demo.pictures import COLOURS, blank_figure, save
+from train.demo.recall import held_out
+from train.demo.recall_pictures import draw_looks, floor
 
 STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # 95 %, two-sided, by the number of seeds
+COLUMNS = 3  # of a picture
 STARTS = 0.1  # of the way between the floors: learning has begun
-OWN, RIGHT, WRONG, MISSED = "#ffd21e", "#2ca02c", "#d62728", "#ffffff"
 
 
 def closed(row: Row) -> float:
@@ -55,8 +54,9 @@ def copies(results: Path, images: Path) -> str:
             f"{row['parameters'] / 1e6:.1f}M parameters, {row['tokens']:,} tokens a clip, "
             f"{steps:,} steps, on {row['device']}:"
         )
-        for task, mine in by_task.items():
-            parts.append(f"**{task}**: {_floors(mine)}\n\n{_table(mine)}")
+        for task in [task for task in MAIN if task in by_task]:
+            parts.append(f"**{task}**: {_floors(by_task[task])}\n\n{_table(by_task[task])}")
+        parts.append(f"**Every task**, of the way to everything:\n\n{_by_task(by_task)}")
         image = images / f"evidence-{scale}.png"
         draw_losses(image, by_task)
         parts.append(shown(image))
@@ -81,7 +81,7 @@ def _floors(rows: list[Row]) -> str:
 
 def _table(rows: list[Row]) -> str:
     lines = []
-    for name in METHODS | MORE:
+    for name in METHODS:
         mine = [row for row in rows if row["name"] == name]
         if not mine:
             continue
@@ -104,6 +104,24 @@ def _table(rows: list[Row]) -> str:
     return markdown(head, lines)
 
 
+def _by_task(by_task: dict[str, list[Row]]) -> str:
+    """A line for each task, of the four methods that all have."""
+    lines = []
+    for task, rows in by_task.items():
+        line = [task, f"{rows[0]['tile_floor']:.3f}", f"{rows[0]['floor']:.3f}"]
+        for name in FOUR:
+            mine = [row for row in rows if row["name"] == name]
+            shares = list(map(closed, mine))
+            line.append(f"{mean(shares):.0%}{_interval(shares)}" if mine else "-")
+        for name in ("vsa", "bsa"):
+            right = zip(*(row["finds"] for row in rows if row["name"] == name))
+            line.append(", ".join(f"{mean(layer):.0%}" for layer in right) or "-")
+        lines.append([*line, f"{mean(row['by_chance'] for row in rows):.0%}"])
+    head = ["task", "least loss of a tile by itself", "of everything", *map(named, FOUR)]
+    head += ["tiles of VSA with copies, by layer", "of BSA", "of all tiles"]
+    return markdown(head, lines)
+
+
 def _interval(shares: Sequence[float]) -> str:
     """Half of the interval that holds the mean in 19 cases of 20, by Student's t."""
     if len(shares) not in STUDENT:
@@ -117,18 +135,20 @@ def _flops(row: Row) -> int:
 
 def draw_losses(path: Path, by_task: dict[str, list[Row]]) -> None:
     """Validation loss against training FLOPs for each task, between its floors."""
-    figure = blank_figure(5.4 * len(by_task), 4.2)
-    every = np.atleast_1d(figure.subplots(1, len(by_task)))
-    colours = dict(zip(METHODS, ["grey", *COLOURS]))
+    rows = -(-len(by_task) // COLUMNS)
+    figure = blank_figure(5 * COLUMNS, 3.8 * rows)
+    every = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axes in every[len(by_task) :]:
+        axes.set_visible(False)
+    colours = dict(zip(FOUR, ["grey", *COLOURS]))
     for axes, (task, rows) in zip(every, by_task.items()):
         for name, colour in colours.items():
             for row in (row for row in rows if row["name"] == name):
                 steps, losses = zip(*row["validation"])
                 label = named(name) if row["seed"] == 0 else None
                 axes.plot(np.array(steps) * _flops(row), losses, color=colour, label=label)
-        for floor, what in (("tile_floor", "its own tile at best"), ("floor", "everything")):
-            axes.axhline(rows[0][floor], color="black", linewidth=0.8, linestyle="--")
-            axes.text(1, rows[0][floor], f"{what} ", transform=axes.get_yaxis_transform(), **_LABEL)
+        floor(axes, rows[0]["tile_floor"], "its own tile at best")
+        floor(axes, rows[0]["floor"], "everything at best")
         axes.set(xlabel="training FLOPs", ylabel="validation loss")
         axes.set_title(task, loc="left")
         axes.grid(alpha=0.25)
@@ -137,55 +157,51 @@ def draw_losses(path: Path, by_task: dict[str, list[Row]]) -> None:
     save(figure, path)
 
 
-_LABEL: dict = dict(ha="right", va="bottom", fontsize=8)
+def adaptation(results: Path, images: Path) -> str:
+    """Of the last task that was tried: losses and what tiles hold before, halfway and at the
+    end."""
+    rows = [row for row in read("evidence", results) if row["experiment"] == "copies adaptation"]
+    if not any(row["name"] == "dense on" for row in rows):
+        return NONE
+    task, steps = rows[-1]["data"], rows[-1]["steps"]
+    mine = _last([row for row in rows if (row["data"], row["steps"]) == (task, steps)])
+    lines = []
+    for row in [row for row in mine if row["name"] != "dense before"]:
+        curve = row["validation"]
+        half = min(curve, key=lambda point: abs(point[0] - steps / 2))
+        losses = " / ".join(f"{loss:.3f}" for _, loss in (curve[0], half, curve[-1]))
+        line = [named(row["name"]), losses]
+        for key in ("held", "finds"):
+            layers = zip(*(seen[key] for _, seen in row.get("watched", [])))
+            shares = [" / ".join(f"{x:.0%}" for x in layer) for layer in layers]
+            line.append("; ".join(shares) or "-")
+        lines.append(line)
+    head = ["from the same dense weights", "loss: before / halfway / at the end"]
+    head += [
+        "of dense attention's weight in the chosen tiles, by layer",
+        "chosen tiles with copies",
+    ]
+    what = f"**{task}**, {steps} steps, then as many again, on {rows[-1]['device']}, one seed:"
+    return f"{what}\n\n{markdown(head, lines)}"
 
 
 def _looks(images: Path, scale: str, by_task: dict[str, list[Row]]) -> list[str]:
-    """A picture for the first task in which places are drawn by lot, or else the first."""
-    task = next((t for t in by_task if TASKS[t].where == "shuffle"), next(iter(by_task)))
-    rows = [row for row in by_task[task] if row["name"] == "vsa" and row["looks"]]
+    """A picture for each of the MAIN tasks, of the first layer: copies are found there."""
     kind = next((s for s in SCALES.values() if s.name == scale), None)
-    if not rows or kind is None:
-        return []
-    clips = open_clips(kind.loader(task, 0), "validation")
-    assert isinstance(clips, RecurringClips)
-    image = images / f"evidence-{scale}-looks.png"
-    draw_looks(image, clips, VideoTiling(clips.grid), rows[0]["looks"][-1])
-    return [LOOKS, shown(image)]
+    parts = []
+    for task in [task for task in MAIN if task in by_task and kind is not None]:
+        rows = [row for row in by_task[task] if row["name"] == "vsa" and row["looks"]]
+        if not rows or kind is None:
+            continue
+        clips = held_out(kind.trainer(Dense(), task, seed=0, steps=1, folder=Path()))
+        image = images / f"evidence-{scale}-looks-{task.replace(', ', '-')}.png"
+        draw_looks(image, clips, VideoTiling(clips.grid, kind.tile), rows[0]["looks"][0])
+        parts.append(f"{LOOKS}, `{task}`:\n\n{shown(image)}")
+    return parts
 
 
 LOOKS = (
-    "What one tile, yellow, of a held-out clip looks at in the last layer of VSA: green tiles hold "
-    "copies of it, red ones do not, white ones hold copies and are not looked at. Tiles that "
-    "follow one another in time stand side by side, each by its first frame."
+    "What one tile, yellow, of a held-out clip looks at in the first layer of VSA. Tiles that "
+    "follow one another in time stand side by side, each by its first frame; beneath, those that "
+    "it looks at, enlarged"
 )
-
-
-def draw_looks(
-    path: Path, clips: RecurringClips, tiling: VideoTiling, heads: Sequence[int]
-) -> None:
-    """The first clip, tile by tile in time, with boxes: how many heads look at each tile."""
-    video = clips[0]["video"].permute(1, 2, 3, 0).numpy()
-    video = np.clip(0.5 + video / 5, 0, 1)
-    own, truth = middle_of(tiling), copies_in(clips.layout(0), tiling)[middle_of(tiling)] > 0
-    t, h, w = tiling.grid
-    sides = [side * patch for side, patch in zip(tiling.tile, clips.copies.patch)]
-    figure = blank_figure(3.2 * t, 3.2 * h * sides[1] / (w * sides[2]) + 0.3)
-    for i, axes in enumerate(np.atleast_1d(figure.subplots(1, t))):
-        axes.imshow(video[i * sides[0]], interpolation="nearest")
-        axes.set_axis_off()
-        for j in range(h * w):
-            tile = i * h * w + j
-            if tile == own:
-                colour = OWN
-            elif heads[tile]:
-                colour = RIGHT if truth[tile] else WRONG
-            elif truth[tile]:
-                colour = MISSED
-            else:
-                continue
-            y, x = divmod(j, w)
-            corner = x * sides[2] - 0.5 + 1, y * sides[1] - 0.5 + 1
-            size = sides[2] - 2, sides[1] - 2
-            axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=2.5))
-    save(figure, path)

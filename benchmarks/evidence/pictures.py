@@ -156,8 +156,8 @@ def _plain(axes: Axes) -> None:
 
 def named(name: str) -> str:
     """A run's name as the page writes it: its method is the first word."""
-    method, *rest = name.split(" ")
-    return " ".join([NAMES.get(method, method), *rest])
+    method = name.split(" ")[0].removesuffix(",")
+    return NAMES.get(method, method) + name[len(method) :]
 
 
 def shown(image: Path) -> str:

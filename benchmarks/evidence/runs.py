@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
+import multiprocessing
 import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from benchmarks.evidence.scale import DATA, SCALES, Scale
 from benchmarks.record import RESULTS, Row, read, write_row
 from models.attention import Slot
 from train.log import time_text
+from train.losses import FlowLoss, Loss
 from train.records.run_dir import describe, leaves
 from train.sparsity.annealing import SparsityConfig
 from train.sparsity.attention_stats import attention_stats
@@ -45,6 +49,11 @@ class Run:
     """A checkpoint's step-N whose weights it starts from, to train at a quarter of the rate."""
     tell: Callable[[Trainer], dict[str, Any]] | None = None
     """More for its row, of the trained model."""
+    loss: Loss = FlowLoss()
+    watch: Callable[[Trainer], dict[str, Any]] | None = None
+    """What is measured of it before the first step, at half of the steps and at the end."""
+    every_loss: bool = True
+    """Whether its row has the loss of each training step."""
 
     def row(self, scale: Scale, steps: int) -> Row:
         """What names it among the results; `config` is a digest of all that is trained."""
@@ -87,6 +96,43 @@ def all_of(runs: Iterable[Run], scale: Scale, steps: int, out: Path, results: Pa
     return rows
 
 
+def side_by_side(
+    runs: Sequence[Run], scale: Scale, steps: int, out: Path, results: Path, cores: int
+) -> list[Row]:
+    """`all_of`, on so many cores, each with a run of its own: small models train so fastest.
+
+    Raises RuntimeError where a core's process failed, and KeyboardInterrupt where it was told to
+    stop; the rows of runs that were done stay.
+    """
+    parts = [runs[i::cores] for i in range(min(cores, len(runs)))]
+    if len(parts) > 1:
+        context = multiprocessing.get_context("spawn")
+        given = [(part, scale, steps, out, results) for part in parts]
+        processes = [context.Process(target=_part, args=arguments) for arguments in given]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        codes = {process.exitcode for process in processes} - {0}
+        if 130 in codes:
+            raise KeyboardInterrupt
+        if codes:
+            raise RuntimeError("a core's process failed, see above: start again to go on")
+        with contextlib.redirect_stdout(None):  # its parts have told of each
+            return all_of(runs, scale, steps, out, results)
+    return all_of(runs, scale, steps, out, results)
+
+
+def _part(runs: Sequence[Run], scale: Scale, steps: int, out: Path, results: Path) -> None:
+    torch.set_num_threads(1)
+
+    def train() -> int:
+        all_of(runs, scale, steps, out, results)
+        return 0
+
+    sys.exit(command(train))
+
+
 def remembered(folder: Path, key: str, make: Callable[[], int]) -> int:
     """What `make` gave when this was first asked in a folder: so a start that goes on takes as many
     steps as the first, whatever trial steps take by then."""
@@ -111,6 +157,7 @@ def config_of(run: Run, scale: Scale, steps: int, out: Path) -> Trainer.Config:
     folder = folder_of(run, scale, steps, out)
     config = scale.trainer(run.attention, run.data, seed=run.seed, steps=steps, folder=folder)
     config.sparsity = SparsityConfig(schedule=run.schedule, break_even=0.0)
+    config.loss = run.loss
     if run.initial is not None:  # other clips and noise than those that it has just seen
         config.training = replace(config.training, seed=run.seed + 1000)
         config.dataloader = replace(config.dataloader, seed=run.seed + 1000)
@@ -123,9 +170,12 @@ def train_run(run: Run, scale: Scale, steps: int, out: Path, results: Path) -> R
     """Train it, and append its row to ``results/evidence.jsonl``."""
     config = config_of(run, scale, steps, out)
     shutil.rmtree(config.dump_folder, ignore_errors=True)  # a run's row is of all of its steps
-    trainer = config.build()
+    trainer, watched = config.build(), []
     try:
-        history = trainer.train()
+        for until in (0, steps // 2, steps) if run.watch else (steps,):
+            history = trainer.train(until)
+            if run.watch:
+                watched.append([until, run.watch(trainer)])
         told = told_of(trainer) | (run.tell(trainer) if run.tell else {})
     finally:
         trainer.close()
@@ -134,7 +184,8 @@ def train_run(run: Run, scale: Scale, steps: int, out: Path, results: Path) -> R
     seconds = [record.seconds for record in history.steps]
     found: dict[str, Any] = dict(
         validation=[[step, round(loss, 6)] for step, loss in history.validation],
-        losses=[round(record.loss, 5) for record in history.steps],
+        **({"losses": [round(x.loss, 5) for x in history.steps]} if run.every_loss else {}),
+        **({"watched": watched} if watched else {}),
         seconds=round(sum(seconds), 1),
         step_seconds=round(statistics.median(seconds), 5),  # without what compiles in the first
         **told,

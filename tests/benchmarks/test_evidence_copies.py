@@ -1,17 +1,22 @@
 """The experiment on recurring content: its tasks, what it counts as found, and that it runs."""
 
+import multiprocessing
 from dataclasses import replace
+from pathlib import Path
 
+import forked
 import pytest
 import torch
 
 from benchmarks.evidence import copies
-from benchmarks.evidence.copies import METHODS, MORE, SCALES, TASKS, right_share, runs
+from benchmarks.evidence.copies import FOUR, METHODS, SCALES, TASKS, runs
 from benchmarks.evidence.page import SECTIONS
+from benchmarks.evidence.runs import side_by_side
 from benchmarks.evidence.slots import RandomVSA
 from benchmarks.record import read
 from flexsparse import VideoTiling
-from models.attention import VSA
+from train.data.copies.floors import copies_in
+from train.demo.recall import floors_of, held_out, right_share
 
 CPU = SCALES["cpu"]
 
@@ -19,22 +24,26 @@ CPU = SCALES["cpu"]
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_task_can_be_drawn_and_has_copies_that_lie_in_other_tiles(task, scale):
-    clips = copies.open_clips(SCALES[scale].loader(task, 0), "validation")
-    tiling = VideoTiling(clips.grid)
+    of = SCALES[scale]
+    config = of.trainer(of.methods["vsa"], task, seed=0, steps=1, folder=Path())
+    clips = held_out(config)
     if scale == "cpu":
-        truth = copies.copies_in(clips.layout(0), tiling)
-        assert (truth > 0).any(1).mean() > 0.7 and (truth > 0).mean() < 0.7
-        found = copies.floors_of(TASKS[task], clips, tiling, [0.3, 0.6, 0.9])
+        tiling = VideoTiling(clips.grid, of.tile)
+        truth = copies_in(clips.layout(0), tiling)
+        assert (truth > 0).any(1).mean() > 0.6 and (truth > 0).mean() < 0.7
+        found = floors_of(config, tiling)
         assert found.everything < 0.97 * found.tile
 
 
-def test_every_attention_builds_for_the_grid():
-    model = CPU.model
-    for name, slot in (METHODS | MORE).items():
-        tiling = slot.tiling(model.grid)
-        slot.build(model.dim, model.heads, tiling), slot.top_k_for(tiling)
-        assert all(name != other or slot == same for other, same in MORE.items())
-    assert len(runs(list(TASKS), METHODS | MORE, 1)) == 4 * len(TASKS) + 2 * len(MORE)
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_attention_builds_for_the_grid(scale):
+    of = SCALES[scale]
+    for slot in of.methods.values():
+        tiling = slot.tiling(of.model.grid)
+        slot.build(of.model.dim, of.model.heads, tiling), slot.top_k_for(tiling)
+    assert len(set(of.methods.values())) == len(METHODS) and list(of.methods) == METHODS
+    more = len(METHODS) - len(FOUR)
+    assert len(runs(of, TASKS, METHODS, 1)) == len(FOUR) * len(TASKS) + 2 * more
 
 
 def test_what_counts_as_found():
@@ -57,29 +66,38 @@ def test_random_tiles_are_as_many_with_the_own_one_and_always_the_same():
 
 @pytest.fixture
 def tiny(monkeypatch):
-    sizes = dict(video=(16, 16, 16), dim=32, layers=1, ffn=32)
-    small = replace(CPU, model=replace(CPU.model, **sizes), batch=1, validation_clips=2)
-    monkeypatch.setitem(SCALES, "cpu", small)
-    for name in ("vsa", "bsa"):
-        monkeypatch.setitem(METHODS, name, replace(METHODS[name], sparsity=0.5))
+    small = replace(CPU, model=replace(CPU.model, dim=32, layers=1, ffn=32), batch=1)
+    monkeypatch.setitem(SCALES, "cpu", replace(small, validation_clips=2))
 
 
-def test_it_runs_once_and_tells_of_floors_and_of_copies(tiny, tmp_path, capsys):
+def test_it_runs_once_on_two_cores_and_tells_of_floors_and_of_copies(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: forked.CONTEXT)
+    monkeypatch.setattr(copies.os, "cpu_count", lambda: 2)
     line = ["--quick", "--scale", "cpu", "--steps", "2"]
     line += ["--out", str(tmp_path), "--results", str(tmp_path)]
     assert copies.main(line) == 0
-    rows = read("evidence", tmp_path)
-    assert [row["name"] for row in rows] == list(METHODS)
-    for row in rows:
-        assert row["experiment"] == "copies" and row["data"] == "loop"
+    rows = {row["name"]: row for row in read("evidence", tmp_path)}
+    assert set(rows) == set(FOUR)
+    for row in rows.values():
+        assert row["experiment"] == "copies" and row["data"] == "shuffle"
         assert row["patch_floor"] == row["tile_floor"] > row["floor"] > 0
         assert [step for step, _ in row["validation"]] == [0, 1, 2]
-        assert row["attention_flops"] > 0
-    assert [len(row["finds"]) for row in rows] == [0, 0, 1, 1]
-    assert all(0 <= x <= 1 for row in rows for x in row["finds"])
-    assert "closed" in capsys.readouterr().out
+        assert row["attention_flops"] > 0 and "losses" not in row
+        assert row["device"].endswith("1 threads")
+        assert len(row["finds"]) == (row["name"] in ("vsa", "bsa"))
+        assert all(0 <= x <= 1 for x in row["finds"])
     page = SECTIONS["copies"](tmp_path, tmp_path)
-    assert "**loop**: least losses" in page and "| BSA |" in page and "| its own tile |" in page
+    assert "**shuffle**: least losses" in page
+    assert "| BSA |" in page and "| its own tile |" in page
     assert len(list(tmp_path.glob("evidence-copies-cpu*.png"))) == 2
     assert copies.main(line) == 0 and len(read("evidence", tmp_path)) == 4
-    assert isinstance(METHODS["vsa"], VSA)
+
+
+def test_a_core_that_fails_is_told(tmp_path, monkeypatch):
+    """Here each for want of a place for its rows."""
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: forked.CONTEXT)
+    file = tmp_path / "file"
+    file.touch()
+    todo = runs(CPU, ["shuffle"], ["vsa", "bsa"], 1)
+    with pytest.raises(RuntimeError, match="start again to go on"):
+        side_by_side(todo, CPU, 1, tmp_path, file / "below", 2)

@@ -80,3 +80,19 @@ def test_the_page_is_what_the_results_make_of_it(tmp_path):
     assert report.render(text, report.evidence(tmp_path)) == text, "run benchmarks.report"
     for picture in tmp_path.glob("*.png"):
         assert (report.IMAGES / picture.name).is_file()
+
+
+def test_adaptation_on_copies_is_told_before_halfway_and_at_the_end(tmp_path):
+    seen = [
+        [0, dict(held=[0.5, 0.9], finds=[0.25, 0.75])],
+        [8, dict(held=[0.6, 0.9], finds=[0.25, 0.75])],
+        [16, dict(held=[0.7, 0.8], finds=[0.25, 0.5])],
+    ]
+    kind = dict(experiment="copies adaptation", data="loop")
+    rows = [made_up(name=name, **kind) for name in ("dense before", "dense on")]
+    rows += [made_up(name="vsa at once, distilled", watched=seen, **kind)]
+    (tmp_path / "evidence.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    page = SECTIONS["copies-adaptation"](tmp_path, tmp_path)
+    assert "| dense on | 2.000 / 1.500 / 1.000 | - | - |" in page and "dense before" not in page
+    line = "| VSA at once, distilled | 2.000 / 1.500 / 1.000 | 50% / 60% / 70%; 90% / 90% / 80% |"
+    assert f"{line} 25% / 25% / 25%; 75% / 75% / 50% |" in page

@@ -1,9 +1,12 @@
 """A folder of short videos, and settings that make the demo small."""
 
+from dataclasses import replace
+
 import av
 import pytest
 
 from train.data import MovingDigits
+from train.demo.opening import Opening
 from train.demo.settings import Settings
 
 
@@ -40,4 +43,5 @@ def tiny():
         samples=1,
         sample_steps=2,
         repeats=2,
+        opening=Opening(model=replace(Opening().model, dim=32, layers=1, ffn=32), steps=3),
     )

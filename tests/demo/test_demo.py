@@ -29,14 +29,15 @@ def test_the_demo_runs_and_runs_again_on_a_slow_machine(
     demo.run(tiny, out, videos)
     assert logging.getLogger("train.data").level == level, "later runs of this process are heard"
     said = capsys.readouterr().out
+    assert "of the 31 other tiles" in said
     assert "| loss on held-out clips" in said and str(out / "report.md") in said
     text = (out / "report.md").read_text()
-    pictures = ("losses.png", "tiles.png", "queries.png", "tiles_per_query.png", "samples.gif")
-    for picture in (*pictures, *(f"{name}.gif" for name in RUNS)):
+    pictures = ("copies.png", "copies_losses.png", "losses.png", "tiles.png", "samples.gif")
+    for picture in pictures:
         assert f"]({picture})" in text
         with Image.open(out / picture) as image:
             assert image.width > 60 and getattr(image, "n_frames", 1) in (1, tiny.video[0])
-    for name in RUNS:
+    for name in ("copies", *RUNS):
         assert len(list((out / name).glob("tb/*/events*"))) == 1
 
     mine = out / "notes.txt"
@@ -44,7 +45,7 @@ def test_the_demo_runs_and_runs_again_on_a_slow_machine(
     slow = Trial(2**20, tiny.seconds / 6)  # of which two steps of all runs fit
     monkeypatch.setattr(demo, "try_steps", lambda config: slow)
     demo.run(tiny, out, videos)
-    assert "for 2 steps each" in (out / "report.md").read_text()
+    assert "for 2 steps, from the same weights" in (out / "report.md").read_text()
     assert mine.exists()
     for name in RUNS:  # the first one's logs are gone
         assert len(list((out / name).glob("tb/*/events*"))) == 1
@@ -93,10 +94,11 @@ def test_it_stops_cleanly(tmp_path, videos, number):
     script.write_text(
         "import sys, train.demo.__main__ as demo, train.demo.run as run\n"
         "from train.demo.measure import Trial\n"
+        "from train.demo.opening import Opening\n"
         "from train.demo.settings import Settings\n"
         "run.try_steps = lambda config: Trial(2**20, 0.01)\n"
         "demo.settings = lambda: Settings(video=(8, 32, 32), dim=32, layers=1, ffn=32, fps=10,"
-        " steps=10**6, seconds=1e9, validations=2)\n"
+        " steps=10**6, seconds=1e9, validations=2, opening=Opening(steps=1))\n"
         f"sys.exit(demo.main(['--clips', {str(videos)!r}, '--out', {str(tmp_path)!r}]))"
     )
     child = forked.Forked(str(script), env=os.environ)

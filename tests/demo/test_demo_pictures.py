@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -8,8 +6,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flexsparse import VideoTiling
-from train.demo import attention_pictures
-from train.demo.attention_pictures import draw_kept_queries, draw_tiles_per_query
 from train.demo.pictures import (
     Curve,
     busiest_tile,
@@ -73,38 +69,6 @@ def test_chosen_tiles_are_drawn(tmp_path, row):
         draw_chosen_tiles(tmp_path / "t.png", clip, (2, 3, 4), (4, 8, 8), 5, chosen)
         counts.append(dark(tmp_path / "t.png"))
     assert_even(counts)
-
-
-@pytest.mark.parametrize("layer", [0, 1])
-def test_dropped_queries_are_drawn_dark(tmp_path, layer):
-    clip = np.full((8, 24, 32, 3), 255, dtype=np.uint8)
-    counts = []
-    for count in (0, 3, 6):
-        kept = [torch.ones(4, 2, 3, dtype=torch.bool) for _ in range(2)]
-        kept[layer] = (torch.arange(6) < count).view(1, 2, 3).expand(4, 2, 3)
-        draw_kept_queries(tmp_path / "q.png", clip, kept)
-        counts.append(dark(tmp_path / "q.png"))
-    assert_even(counts)
-
-
-def test_bars_are_shares_of_tiles(monkeypatch):
-    figures = []
-    monkeypatch.setattr(attention_pictures, "save", lambda figure, path: figures.append(figure))
-    generator = torch.Generator().manual_seed(0)
-    fixed, spread = (
-        torch.full((4, 2, 3, 10), 4),
-        torch.randint(1, 8, (4, 2, 3, 10), generator=generator),
-    )
-    draw_tiles_per_query(Path(), {"VSA": fixed, "BSA": spread}, 10)
-    (figure,) = figures
-    panels = [axes for axes in figure.axes if axes.get_visible()]
-    assert len(panels) == 4
-    for layer, axes in enumerate(panels):
-        for bars, counts in zip(axes.containers, (fixed[layer], spread[layer]), strict=True):
-            for number, bar in enumerate(bars):
-                assert bar.get_x() + bar.get_width() / 2 == pytest.approx(number)
-                share = (counts == number).double().mean().item()
-                assert bar.get_height() == pytest.approx(100 * share)
 
 
 def test_losses_are_drawn_for_each_run(tmp_path):

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from train.demo.settings import NAMES
-from train.sparsity.attention_stats import LayerStats
 
 
 @dataclass(frozen=True)
@@ -45,23 +44,6 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
 
 def _row(label: str, cells: Sequence[str]) -> str:
     return f"| {label:<28} |" + "".join(f" {cell:>11} |" for cell in cells)
-
-
-def layer_table(stats: Mapping[str, Sequence[LayerStats]]) -> str:
-    """A row for each layer of each run: what its attention did to one clip."""
-    lines = [
-        "| attention | layer | tiles a tile looks at, mean | queries kept | effective sparsity "
-        "| attention, GFLOP |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
-    for run, layers in stats.items():
-        for number, layer in enumerate(layers, start=1):
-            tiles = "all" if layer.mean_admitted is None else f"{layer.mean_admitted:.1f}"
-            lines.append(
-                f"| {NAMES[run]} | {number} | {tiles} | {layer.share_kept:.0%} "
-                f"| {layer.sparsity:.1%} | {layer.flops / 1e9:.2f} |"
-            )
-    return "\n".join(lines)
 
 
 def findings(outcomes: Mapping[str, Outcome]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The demo from the clips to the report: read `run` from top to bottom."""
+"""The demo from the first clip to the report: read `run` from top to bottom."""
 
 import logging
 import statistics
@@ -17,6 +17,7 @@ from train.data.fetch import fetch_clips
 from train.data.progress import WorkProgress
 from train.demo.measure import SlotCall, Trial, attention_seconds, plain_copy, slot_calls, try_steps
 from train.demo.model import PixelDiT
+from train.demo.opening import open_demo, section
 from train.demo.report import Scene, write_report
 from train.demo.results import Outcome, table
 from train.demo.settings import RUNS, Settings
@@ -24,8 +25,7 @@ from train.demo.show import draw_losses_of, draw_what_attention_chose, write_cli
 from train.demo.training import build_trainers, train_in_turns
 from train.flow import keyed_generator, sample
 from train.log import Console, time_text
-from train.sparsity.attention_stats import LayerStats, layer_stats
-from train.sparsity.break_even import BreakEven, measure_break_even
+from train.sparsity.attention_stats import layer_stats
 from train.trainer import Trainer
 
 
@@ -40,30 +40,39 @@ def run(settings: Settings, out: Path, own_clips: Path | None = None) -> None:
     """
     begin = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    say("1/5  clips")
+    if own_clips is not None:  # an error of theirs comes before any work
+        load_clips(settings.trainer("vsa", own_clips, out, 1).dataloader)
+    say("1/6  clips that are made up, in which tiles have copies: does VSA find them?")
+    try:
+        opened = open_demo(settings.opening, out, say)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    say("2/6  clips that were filmed")
     folder = own_clips or fetch_clips()
     train, held_out = load_clips(settings.trainer("vsa", folder, out, 1).dataloader)
 
-    say("2/5  trial steps of each model, in a process of its own: memory and time")
+    say("3/6  trial steps of each model, in a process of its own: memory and time")
     trials = {name: try_steps(settings.trainer(name, folder, out, 1)) for name in RUNS}
     step_of_all = sum(trial.step_seconds for trial in trials.values())
     turns = min(settings.steps, int(settings.seconds / step_of_all)) // settings.validations
     steps = max(1, turns) * settings.validations
 
-    say(f"3/5  training each for {steps} steps, about {time_text(steps * step_of_all)}")
+    say(f"4/6  training each for {steps} steps, about {time_text(steps * step_of_all)}")
     with loaders_say(logging.ERROR):  # of these clips they have told all
         trainers = build_trainers(settings, folder, out, steps)
     try:
         train_in_turns(trainers, steps, settings.validations, say)
         models = {name: plain_copy(trainer) for name, trainer in trainers.items()}
 
-        say("4/5  a clip of each model for each of some captions")
+        say("5/6  a clip of each model for each of some captions")
         shown = one_a_caption(held_out, settings.samples)
         made = sample_clips(models, [clip["caption"] for clip in shown], settings)
         for name, trainer in trainers.items():
             trainer.metrics.clips("samples", made[name], steps)
 
-        say("5/5  attention alone, pictures, report")
+        say("6/6  attention alone, pictures, report")
         example = shown[0]
         calls = {name: slot_calls(m, *noisy(example, m)) for name, m in models.items()}
         timed = {
@@ -71,19 +80,17 @@ def run(settings: Settings, out: Path, own_clips: Path | None = None) -> None:
             for name, trainer in trainers.items()
         }
         attention = attention_seconds(timed, settings.repeats)
-        even = {name: break_even(trainers[name]) for name in RUNS if name != "dense"}
     finally:
         for trainer in trainers.values():
             trainer.close()
         dist.destroy_process_group()
 
-    stats = {run: [stats_of(call) for call in calls[run]] for run in RUNS}
     outcomes = {
-        name: outcome(trainer, trials[name], attention[name], stats[name])
+        name: outcome(trainer, trials[name], attention[name], calls[name])
         for name, trainer in trainers.items()
     }
     draw_losses_of(trainers, out / "losses.png")
-    draw_what_attention_chose(out, calls, stats, example)
+    draw_what_attention_chose(out / "tiles.png", calls, example)
     write_clips(out, shown, made, settings.fps)
     tiling = calls["vsa"][0].inputs[-1]
     scene = Scene(
@@ -92,15 +99,13 @@ def run(settings: Settings, out: Path, own_clips: Path | None = None) -> None:
         tiles=tiling.num_tiles,
         top_k=RUNS["vsa"].top_k_for(tiling),
         keep=RUNS["bsa"].keep,
-        layers=settings.layers,
         parameters=sum(p.numel() for p in models["dense"].parameters()),
         steps=steps,
         clips=len(train),
         held_out=len(held_out),
-        break_even=even,
         seconds=time.monotonic() - begin,
     )
-    write_report(out / "report.md", scene, outcomes, stats)
+    write_report(out / "report.md", section(opened), scene, outcomes)
     say(f"\n{table(outcomes)}\n\nread {out / 'report.md'}, made in {time_text(scene.seconds)}")
 
 
@@ -174,28 +179,15 @@ def noisy(clip: Sample, model: PixelDiT, t: float = 0.3) -> tuple[Tensor, Tensor
     return (1 - t) * x0 + t * noise, torch.full((1,), t, device=x0.device), context
 
 
-def break_even(trainer: Trainer) -> BreakEven:
-    """From which sparsity on a schedule would use sparse attention on this machine."""
-    training = trainer.config.training
-    model, dtype = trainer.config.model.build(), getattr(torch, training.param_dtype)
-    return measure_break_even(model.to(trainer.device), training.local_batch_size, dtype)
-
-
-def stats_of(call: SlotCall) -> LayerStats:
-    """What a layer did to the clip that it was called with."""
-    stats = layer_stats(call.slot, *call.inputs)
-    assert stats is not None, "all slots of RUNS say what they choose"
-    return stats
-
-
-def outcome(trainer: Trainer, trial: Trial, attention: float, layers: list[LayerStats]) -> Outcome:
+def outcome(trainer: Trainer, trial: Trial, attention: float, calls: list[SlotCall]) -> Outcome:
     history = trainer.history
+    layers = [layer_stats(call.slot, *call.inputs) for call in calls]
     return Outcome(
         first_loss=history.validation[0][1],
         validation_loss=history.validation[-1][1],
         step_seconds=statistics.median(step.seconds for step in history.steps),
         attention_seconds=attention,
-        attention_flops=sum(layer.flops for layer in layers),
+        attention_flops=sum(layer.flops for layer in layers if layer is not None),
         peak_memory=trial.peak_memory,
     )
 

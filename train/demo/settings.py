@@ -1,6 +1,6 @@
-"""What the demo runs: one small model, three times, alike but for its attention."""
+"""What the demo runs: an opening, then one small model three times, alike but for its attention."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -9,6 +9,7 @@ from models.attention import BSA, VSA, Dense
 from models.video_dit import VideoDiTConfig
 from train.data import VideoDataLoader
 from train.demo.model import LEAST_TIME, PixelDiTConfig
+from train.demo.opening import Opening
 from train.flow import FlowConfig
 from train.records.metrics import Metrics
 from train.settings import TrainingConfig
@@ -45,11 +46,12 @@ class Settings:
     lr: float = 3e-3
     shift: float = 5.0
     steps: int = 200
-    seconds: float = 300
+    seconds: float = 180
     validations: int = 8
-    samples: int = 3
+    samples: int = 2
     sample_steps: int = 20
     repeats: int = 5
+    opening: Opening = field(default_factory=Opening)
 
     def trainer(self, run: str, clips: Path, folder: Path, steps: int) -> Trainer.Config:
         """The config of one of the RUNS, which goes to `folder / run`."""
