@@ -175,7 +175,7 @@ SECTIONS: dict[str, Callable[[Path, Path], str]] = {
     "scaling": scaling,
     "ablations": ablations,
     "adaptation": adaptation,
-    "copies-adaptation": page_copies.adaptation,
+    "copies_adaptation": page_copies.adaptation,
     "flops": lambda results, images: flop_tables.section(images),
     "recall": recall,
 }
