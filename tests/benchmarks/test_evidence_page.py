@@ -92,7 +92,7 @@ def test_adaptation_on_copies_is_told_before_halfway_and_at_the_end(tmp_path):
     rows = [made_up(name=name, **kind) for name in ("dense before", "dense on")]
     rows += [made_up(name="vsa at once, distilled", watched=seen, **kind)]
     (tmp_path / "evidence.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    page = SECTIONS["copies-adaptation"](tmp_path, tmp_path)
+    page = SECTIONS["copies_adaptation"](tmp_path, tmp_path)
     assert "| dense on | 2.000 / 1.500 / 1.000 | - | - |" in page and "dense before" not in page
     line = "| VSA at once, distilled | 2.000 / 1.500 / 1.000 | 50% / 60% / 70%; 90% / 90% / 80% |"
     assert f"{line} 25% / 25% / 25%; 75% / 75% / 50% |" in page
