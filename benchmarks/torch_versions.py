@@ -35,7 +35,9 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.torch_versions")
     parser.add_argument("versions", nargs="*", default=VERSIONS, metavar="VERSION")
     parser.add_argument("--venvs", type=Path, default=Path("out", FILE), help="a folder of them")
-    parser.add_argument("--python", type=Path, help="an interpreter to compile with, in place of VERSIONs")
+    parser.add_argument(
+        "--python", type=Path, help="an interpreter to compile with, in place of VERSIONs"
+    )
     given = parser.parse_args()
     made = (_interpreter(version, given.venvs) for version in given.versions)
     for python in [str(given.python.absolute())] if given.python else made:
