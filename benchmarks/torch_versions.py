@@ -129,7 +129,7 @@ def table(results: Path = RESULTS) -> str:
         ]
         errors, spills = row.get("errors", {}).values(), dict[str, int]()
         for _, kernel, size in row["spills"]:
-            name = re.sub(r"^triton_tem_fused_(flex_attention(?:_backward)?).*", r"\1", kernel)
+            name = re.sub(r"^triton_tem_\w*?(flex_attention(?:_backward)?).*", r"\1", kernel)
             spills[name] = max(size, spills.get(name, 0))
         lines.append(
             [
