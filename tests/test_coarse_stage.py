@@ -133,7 +133,8 @@ def launches(monkeypatch):
 
     for module in (pool_tiles, select_tiles, tile_lists, coarse_kernels, combine_kernels):
         monkeypatch.setattr(module, "wrap_triton", Recorded)
-    h200 = SimpleNamespace(multi_processor_count=132, shared_memory_per_block_optin=232448)
+    sizes = dict(multi_processor_count=132, shared_memory_per_block_optin=232448)
+    h200 = SimpleNamespace(major=9, **sizes)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: h200)
     return names
 

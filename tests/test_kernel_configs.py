@@ -254,16 +254,20 @@ def test_flash_is_given_the_whole_mask_mod(monkeypatch):
     q = tiling.to_tiles(torch.randn(1, 1, tiling.tokens, 16))
     mask = vsa_mask(q, q, tiling, top_k=2)
     on_gpu = SimpleNamespace(is_cuda=True, requires_grad=True, dtype=torch.bfloat16, shape=q.shape)
-    seen = []
     monkeypatch.setattr(kernel_options, "_has_flash", lambda: True)
     monkeypatch.setattr(kernel_options, "gpu", lambda: (9, 232448))
     monkeypatch.setattr(kernel_options, "_major", lambda: 9)
-    monkeypatch.setattr(flex, "_compiled_flex_attention", lambda *x, **o: seen.append(o))
-    for backend in ("FLASH", "TRITON"):
+    monkeypatch.setattr(flex, "_compiled_flex_attention", lambda *x, block_mask, **_: block_mask)
+    monkeypatch.setattr(flex, "_compiled_attend_to_bits", lambda *x, **_: x[3])
+
+    def handed(backend):
         given = None, mask, None, False, {"BACKEND": backend}, None
-        flex._torch_attention(on_gpu, on_gpu, on_gpu, *given)
-    whole, within = (o["block_mask"] for o in seen)
-    assert whole is mask and within.mask_mod is not mask.mask_mod
+        return flex._torch_attention(on_gpu, on_gpu, on_gpu, *given)[0]
+
+    whole = handed("FLASH")
+    assert whole is mask and handed("TRITON") is mask.made_of
+    with torch.no_grad():
+        assert handed("TRITON").mask_mod is not mask.mask_mod
     everywhere = create_mask(whole.mask_mod, 1, 1, *mask.seq_lengths, "cpu")
     assert torch.equal(everywhere[0, 0, ::128, ::128].int(), mask.to_dense()[0, 0])
     assert not everywhere.all()
