@@ -101,7 +101,8 @@ BACKWARD: list[Row[Backward]] = [
     Row(AMPERE, 128, 64, 64, Backward(32, 64, 64, 32, 2, 8), "as for D = 64; two stages fit"),
     Row(BLACKWELL, 64, 128, 128, Backward(64, 64, 64, 64, 3, 4), "eight warps spill"),
     Row(BLACKWELL, 64, 64, 64, Backward(64, 64, 64, 64, 3, 8), "four warps spill"),
-    Row(BLACKWELL, 128, 64, 64, Backward(64, 64, 64, 64, 2, 8), "as on Hopper"),
+    Row(BLACKWELL, 128, 64, 64, Backward(64, 64, 64, 64, 2, 8),
+        "eight warps halve what a thread holds of dK and dV"),
     Row(ALL, 256, 32, 32, Backward(32, 32, 32, 32, 2, 8), "dK and dV of more keys spill"),
 ]
 FORWARD_FP32: list[Row[Forward]] = [

@@ -58,7 +58,7 @@ def folded_scale(trains: bool, given: dict[str, Any] | None) -> tuple[float, dic
     ``PRESCALE_QK`` takes it out of the forward's loop, too, but multiplies q by ln 2 and log2(e)
     in q's dtype, with a rounding for each; a backward multiplies k so in one of its loops, rounds
     other numbers than the forward has rounded, and makes of large logits a softmax that does not
-    add up to 1. Therefore it is for inference alone.
+    add up to 1. Therefore it is for no_grad alone.
     """
     given = given or {}
     if trains or given.get("BACKEND") == "FLASH":

@@ -113,13 +113,17 @@ def _lists(
 def _counted_again() -> Iterator[None]:
     """What torch.compile traces here is computed once more in the backward, from the bits, and not
     kept for it: marked as torch's own selective checkpointing marks nodes as it traces."""
-    before = traceback.current_meta.copy()
-    traceback.current_meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
+    if not traceback.has_preserved_node_meta():  # nothing is traced
+        yield
+        return
+    meta, key = traceback.current_meta, "recompute"
+    before = {key: meta[key]} if key in meta else {}
+    meta[key] = CheckpointPolicy.MUST_RECOMPUTE
     try:
         yield
     finally:
-        traceback.current_meta.clear()
-        traceback.current_meta.update(before)
+        del meta[key]
+        meta.update(before)
 
 
 @triton_op("flexsparse::tile_lists", mutates_args={})
