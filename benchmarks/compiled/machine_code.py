@@ -66,12 +66,16 @@ def constants(text: str) -> dict[str, Any]:
 
 def compile_kernel(text: str) -> Kernel:
     """Compile one of :func:`kernels` with the first config of its launch."""
-    return assembly(text).kernel
+    return _compile(text)[0]
 
 
 def assembly(text: str) -> Assembly:
     """The same with its machine code."""
+    kernel, cubin, elements = _compile(text)
+    return Assembly(kernel, disassemble(cubin), elements)
 
+
+def _compile(text: str) -> tuple[Kernel, bytes, int]:
     def compile_and_leave(*args: Any, **kwargs: Any) -> None:
         raise _Compiled(compile_to_binary(*args, **kwargs))
 
@@ -88,7 +92,7 @@ def assembly(text: str) -> Assembly:
             found = compiled.args[0]
             kernel = _kernel(found.metadata, log.getvalue())
             elements = tuner.configs[0].kwargs.get("XBLOCK", 0)
-            return Assembly(kernel, disassemble(found.asm["cubin"]), elements)
+            return kernel, found.asm["cubin"], elements
     raise RuntimeError("Inductor compiled no kernel")
 
 
