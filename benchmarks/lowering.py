@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="CASE", help="none: all")
     parser.add_argument("--arch", type=int, default=90, choices=CHIPS, help="sm_90, say")
     parser.add_argument("--configs", action="store_true", help="the fine stage, a case a config")
+    parser.add_argument("--ours", action="store_true", help="leave out kernels that Inductor fused")
     parser.add_argument("--rows", type=Path, help="append a JSON line a graph to this file")
     given = parser.parse_args()
     try:
@@ -43,8 +44,9 @@ def main() -> int:
         parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(cases)}")
     failed = 0
     for name in given.names or cases:
+        whole = name not in MODELS and not given.ours
         try:
-            rows = list(rows_of(name, cases[name], given.arch, whole=name not in MODELS))
+            rows = list(rows_of(name, cases[name], given.arch, whole))
         except Exception as error:
             failed += 1
             traceback.print_exception(error, limit=-6)

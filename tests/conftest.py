@@ -53,6 +53,10 @@ SLOWEST = [
 ]
 
 
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays: nobody looks for cycles in it again
+
+
 def pytest_collection_modifyitems(items):
     here = os.path.dirname(__file__)
     places = {os.path.join(here, name): place for place, name in enumerate(SLOWEST)}

@@ -52,19 +52,27 @@ EVERY = (*PROOF, *(Job(90, _rest[i::2]) for i in range(2)))
 
 
 def compile_proof(
-    python: str = sys.executable, quiet: bool = True, jobs: Sequence[Job] = PROOF
+    python: str = sys.executable,
+    quiet: bool = True,
+    jobs: Sequence[Job] = PROOF,
+    whole: bool = True,
 ) -> list[Row]:
-    """The rows of ``benchmarks.lowering`` for every job, with the torch of that interpreter.
+    """The rows of ``benchmarks.lowering`` for every job, with the torch of that interpreter; not
+    ``whole``, of FlexAttention's kernels and ours alone.
 
     Raises:
         RuntimeError: a process ended without all its rows, with its last words.
     """
     with ThreadPoolExecutor(2) as pool:
-        return sum(pool.map(lambda job: compile_job(job, python, quiet), jobs), [])
+        return sum(pool.map(lambda job: compile_job(job, python, quiet, whole=whole), jobs), [])
 
 
 def compile_job(
-    job: Job, python: str = sys.executable, quiet: bool = True, root: Path = ROOT
+    job: Job,
+    python: str = sys.executable,
+    quiet: bool = True,
+    root: Path = ROOT,
+    whole: bool = True,
 ) -> list[Row]:
     """The rows of one process; ``root`` is a checkout of the project."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -72,7 +80,7 @@ def compile_job(
         path = Path(folder, "rows.jsonl")
         command = [python, "-m", "benchmarks.lowering", f"--arch={job.arch}", f"--rows={path}"]
         done = subprocess.run(
-            [*command, *job.names],
+            [*command, *([] if whole else ["--ours"]), *job.names],
             cwd=root,
             env=environment,
             text=True,
