@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
+from flexsparse.choice.block_mask import ChosenTiles
 from flexsparse.engines.kernel_configs import backward_config, forward_config
 
 PROVEN = "2.11", "2.15"
@@ -32,7 +33,7 @@ TAKES_OPTIONS = release(torch.__version__) >= (2, 14)
 
 
 def options_for(
-    q: Tensor, mask: BlockMask, given: dict[str, Any], has_score_mod: bool
+    q: Tensor, mask: BlockMask | ChosenTiles, given: dict[str, Any], has_score_mod: bool
 ) -> dict[str, Any]:
     """Kernel options of attention of ``q`` under a mask of tiles; what is ``given`` goes first."""
     lengths, blocks = mask.seq_lengths, mask.BLOCK_SIZE
