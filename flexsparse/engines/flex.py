@@ -115,7 +115,9 @@ def attend_zeroed(
     if query.is_cuda:
         if factor == 1:
             query = query * query_factor(query, key, value, kernel_options)
-        scale, kernel_options = configs.folded_scale(_trains(query, key, value), kernel_options)
+        scale, kernel_options = configs.folded_scale(
+            query.shape[-1], _trains(query, key, value), kernel_options
+        )
     given = None, mask, scale, enable_gqa, kernel_options, None
     return _attention(query, key, value, *given)[0]
 
@@ -125,7 +127,7 @@ def query_factor(query: Tensor, key: Tensor, value: Tensor, kernel_options: Any 
     what is left of ``1 / sqrt(D)``; 1 on CPU, whose operator takes the scale itself."""
     if not query.is_cuda:
         return 1.0
-    scale, _ = configs.folded_scale(_trains(query, key, value), kernel_options)
+    scale, _ = configs.folded_scale(query.shape[-1], _trains(query, key, value), kernel_options)
     return 1 / (math.sqrt(query.shape[-1]) * scale)
 
 

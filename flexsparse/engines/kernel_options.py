@@ -51,7 +51,9 @@ def options_for(
     return {**known, **given}
 
 
-def folded_scale(trains: bool, given: dict[str, Any] | None) -> tuple[float, dict[str, Any]]:
+def folded_scale(
+    head_dim: int, trains: bool, given: dict[str, Any] | None
+) -> tuple[float, dict[str, Any]]:
     """The ``scale`` and options with which loops multiply scores least, where q was multiplied by
     the rest of ``1 / sqrt(D)`` before.
 
@@ -59,10 +61,11 @@ def folded_scale(trains: bool, given: dict[str, Any] | None) -> tuple[float, dic
     ``PRESCALE_QK`` takes it out of the forward's loop, too, but multiplies q by ln 2 and log2(e)
     in q's dtype, with a rounding for each; a backward multiplies k so in one of its loops, rounds
     other numbers than the forward has rounded, and makes of large logits a softmax that does not
-    add up to 1. Therefore it is for no_grad alone.
+    add up to 1. Therefore it is for no_grad alone. With head dims up to 64 it makes ptxas serialise
+    the products of Hopper's tensor cores (C7515; seen: Triton 3.6 to 3.9): not there.
     """
     given = given or {}
-    if trains or given.get("BACKEND") == "FLASH":
+    if trains or head_dim <= 64 or given.get("BACKEND") == "FLASH":
         return 1.0, given
     return math.log(2), {"PRESCALE_QK": True, **given}
 
