@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.bounds.launches import launches
-from benchmarks.bounds.layers import layer_of
-from benchmarks.bounds.model import bound
+from benchmarks.bounds.layers import figures, layer_of
 from benchmarks.compiled import capture, machine_code
 from benchmarks.compiled.layers import fine_case
 from benchmarks.compiled.rows import versions
@@ -81,12 +80,4 @@ def _row(setting: Setting, direction: str, query_tiles: int, config: tuple[int, 
     source = sources[0 if direction == "forward" else 1]
     found = launches(source, layer, machine_code.assembly, only="triton_tem")
     ((_, made, launch),) = found
-    least = bound(launch)
-    return {
-        **made.kernel._asdict(),
-        "blocks": least.blocks,
-        "cycles": {what: round(x) for what, x in least.cycles.items()},
-        "binds": least.binds,
-        "bound_ms": round(least.ms, 4),
-        "apart_ms": round(least.apart, 4),
-    }
+    return figures(made, launch)
