@@ -39,13 +39,15 @@ def _runs(results: Path) -> list[list[list[Row]]]:
 
 
 def searches(results: Path = RESULTS) -> list[Row]:
-    """The last row of each config that was searched."""
-    found = {}
+    """The last row of each config, by the commit that has last searched its case and direction."""
+    found: dict[tuple[str, str], dict[tuple, Row]] = {}
     for row in read("bounds", results):
         if "search" in row:
-            key = row["case"], row["search"], row["query_tiles"], tuple(row["config"])
-            found[key] = row
-    return list(found.values())
+            mine = found.setdefault((row["case"], row["search"]), {})
+            if any(x["commit"] != row["commit"] for x in mine.values()):
+                mine.clear()
+            mine[row["query_tiles"], tuple(row["config"])] = row
+    return [row for rows in found.values() for row in rows.values()]
 
 
 def least_ms(case: str, method: str, step: str, results: Path = RESULTS) -> float | None:

@@ -217,6 +217,13 @@ def test_the_first_run_of_a_layer_stands_beside_the_last(tmp_path):
     assert len(known.changes(tmp_path, "a").splitlines()) == 4, "what has not changed is left out"
 
 
+def test_what_an_older_commit_searched_is_not_shown_beside_the_last(tmp_path):
+    for commit, config in (("a", 1), ("a", 2), ("b", 2), ("b", 3), ("b", 3)):
+        row = dict(case="a", search="forward", query_tiles=1, config=[config], commit=commit)
+        append("bounds", row, tmp_path)
+    assert [row["config"] for row in known.searches(tmp_path)] == [[2], [3]]
+
+
 def test_no_bound_of_the_results_is_more_than_peak_or_than_apart():
     rows = known.latest()
     assert {row["method"] for row in rows} >= {"dense_flex", "vsa 87.5% x2"}
