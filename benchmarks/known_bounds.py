@@ -21,26 +21,33 @@ _OF_STAGES = {  # kernels of the coarse stage, by the name of what benchmarks.gp
 
 
 def latest(results: Path = RESULTS) -> list[Row]:
-    """Of each launch the rows of the last run that had it."""
-    runs: dict[tuple[str, str], list[Row]] = {}
+    """Of each layer the rows of its last run."""
+    return [row for runs in _runs(results) for row in runs[-1]]
+
+
+def _runs(results: Path) -> list[list[list[Row]]]:
+    """Of each layer all runs, first ones first."""
+    layers: dict[tuple[str, str], list[list[Row]]] = {}
     for row in read("bounds", results):
         if "method" not in row:
             continue
-        key = row["case"], row["method"]
-        if row["graph"] == "forward" and runs.get(key, [{}])[-1].get("graph") == "backward":
-            runs[key] = []
-        runs.setdefault(key, []).append(row)
-    return [row for rows in runs.values() for row in rows]
+        runs = layers.setdefault((row["case"], row["method"]), [[]])
+        if row["graph"] == "forward" and runs[-1] and runs[-1][-1]["graph"] == "backward":
+            runs.append([])
+        runs[-1].append(row)
+    return list(layers.values())
 
 
 def searches(results: Path = RESULTS) -> list[Row]:
-    """The last row of each config that was searched."""
-    found = {}
+    """The last row of each config, by the commit that has last searched its case and direction."""
+    found: dict[tuple[str, str], dict[tuple, Row]] = {}
     for row in read("bounds", results):
         if "search" in row:
-            key = row["case"], row["search"], row["query_tiles"], tuple(row["config"])
-            found[key] = row
-    return list(found.values())
+            mine = found.setdefault((row["case"], row["search"]), {})
+            if any(x["commit"] != row["commit"] for x in mine.values()):
+                mine.clear()
+            mine[row["query_tiles"], tuple(row["config"])] = row
+    return [row for rows in found.values() for row in rows.values()]
 
 
 def least_ms(case: str, method: str, step: str, results: Path = RESULTS) -> float | None:
@@ -108,6 +115,39 @@ def kernels(results: Path = RESULTS, case: str = "153k-12x128") -> str:
             [row["method"], short(row["kernel"]), fits, row["registers"], *figures, *cycles]
         )
     return markdown(head, lines)
+
+
+def changes(results: Path = RESULTS, case: str = "153k-12x128") -> str:
+    """A line for each kernel of a case that issues otherwise than in the first run of its layer."""
+    head = ["method", "kernel", "issued for 64 x 64 scores", "registers"]
+    head += ["issue", "half-rate", "shared memory", "ms at least", "apart"]
+    lines = []
+    runs = [x for x in _runs(results) if len(x) > 1 and x[0][0]["case"] == case]
+    for first, *_, last in runs:
+        before = {short(row["kernel"]): row for row in first}
+        for row in last:
+            name = short(row["kernel"])
+            old = before.get(name, row)
+            ratio = row["cycles"]["issue"] / max(1, old["cycles"]["issue"])
+            if name.startswith("pointwise") or 0.98 < ratio < 1.02:
+                continue
+            pairs = [[_issued(x), x["registers"], *_thousands(x), *_ms(x)] for x in (old, row)]
+            lines.append([row["method"], name, *(f"{a} to {b}" for a, b in zip(*pairs))])
+    return markdown(head, lines)
+
+
+def _issued(row: Row) -> str:
+    """By FlexAttention's backward for dQ, and for dK and dV."""
+    return " + ".join(map(str, row.get("issued", []))) or NONE
+
+
+def _thousands(row: Row) -> list[str]:
+    names = "issue", "half-rate units", "shared memory"
+    return [f"{row['cycles'][name] / 1e3:,.0f}" for name in names]
+
+
+def _ms(row: Row) -> list[str]:
+    return [f"{row[name]:.2f}" for name in ("bound_ms", "apart_ms")]
 
 
 def short(kernel: str) -> str:

@@ -182,6 +182,7 @@ PAGES: dict[Path, Sections] = {
     DOCS / "results" / "bounds.md": {
         "bounds": known.layers,
         "bound_kernels": known.kernels,
+        "bound_changes": known.changes,
         "bound_configs": known.configs,
     },
     DOCS / "results" / "studies.md": {"columns": columns, "score_precision": score_precision},

@@ -7,17 +7,17 @@ from typing import Any
 from torch import Tensor
 
 from flexsparse.checks import as_autocast, check_alike, check_query_tiles, check_text_lengths
-from flexsparse.choice.block_mask import TileBlockMask
+from flexsparse.choice.block_mask import ChosenTiles, TileBlockMask
 from flexsparse.choice.choose import choose_tiles, coarse_scores, of_tiles, pool_scores
 from flexsparse.choice.rules import Rule
 from flexsparse.choice.scaled import as_rule
 from flexsparse.choice.selection import unpack_bits
 from flexsparse.choice.text import (
     join,
-    mask_of_choice,
-    mask_of_text,
     split,
+    text_to_all,
     video_rows,
+    with_text,
     zero_text_padding,
 )
 from flexsparse.choice.union import Unites
@@ -72,7 +72,7 @@ def bsa_mask(
     """
     kept.check_tiling(tiling)
     check_text_lengths(text_lengths, tiling, k)
-    return _mask(kept, k, tiling, kv, query_tiles, text_lengths=text_lengths)
+    return _chosen(kept, k, tiling, kv, query_tiles, text_lengths=text_lengths).mask()
 
 
 def bsa_tile_map(
@@ -145,15 +145,15 @@ def bsa_attention(
     video = tiling.of_video
     factor = query_factor(q, k, v, kernel_options)
     kept = prune_scaled(video_rows(q, tiling), video, factor, keep=keep, window=window)
-    mask = _mask(kept, k, tiling, kv, query_tiles, text_lengths=text_lengths, of_video=True)
+    chosen = _chosen(kept, k, tiling, kv, query_tiles, text_lengths=text_lengths, of_video=True)
     options: Any = dict(enable_gqa=enable_gqa, kernel_options=kernel_options)
-    out = attend_zeroed(kept.q, k, v, mask, factor=kept.factor, **options)
+    out = attend_zeroed(kept.q, k, v, chosen, factor=kept.factor, **options)
     out = restore_queries(out, kept, video, fill=fill)
     if not tiling.text:
         return out
     words = zero_text_padding(split(q, tiling)[1], tiling, text_lengths)
-    mask = mask_of_text(tiling, text_lengths, q.device)
-    words = attend_zeroed(words, k, v, mask, **options)
+    chosen = text_to_all(tiling, text_lengths, q.device)
+    words = attend_zeroed(words, k, v, chosen, **options)
     return join(out, zero_text_padding(words, tiling, text_lengths))
 
 
@@ -181,20 +181,20 @@ def _choose(
     return choose_tiles(*pooled, rule, counts=counts, query_tiles=query_tiles)
 
 
-def _mask(
+def _chosen(
     kept: KeptQueries,
     k: Tensor,
     tiling: VideoTiling,
     kv: int | Unites,
     query_tiles: int,
     **options: Any,
-) -> TileBlockMask:
+) -> ChosenTiles:
     rule = as_rule(kv, tiling, "kv")
     bits = _choose(kept, k, tiling, rule, query_tiles)
     q_rows = None if kept.windows.keeps_all else kept.q_rows
     most = rule.bounds(tiling.num_tiles, query_tiles)[1]
     options |= dict(q_rows=q_rows, query_tiles=query_tiles)
-    return mask_of_choice(bits, tiling, most, **options)
+    return with_text(bits, tiling, most, **options)
 
 
 def _pooled(kept: KeptQueries) -> Tensor:

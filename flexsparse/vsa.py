@@ -22,10 +22,10 @@ from flexsparse.choice.scaled import as_rule
 from flexsparse.choice.selection import unpack_bits
 from flexsparse.choice.text import (
     join,
-    mask_of_choice,
-    mask_of_text,
     split,
+    text_to_all,
     video_rows,
+    with_text,
     zero_text_padding,
 )
 from flexsparse.choice.union import Unites
@@ -83,7 +83,7 @@ def vsa_mask(
     bits = _choose(q, k, tiling, rule, query_tiles)
     most = rule.bounds(tiling.num_tiles, query_tiles)[1]
     options: Any = dict(query_tiles=query_tiles, text_lengths=text_lengths)
-    return mask_of_choice(bits, tiling, most, **options)
+    return with_text(bits, tiling, most, **options).mask()
 
 
 def vsa_tile_map(
@@ -169,14 +169,14 @@ def vsa_attention(
         bits = _choose(raw, k, tiling, rule, query_tiles, pooled)
         most = rule.bounds(tiling.num_tiles, query_tiles)[1]
         options: Any = dict(query_tiles=query_tiles, text_lengths=text_lengths, of_video=True)
-        mask = mask_of_choice(bits, tiling, most, **options)
+        chosen = with_text(bits, tiling, most, **options)
         factor = query_factor(q, k, v, kernel_options)
         scaled = q if factor == 1 else q * factor  # once for the video and the text
         options = dict(enable_gqa=enable_gqa, kernel_options=kernel_options, factor=factor)
-        fine = attend_zeroed(video_rows(scaled, tiling), k, v, mask, **options)
+        fine = attend_zeroed(video_rows(scaled, tiling), k, v, chosen, **options)
         if tiling.text:
-            mask = mask_of_text(tiling, text_lengths, q.device)
-            words = attend_zeroed(split(scaled, tiling)[1], k, v, mask, **options)
+            chosen = text_to_all(tiling, text_lengths, q.device)
+            words = attend_zeroed(split(scaled, tiling)[1], k, v, chosen, **options)
     gates = gate_coarse, gate_fine
     of_video_gates = [gate if gate is None else video_rows(gate, tiling) for gate in gates]
     coarse = None if pooled is None else _coarse(pooled, (q, k, v), tiling)

@@ -151,7 +151,7 @@ SABOTAGES = {
         {"dv with NaN in padding"},
     ),
     "second-mask": (
-        replaced(text, "mask_of_bits", first_of_each_shape),
+        replaced(text, "ChosenTiles", first_of_each_shape),
         TWO,
         {"out of the second mask", "dk of the second mask"},
     ),

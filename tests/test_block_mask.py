@@ -18,7 +18,7 @@ from flexsparse import (
     prune_queries,
     vsa_mask,
 )
-from flexsparse.choice.block_mask import TileBlockMask, mask_of_bits, tile_block_mask
+from flexsparse.choice.block_mask import TileBlockMask, tile_block_mask
 from flexsparse.vsa import vsa_tile_map
 
 
@@ -43,7 +43,7 @@ def test_its_lists_can_be_made_again_of_its_bits(problem, text):
     kept = prune_queries(q, tiling, keep=0.5, text_lengths=lengths)
     masks.append(bsa_mask(kept, k, tiling, kv=Threshold(2), text_lengths=lengths))
     for mask in masks:
-        again = mask_of_bits(**mask.made_of)
+        again = mask.made_of.mask()
         for name, x in vars(mask).items():
             if isinstance(x, torch.Tensor):
                 assert torch.equal(getattr(again, name), x), name

@@ -105,11 +105,14 @@ def _recipe(name: str) -> Callable[[Code, Layer], list[Program]]:
 
 
 def _flex(
-    of: Code, loops: Sequence[Loop], count_: float, trips: float, read_: float, due: float
-) -> Program:
-    """Programs with ``trips`` through the best of ``loops``, each of which brings so many bytes of
-    K and V, or Q and dO, from L2 and owes ``due`` multiply-adds. Ragged tilings have two loops, one
-    with a mask."""
+    of: Code, loops: Sequence[Loop], dim: int, rows: float, length: float, block: tuple[int, int],
+    products: int,
+) -> Program:  # fmt: skip
+    """Programs of ``block[0]`` of so many rows, with trips through the best of ``loops`` for each
+    ``block[1]`` of ``length`` others, of which each brings K and V, or Q and dO, from L2 and owes
+    so many products. Ragged tilings have two loops, one with a mask."""
+    scores, read_ = block[0] * block[1], 4 * block[1] * dim
+    due = products * scores * dim
     if not loops:
         raise RuntimeError("no loop with products in the machine code of FlexAttention's kernel")
     best = min(map(of.of, loops), key=lambda x: x.issue)
@@ -118,7 +121,8 @@ def _flex(
     read_ /= of.warps
     by_tma = max(0.0, read_ - best.device)  # a thread asks for it, the bytes are not in the code
     used = best._replace(device=read_, shared=best.shared + by_tma)
-    return Program(count_, used.times(trips))
+    issued = best.issue * of.warps / 4 * 64 * 64 / scores
+    return Program(rows / block[0], used.times(length / block[1]), issued)
 
 
 def _products_loops(of: Code) -> list[Loop]:
@@ -127,9 +131,8 @@ def _products_loops(of: Code) -> list[Loop]:
 
 def _flex_forward(of: Code, layer: Layer) -> list[Program]:
     m, n = of.constants["BLOCK_M"], of.constants["BLOCK_N"]
-    dim, programs = layer.setting.dim, layer.setting.heads * -(-layer.queries // m)
-    each = 4 * n * dim, 2 * m * n * dim
-    return [_flex(of, _products_loops(of), programs, layer.keys / n, *each)]
+    rows = layer.setting.heads * -(-layer.queries // m) * m
+    return [_flex(of, _products_loops(of), layer.setting.dim, rows, layer.keys, (m, n), 2)]
 
 
 def _flex_backward(of: Code, layer: Layer) -> list[Program]:
@@ -141,15 +144,9 @@ def _flex_backward(of: Code, layer: Layer) -> list[Program]:
     half = len(loops) // 2
     queries = layer.queries * layer.keys / layer.rows
     return [
-        _flex(
-            of, loops[:half], heads * layer.queries / m2, layer.keys / n2,
-            4 * n2 * dim, 3 * m2 * n2 * dim,
-        ),
-        _flex(
-            of, loops[half:], heads * layer.rows / n1, queries / m1,
-            4 * m1 * dim, 4 * m1 * n1 * dim,
-        ),
-    ]  # fmt: skip
+        _flex(of, loops[:half], dim, heads * layer.queries, layer.keys, (m2, n2), 3),
+        _flex(of, loops[half:], dim, heads * layer.rows, queries, (n1, m1), 4),
+    ]
 
 
 def _select(of: Code, layer: Layer) -> list[Program]:

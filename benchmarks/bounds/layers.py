@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from functools import cache
 
 from benchmarks.bounds.launches import Layer, launches
-from benchmarks.bounds.model import bound
+from benchmarks.bounds.model import Launch, bound
 from benchmarks.compiled import capture, machine_code
 from benchmarks.compiled.layers import long_case
+from benchmarks.compiled.machine_code import Assembly
 from benchmarks.compiled.rows import GRAPHS, versions
 from benchmarks.gpu.cases import Method, Setting
 from benchmarks.gpu.layers import KEEP, window_of
@@ -48,19 +49,23 @@ def rows_of(setting: Setting, method: Method) -> Iterator[Row]:
 
 def _rows(source: str, layer: Layer, **key: str) -> Iterator[Row]:
     for name, made, launch in launches(source, layer, _assemble):
-        found = bound(launch)
-        yield {
-            **key,
-            "kernel": name,
-            **made.kernel._asdict(),
-            "programs": round(sum(x.count for x in launch.programs)),
-            "blocks": found.blocks,
-            "cycles": {what: round(x) for what, x in found.cycles.items()},
-            "binds": found.binds,
-            "bound_ms": round(found.ms, 5),
-            "apart_ms": round(found.apart, 5),
-            **versions(),
-        }
+        yield {**key, "kernel": name, **figures(made, launch), **versions()}
+
+
+def figures(made: Assembly, launch: Launch) -> Row:
+    """What a row says of a kernel. FlexAttention's backward has two kinds of programs, for dQ and
+    for dK and dV, and two figures of what is ``issued``."""
+    found = bound(launch)
+    return {
+        **made.kernel._asdict(),
+        "programs": round(sum(x.count for x in launch.programs)),
+        "issued": [round(x.issued) for x in launch.programs if x.issued],
+        "blocks": found.blocks,
+        "cycles": {what: round(x) for what, x in found.cycles.items()},
+        "binds": found.binds,
+        "bound_ms": round(found.ms, 5),
+        "apart_ms": round(found.apart, 5),
+    }
 
 
 def layer_of(setting: Setting, method: Method) -> Layer:

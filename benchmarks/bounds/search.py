@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.bounds.launches import launches
-from benchmarks.bounds.layers import layer_of
-from benchmarks.bounds.model import bound
+from benchmarks.bounds.layers import figures, layer_of
 from benchmarks.compiled import capture, machine_code
 from benchmarks.compiled.layers import fine_case
 from benchmarks.compiled.rows import versions
@@ -72,19 +71,13 @@ def _row(setting: Setting, direction: str, query_tiles: int, config: tuple[int, 
     prefix = "fwd" if direction == "forward" else "bwd"
     options: Any = {f"{prefix}_{name}": value for name, value in zip(names, config)}
     torch.compiler.reset()  # all options are one function to the compiler
-    case = fine_case("full64", setting.dim, (query_tiles, None), kernel_options=options)
-    sources, error = capture.graphs(case, backward=direction == "backward")
+    block = query_tiles, None
+    case = fine_case("full64", setting.dim, block, kernel_options=options, folded=True)
+    sources, error = capture.graphs(case)  # in training: inference may have q scaled otherwise
     if error is not None:
         raise error
     layer = layer_of(setting, Method("vsa", 0.875, query_tiles))
-    found = launches(sources[-1], layer, machine_code.assembly, only="triton_tem")
+    source = sources[0 if direction == "forward" else 1]
+    found = launches(source, layer, machine_code.assembly, only="triton_tem")
     ((_, made, launch),) = found
-    least = bound(launch)
-    return {
-        **made.kernel._asdict(),
-        "blocks": least.blocks,
-        "cycles": {what: round(x) for what, x in least.cycles.items()},
-        "binds": least.binds,
-        "bound_ms": round(least.ms, 4),
-        "apart_ms": round(least.apart, 4),
-    }
+    return figures(made, launch)

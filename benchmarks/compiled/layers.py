@@ -22,6 +22,7 @@ from flexsparse import (
 from flexsparse.choice.block_mask import tile_block_mask
 from flexsparse.choice.rules import Rule
 from flexsparse.choice.selection import tile_map
+from flexsparse.engines.flex import attend_zeroed
 
 Grid = tuple[int, int, int]
 TOKENS: dict[str, Any] = {
@@ -84,9 +85,11 @@ def fine_case(
     block: tuple[int, int | None],
     dtype: str = "bfloat16",
     kernel_options: dict[str, Any] | None = None,
+    folded: bool = False,
 ) -> Case:
     """The fine stage alone, under a mask that is made of a choice: FlexAttention's kernels and
-    those that make the lists. A block is so many query tiles, of so many rows (None: the keys')."""
+    those that make the lists. A block is so many query tiles, of so many rows (None: the keys').
+    ``folded`` multiplies q by the scale, as VSA and BSA do."""
     tiling, (query_tiles, q_rows) = VideoTiling(*TOKENS[shape]), block
 
     def case(device: torch.device) -> Built:
@@ -101,6 +104,8 @@ def fine_case(
             chosen = tile_map(chosen, tiling.num_tiles)
             options: Any = dict(most=8, q_rows=q_rows, query_tiles=query_tiles)
             mask = tile_block_mask(chosen, tiling, **options)
+            if folded and mask.made_of is not None:
+                return attend_zeroed(q, k, v, mask.made_of, kernel_options=kernel_options)
             return flex_attention(q, k, v, block_mask=mask, kernel_options=kernel_options)
 
         return attend, [q, k, v, chosen]

@@ -213,7 +213,7 @@ PROBLEMS: dict[str, Problem] = {
     "vsa_text_of_two_lengths": vsa(TEXT, lengths=(5, 66)),
     "vsa_text_parts_gated": vsa(PARTS, gates=2),
     "vsa_inference": vsa(FULL, trains=False),
-    "vsa_inference_of_large_logits": vsa(FULL, trains=False, logits=64),
+    "vsa_inference_of_large_logits": vsa(FULL, trains=False, dim=128, logits=64),
     "vsa_large_logits": vsa(FULL, logits=64),
     "vsa_padded_large_logits_pairs_d128": vsa(PADDED, 2, dim=128, logits=64),
     "vsa_full_gated": vsa(FULL, gates=2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -24,8 +25,8 @@ class TileBlockMask(BlockMask):
 
     tiling: VideoTiling | None = None
     text_lengths: Tensor | None = None
-    made_of: dict[str, Any] | None = None
-    """The arguments of :func:`mask_of_bits`, of which the lists can be made again."""
+    made_of: ChosenTiles | None = None
+    """Of which the lists can be made again."""
     all_queries: bool = True
     """Whether queries are laid out as keys are, padding included."""
 
@@ -80,6 +81,73 @@ class TileBlockMask(BlockMask):
         return dense.int()
 
 
+@dataclass(frozen=True)
+class ChosenTiles:
+    """What a :class:`TileBlockMask` is made of, a thirtieth of the memory of its lists.
+
+    Attributes:
+        bits: int32 ``[B, H, blocks, ceil(n / 32)]``, a tile map with a bit for each entry, as
+            :func:`flexsparse.choice.choose.choose_tiles` returns it; with text, as
+            :mod:`flexsparse.choice.text` adds it.
+        tiling, most, q_rows, query_tiles: as in :func:`tile_block_mask`; ``n = tiling.key_tiles``.
+        text_lengths: where texts of the batch differ in length, int ``[B]``.
+        queries: whose rows of queries there are, of a tiling with text.
+    """
+
+    bits: Tensor
+    tiling: VideoTiling
+    most: int | None = None
+    q_rows: int | None = None
+    query_tiles: int = 1
+    text_lengths: Tensor | None = None
+    queries: Literal["all", "video", "text"] = "all"
+
+    @property
+    def BLOCK_SIZE(self) -> tuple[int, int]:
+        """Of the mask: rows of a query block and of a key block."""
+        rows = self.tiling.rows
+        return self.query_tiles * (rows if self.q_rows is None else self.q_rows), rows
+
+    @property
+    def seq_lengths(self) -> tuple[int, int]:
+        """Of the mask: rows of queries and of keys."""
+        tiling = self.tiling
+        of_video = tiling.num_tiles * (tiling.rows if self.q_rows is None else self.q_rows)
+        of_text = tiling.text_tiles * tiling.rows
+        q_len = {"all": of_video + of_text, "video": of_video, "text": of_text}[self.queries]
+        return q_len, tiling.padded_tokens
+
+    @property
+    def all_queries(self) -> bool:
+        """Whether queries are laid out as keys are, padding included."""
+        return self.q_rows is None and self.seq_lengths[0] == self.tiling.padded_tokens
+
+    def mask(self) -> TileBlockMask:
+        """The BlockMask, lists and all."""
+        bits, tiling, (q_block, rows) = self.bits, self.tiling, self.BLOCK_SIZE
+        valid = tiling.counts(bits.device, self.text_lengths)
+        of_each = self.text_lengths is not None
+
+        # Where a mask_mod captures memory that a kernel has written, Inductor (seen: 2.11, 2.14)
+        # hands FlexAttention what that memory was allocated with: what is computed from it, it
+        # reads.
+        left_out = ~bits
+
+        def mask_mod(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+            tile = kv // rows
+            hidden = (left_out[b, h, q // q_block, tile // 32] >> (tile % 32)) & 1
+            return (hidden == 0) & (kv % rows < (valid[b, tile] if of_each else valid[tile]))
+
+        most, by_key = self.most or tiling.key_tiles, torch.is_grad_enabled()
+        by_query, of_keys = block_lists(bits, tiling, most=most, by_key=by_key)
+        lists: Any = (*by_query, *(of_keys or (None,) * 4))
+        given: Any = dict(BLOCK_SIZE=self.BLOCK_SIZE, mask_mod=mask_mod)
+        mask = TileBlockMask(self.seq_lengths, *lists, **given)
+        mask.tiling, mask.text_lengths = tiling, self.text_lengths
+        mask.made_of, mask.all_queries = self, self.all_queries
+        return mask
+
+
 def tile_block_mask(
     tile_map: Tensor,
     tiling: VideoTiling,
@@ -106,55 +174,7 @@ def tile_block_mask(
         A BlockMask of ``BLOCK_SIZE == (query_tiles * q_rows, rows)`` over ``n * q_rows`` queries
         and ``padded_tokens`` keys.
     """
-    return mask_of_bits(
-        pack_bits(tile_map), tiling, most=most, q_rows=q_rows, query_tiles=query_tiles
-    )
-
-
-def mask_of_bits(
-    bits: Tensor,
-    tiling: VideoTiling,
-    *,
-    most: int | None = None,
-    q_rows: int | None = None,
-    query_tiles: int = 1,
-    text_lengths: Tensor | None = None,
-    queries: Literal["all", "video", "text"] = "all",
-) -> TileBlockMask:
-    """:func:`tile_block_mask` of a tile map that has a bit for each entry, as
-    :func:`flexsparse.choice.choose.choose_tiles` returns it; with text, as
-    :mod:`flexsparse.choice.text` adds it.
-
-    Args:
-        queries: whose rows of queries there are, of a tiling with text.
-    """
-    n, rows = tiling.key_tiles, tiling.rows
-    per_tile = rows if q_rows is None else q_rows
-    q_block = query_tiles * per_tile
-    valid = tiling.counts(bits.device, text_lengths)
-    of_each = text_lengths is not None
-
-    # Where a mask_mod captures memory that a kernel has written, Inductor (seen: 2.11, 2.14) hands
-    # FlexAttention what that memory was allocated with: what is computed from it, it reads.
-    left_out = ~bits
-
-    def mask_mod(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        tile = kv // rows
-        hidden = (left_out[b, h, q // q_block, tile // 32] >> (tile % 32)) & 1
-        return (hidden == 0) & (kv % rows < (valid[b, tile] if of_each else valid[tile]))
-
-    by_query, by_key = block_lists(bits, tiling, most=most or n, by_key=torch.is_grad_enabled())
-    lists: Any = (*by_query, *(by_key or (None,) * 4))
-    of_video, of_text = tiling.num_tiles * per_tile, tiling.text_tiles * rows
-    q_len = {"all": of_video + of_text, "video": of_video, "text": of_text}[queries]
-    mask = TileBlockMask(
-        (q_len, tiling.padded_tokens), *lists, BLOCK_SIZE=(q_block, rows), mask_mod=mask_mod
-    )
-    mask.tiling, mask.text_lengths = tiling, text_lengths
-    given: Any = dict(bits=bits, tiling=tiling, most=most, q_rows=q_rows, query_tiles=query_tiles)
-    mask.made_of = given | dict(text_lengths=text_lengths, queries=queries)
-    mask.all_queries = q_rows is None and q_len == tiling.padded_tokens
-    return mask
+    return ChosenTiles(pack_bits(tile_map), tiling, most, q_rows, query_tiles).mask()
 
 
 def _to_map(num: Tensor, indices: Tensor, width: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flexsparse.choice.block_mask import TileBlockMask, mask_of_bits
+from flexsparse.choice.block_mask import ChosenTiles
 from flexsparse.choice.selection import pack_bits
 from flexsparse.tiling import VideoTiling
 
@@ -50,7 +50,7 @@ def with_text_queries(
     return torch.cat((bits, everything[:, None, None].expand(*shape)), -2)
 
 
-def mask_of_choice(
+def with_text(
     bits: Tensor,
     tiling: VideoTiling,
     most: int,
@@ -59,23 +59,23 @@ def mask_of_choice(
     query_tiles: int = 1,
     text_lengths: Tensor | None = None,
     of_video: bool = False,
-) -> TileBlockMask:
-    """The BlockMask of the video's choice of at most ``most`` of its tiles, with the text added.
+) -> ChosenTiles:
+    """The video's choice of at most ``most`` of its tiles, with the text added.
 
     Args:
         bits: int32 ``[B, H, blocks, ceil(num_tiles / 32)]``, as ``choose_tiles`` returns them.
-        q_rows, query_tiles, text_lengths: as in :func:`flexsparse.choice.block_mask.mask_of_bits`.
+        q_rows, query_tiles, text_lengths: as in ChosenTiles.
         of_video: leave out the text's queries. FlexAttention's lists have one width for all rows,
             and theirs hold all tiles: without them lists stay as narrow as the choice.
     """
     options: Any = dict(q_rows=q_rows, query_tiles=query_tiles)
     if not tiling.text:
-        return mask_of_bits(bits, tiling, most=most, **options)
+        return ChosenTiles(bits, tiling, most, **options)
     bits = with_text_keys(bits, tiling, text_lengths)
     options |= dict(text_lengths=text_lengths)
     if of_video:
         most += tiling.text_tiles
-        return mask_of_bits(bits, tiling, most=most, queries="video", **options)
+        return ChosenTiles(bits, tiling, most, queries="video", **options)
     if tiling.num_tiles % query_tiles:
         raise ValueError(
             f"query_tiles={query_tiles} does not divide the {tiling.num_tiles} tiles of the video, "
@@ -84,16 +84,16 @@ def mask_of_choice(
         )
     q_block = query_tiles * (tiling.rows if q_rows is None else q_rows)
     bits = with_text_queries(bits, tiling, text_lengths, q_block)
-    return mask_of_bits(bits, tiling, **options)
+    return ChosenTiles(bits, tiling, **options)
 
 
-def mask_of_text(
+def text_to_all(
     tiling: VideoTiling, text_lengths: Tensor | None, device: torch.device
-) -> TileBlockMask:
-    """The BlockMask of the text's queries, ``text_tiles * rows`` of them, to all tokens."""
+) -> ChosenTiles:
+    """All tiles, for the text's queries, ``text_tiles * rows`` of them."""
     everything = _bits_of_text(tiling, text_lengths, device, video=True)[:, None, None]
     bits = everything.expand(-1, 1, tiling.text_tiles, -1).contiguous()
-    return mask_of_bits(bits, tiling, text_lengths=text_lengths, queries="text")
+    return ChosenTiles(bits, tiling, text_lengths=text_lengths, queries="text")
 
 
 def zero_text_padding(x: Tensor, tiling: VideoTiling, text_lengths: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask, 
 from torch.nn.attention.flex_attention import flex_attention as torch_flex_attention
 
 from flexsparse.checks import as_autocast, check_alike, check_heads
-from flexsparse.choice.block_mask import TileBlockMask, mask_of_bits
+from flexsparse.choice.block_mask import ChosenTiles, TileBlockMask
 from flexsparse.choice.lists import has_partial_tiles
 from flexsparse.derivatives import has_tangent, refuse_tangents
 from flexsparse.engines import kernel_options as configs
@@ -96,7 +96,7 @@ def attend_zeroed(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    block_mask: TileBlockMask,
+    chosen: ChosenTiles,
     *,
     enable_gqa: bool = False,
     kernel_options: Any = None,
@@ -108,13 +108,17 @@ def attend_zeroed(
     On CUDA q is multiplied by :func:`query_factor`, rather than each score: here, which
     ``torch.compile`` fuses into what writes q, unless what has written it did so (``factor``).
     """
-    _check(query, key, value, block_mask, enable_gqa)
+    of_bits = _keeps_bits(query, key, value, kernel_options)  # then that graph makes the lists
+    mask = chosen if of_bits else chosen.mask()
+    _check(query, key, value, mask, enable_gqa)
     scale = None
     if query.is_cuda:
         if factor == 1:
             query = query * query_factor(query, key, value, kernel_options)
-        scale, kernel_options = configs.folded_scale(_trains(query, key, value), kernel_options)
-    given = None, block_mask, scale, enable_gqa, kernel_options, None
+        scale, kernel_options = configs.folded_scale(
+            query.shape[-1], _trains(query, key, value), kernel_options
+        )
+    given = None, mask, scale, enable_gqa, kernel_options, None
     return _attention(query, key, value, *given)[0]
 
 
@@ -123,7 +127,7 @@ def query_factor(query: Tensor, key: Tensor, value: Tensor, kernel_options: Any 
     what is left of ``1 / sqrt(D)``; 1 on CPU, whose operator takes the scale itself."""
     if not query.is_cuda:
         return 1.0
-    scale, _ = configs.folded_scale(_trains(query, key, value), kernel_options)
+    scale, _ = configs.folded_scale(query.shape[-1], _trains(query, key, value), kernel_options)
     return 1 / (math.sqrt(query.shape[-1]) * scale)
 
 
@@ -132,7 +136,7 @@ def _attention(
     key: Tensor,
     value: Tensor,
     score_mod: Any,
-    block_mask: BlockMask | None,
+    block_mask: BlockMask | ChosenTiles | None,
     scale: float | None,
     enable_gqa: bool,
     kernel_options: Any,
@@ -147,6 +151,7 @@ def _attention(
     engine = (kernel_options or {}).get("BACKEND", "AUTO")
     if engine != "AUTO":
         raise ValueError(f"BACKEND={engine!r} is an engine for CUDA; the tensors are on a CPU")
+    assert not isinstance(block_mask, ChosenTiles), "whose lists are made in CUDA's graph"
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if score_mod is None and not (aux is not None and aux.max_scores):
         return _cpu_attention(query, key, value, block_mask, scale)
@@ -160,8 +165,10 @@ def _attention(
     return score_mod_attention(query, key, value, *given)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, gqa: bool) -> None:
-    if isinstance(mask, TileBlockMask) and mask.tiling is not None:
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | ChosenTiles | None, gqa: bool
+) -> None:
+    if isinstance(mask, TileBlockMask | ChosenTiles) and mask.tiling is not None:
         tiled = {"query": q} if mask.all_queries else {}
         for name, x in {**tiled, "key": k, "value": v}.items():
             mask.tiling.check_tiled(x, name)
@@ -178,12 +185,14 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, gqa: bool) -
             f"query and key have {q.shape[-2]} and {k.shape[-2]} rows; the block mask is for "
             f"{mask.seq_lengths[0]} and {mask.seq_lengths[1]}: make it for these lengths"
         )
-    if mask.kv_num_blocks.device != q.device:
-        raise ValueError(f"the block mask is on {mask.kv_num_blocks.device}, query on {q.device}")
-    for size, due, what in zip(mask.kv_num_blocks.shape, q.shape, ("batch", "heads")):
+    rows = mask.bits if isinstance(mask, ChosenTiles) else mask.kv_num_blocks
+    if rows.device != q.device:
+        raise ValueError(f"the block mask is on {rows.device}, query on {q.device}")
+    for size, due, what in zip(rows.shape, q.shape, ("batch", "heads")):
         if size not in (1, due):
             raise ValueError(f"the block mask has {what} {size}, query {due}: give it 1 or {due}")
-    if _trains(q, k, v) and q.is_cuda and mask.q_indices is None:
+    has_lists = isinstance(mask, ChosenTiles) or mask.q_indices is not None
+    if _trains(q, k, v) and q.is_cuda and not has_lists:
         raise ValueError(
             "the block mask has no query-side lists, which the backward reads: it was built under "
             "no_grad; build it with gradients enabled (none flows through it)"
@@ -194,13 +203,15 @@ def _trains(*inputs: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
-def _attend_to_bits(
-    q: Tensor, k: Tensor, v: Tensor, made_of: dict[str, Any], **options: Any
-) -> Any:
+def _keeps_bits(q: Tensor, k: Tensor, v: Tensor, kernel_options: Any) -> bool:
+    """Whether :func:`_attend_to_bits` is for this call: eager code that trains on CUDA."""
+    of_triton = q.is_cuda and (kernel_options or {}).get("BACKEND") != "FLASH"
+    return of_triton and not torch.compiler.is_compiling() and _trains(q, k, v)
+
+
+def _attend_to_bits(q: Tensor, k: Tensor, v: Tensor, chosen: ChosenTiles, **options: Any) -> Any:
     """Compiled, this keeps the bits of a choice for the backward, a thirtieth of its lists."""
-    return torch_flex_attention(
-        q, k, v, block_mask=mask_of_bits(**made_of).within_tiles(), **options
-    )
+    return torch_flex_attention(q, k, v, block_mask=chosen.mask().within_tiles(), **options)
 
 
 _compiled_flex_attention = torch.compile(torch_flex_attention, dynamic=False, fullgraph=True)
@@ -212,18 +223,20 @@ def _torch_attention(
     k: Tensor,
     v: Tensor,
     score_mod: Any,
-    mask: BlockMask | None,
+    mask: BlockMask | ChosenTiles | None,
     scale: float | None,
     enable_gqa: bool,
     kernel_options: Any,
     aux: AuxRequest | None,
 ) -> tuple[Tensor, Any]:
-    made_of = None
     if q.is_cuda and (kernel_options or {}).get("BACKEND") == "FLASH":
+        assert not isinstance(mask, ChosenTiles)
         configs.check_flash(q, mask, _trains(q, k, v))  # and keeps the whole mask_mod
-    elif isinstance(mask, TileBlockMask) and mask.tiling is not None and q.is_cuda:
+    elif isinstance(mask, TileBlockMask | ChosenTiles) and mask.tiling is not None and q.is_cuda:
+        of_bits = _keeps_bits(q, k, v, kernel_options)
         kernel_options = configs.options_for(q, mask, kernel_options or {}, score_mod is not None)
-        made_of, mask = mask.made_of, mask.within_tiles()
+        if isinstance(mask, TileBlockMask):
+            mask = mask.made_of if of_bits else mask.within_tiles()
     options: dict[str, Any] = dict(
         score_mod=score_mod,
         scale=scale,
@@ -231,12 +244,12 @@ def _torch_attention(
         kernel_options=kernel_options,
         return_aux=aux,
     )
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not isinstance(mask, ChosenTiles):
         result = torch_flex_attention(q, k, v, block_mask=mask, **options)
     else:
         with torch._dynamo.config.patch(recompile_limit=_RECOMPILE_LIMIT):
-            if made_of is not None and _trains(q, k, v):
-                result = _compiled_attend_to_bits(q, k, v, made_of, **options)
+            if isinstance(mask, ChosenTiles):
+                result = _compiled_attend_to_bits(q, k, v, mask, **options)
             else:
                 result = _compiled_flex_attention(q, k, v, block_mask=mask, **options)
     return result if aux is not None else (result, None)

@@ -63,8 +63,8 @@ ALL = AMPERE + HOPPER + BLACKWELL
 
 # fmt: off
 FORWARD: list[Row[Forward]] = [
-    Row(HOPPER, 64, 128, 64, Forward(128, 64, 3, 8),
-        "two warpgroups of 64 rows share each key tile; two blocks to an SM"),
+    Row(HOPPER, 64, 128, 64, Forward(128, 64, 3, 4),
+        "a warp of 32 rows issues less for each score than two of 16; two blocks to an SM"),
     Row(HOPPER, 64, 64, 64, Forward(64, 64, 3, 4),
         "wgmma wants 64 rows for a warpgroup; three blocks to an SM overlap softmax and products"),
     Row(HOPPER, 128, 128, 64, Forward(128, 64, 3, 8),
@@ -77,7 +77,7 @@ FORWARD: list[Row[Forward]] = [
     Row(AMPERE, 128, 128, 64, Forward(128, 64, 2, 8), "a third stage leaves room for one block"),
     Row(AMPERE, 128, 64, 64, Forward(64, 64, 2, 8), "four warps spill where tiles are ragged"),
     Row(BLACKWELL, 32, 32, 64, Forward(32, 64, 3, 8), "four warps spill"),
-    Row(BLACKWELL, 64, 128, 64, Forward(128, 64, 3, 8), "as on Hopper"),
+    Row(BLACKWELL, 64, 128, 64, Forward(128, 64, 3, 8), "as for D = 128"),
     Row(BLACKWELL, 64, 64, 64, Forward(64, 64, 3, 8), "four warps spill where tiles are ragged"),
     Row(BLACKWELL, 128, 128, 64, Forward(128, 64, 3, 8), "torch's own for D = 128"),
     Row(BLACKWELL, 128, 64, 64, Forward(64, 64, 2, 4), "a third stage spills"),

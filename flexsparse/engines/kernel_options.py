@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
+from flexsparse.choice.block_mask import ChosenTiles
 from flexsparse.engines.kernel_configs import backward_config, forward_config
 
 PROVEN = "2.11", "2.15"
@@ -32,7 +33,7 @@ TAKES_OPTIONS = release(torch.__version__) >= (2, 14)
 
 
 def options_for(
-    q: Tensor, mask: BlockMask, given: dict[str, Any], has_score_mod: bool
+    q: Tensor, mask: BlockMask | ChosenTiles, given: dict[str, Any], has_score_mod: bool
 ) -> dict[str, Any]:
     """Kernel options of attention of ``q`` under a mask of tiles; what is ``given`` goes first."""
     lengths, blocks = mask.seq_lengths, mask.BLOCK_SIZE
@@ -50,7 +51,9 @@ def options_for(
     return {**known, **given}
 
 
-def folded_scale(trains: bool, given: dict[str, Any] | None) -> tuple[float, dict[str, Any]]:
+def folded_scale(
+    head_dim: int, trains: bool, given: dict[str, Any] | None
+) -> tuple[float, dict[str, Any]]:
     """The ``scale`` and options with which loops multiply scores least, where q was multiplied by
     the rest of ``1 / sqrt(D)`` before.
 
@@ -58,10 +61,11 @@ def folded_scale(trains: bool, given: dict[str, Any] | None) -> tuple[float, dic
     ``PRESCALE_QK`` takes it out of the forward's loop, too, but multiplies q by ln 2 and log2(e)
     in q's dtype, with a rounding for each; a backward multiplies k so in one of its loops, rounds
     other numbers than the forward has rounded, and makes of large logits a softmax that does not
-    add up to 1. Therefore it is for no_grad alone.
+    add up to 1. Therefore it is for no_grad alone. With head dims up to 64 it makes ptxas serialise
+    the products of Hopper's tensor cores (C7515; seen: Triton 3.6 to 3.9): not there.
     """
     given = given or {}
-    if trains or given.get("BACKEND") == "FLASH":
+    if trains or head_dim <= 64 or given.get("BACKEND") == "FLASH":
         return 1.0, given
     return math.log(2), {"PRESCALE_QK": True, **given}
 

@@ -161,6 +161,7 @@ def test_products_that_two_warpgroups_both_make_count_twice():
     assert twice[0] == once[0]
     queries_of_a_tile = SETTING.tiling.padded_tokens / 8
     assert once[1].used.tensor == queries_of_a_tile / 64 * (16 * 16 + 8 * 32)
+    assert [x.issued for x in once] == [20, 48]  # by two warpgroups: of 2 tiles, and of one
     with pytest.raises(RuntimeError, match="products in place of"):
         _flex_backward(flex([product(32, 4), dq], 8, **sizes), layer(0.125))
 
@@ -195,6 +196,32 @@ def test_what_is_measured_finds_its_bound(tmp_path):
     assert known.least_ms("b", "vsa 87.5% x2", "forward", tmp_path) is None
     assert known.shown(case, "vsa 87.5% x2", "forward", 4.5, tmp_path) == "  bound 2.250 ms, x2.00"
     assert known.shown("b", "vsa 87.5% x2", "forward", 4.5, tmp_path) == ""
+
+
+def test_the_first_run_of_a_layer_stands_beside_the_last(tmp_path):
+    flex, names = "triton_tem_fused_flex_attention", ("issue", "half-rate units", "shared memory")
+    for issued in (436, 410, 404):
+        for graph, kernel, cycles in (
+            ("forward", flex, issued * 1000),
+            ("forward", "_select", 5000 + issued),
+            ("backward", f"{flex}_backward", 2000 * issued),
+        ):
+            figures = dict(registers=255, bound_ms=2.0, apart_ms=2.5, issued=[issued])
+            figures["cycles"] = dict.fromkeys(names, cycles)
+            key = dict(case="a", method="vsa 87.5% x1", graph=graph, kernel=kernel)
+            append("bounds", {**key, **figures}, tmp_path)
+    *_, forward, backward = known.changes(tmp_path, "a").splitlines()
+    cells = ["436 to 404", "255 to 255", *["436 to 404"] * 3, "2.00 to 2.00", "2.50 to 2.50"]
+    assert forward == f"| {' | '.join(['vsa 87.5% x1', 'FlexAttention, forward', *cells])} |"
+    assert "FlexAttention, backward | 436 to 404 |" in backward
+    assert len(known.changes(tmp_path, "a").splitlines()) == 4, "what has not changed is left out"
+
+
+def test_what_an_older_commit_searched_is_not_shown_beside_the_last(tmp_path):
+    for commit, config in (("a", 1), ("a", 2), ("b", 2), ("b", 3), ("b", 3)):
+        row = dict(case="a", search="forward", query_tiles=1, config=[config], commit=commit)
+        append("bounds", row, tmp_path)
+    assert [row["config"] for row in known.searches(tmp_path)] == [[2], [3]]
 
 
 def test_no_bound_of_the_results_is_more_than_peak_or_than_apart():
