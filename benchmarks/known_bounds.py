@@ -132,7 +132,9 @@ def changes(results: Path = RESULTS, case: str = "153k-12x128") -> str:
             if name.startswith("pointwise") or 0.98 < ratio < 1.02:
                 continue
             pairs = [[_issued(x), x["registers"], *_thousands(x), *_ms(x)] for x in (old, row)]
-            lines.append([row["method"], name, *(f"{a} to {b}" for a, b in zip(*pairs))])
+            lines.append(
+                [row["method"], name, *(f"{a} to {b}" if a != b else a for a, b in zip(*pairs))]
+            )
     return markdown(head, lines)
 
 
