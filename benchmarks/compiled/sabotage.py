@@ -57,7 +57,8 @@ SABOTAGES = {
     ),
     # its keys are rounded otherwise than the forward's queries
     "a backward that scales before the product": Sabotage(
-        "vsa_large_logits", (("flexsparse/engines/kernel_options.py", "if trains or ", "if "),)
+        "vsa_padded_large_logits_pairs_d128",
+        (("flexsparse/engines/kernel_options.py", "if trains or ", "if "),),
     ),
     # torch 2.13's have 17, and from 2.14 on nothing looks for them
     "BlockMasks of thirteen entries": Sabotage(
