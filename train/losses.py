@@ -44,13 +44,14 @@ class VelocityDistillation:
     trained on teach it something else besides (SpargeAttention2, arXiv 2602.13515, has that as its
     reason to distil). The teacher is the model itself, without gates and LoRA's adapters, at no
     memory of its own: one more forward pass, with no gradient. With LoRA it stays what it was; else
-    it moves with the weights, and a weight below 1 lets the clips hold it.
+    it moves with the weights, and only the clips hold it: with a weight of 1 both ran away together
+    where this was tried (docs/evidence.md, recurring content).
 
     Args:
         weight: of the teacher's velocity; the rest, up to 1, is of flow matching's own.
     """
 
-    weight: float = 1.0
+    weight: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.weight <= 1:

@@ -4,10 +4,10 @@
 
 Trains a dense model on recurring content for `steps`, then goes on from its weights for as many:
 dense, and with the targets of VSA and BSA, each at once and by its schedule (the target is reached
-after half of the steps), with flow matching's loss and with distillation from its own dense
-velocity. Measures, of the target's choice before the first step, at half of the steps and at the
-end, which share of dense attention's weight the chosen tiles hold, and how many of them hold
-copies. "Before" of "at once" is sparse attention without any training. Appends rows to
+after half of the steps), with flow matching's loss, with distillation from its own dense velocity,
+and with half of each. Measures, of the target's choice before the first step, at half of the steps
+and at the end, which share of dense attention's weight the chosen tiles hold, and how many of them
+hold copies. "Before" of "at once" is sparse attention without any training. Appends rows to
 ``benchmarks/results/evidence.jsonl``; what is there is not trained again.
 """
 
@@ -33,6 +33,11 @@ from train.losses import VelocityDistillation
 from train.sparsity.schedules import Constant
 
 EXPERIMENT, TIME, CLIPS = "copies adaptation", 0.3, 4
+LOSSES = {
+    "": None,
+    ", half distilled": VelocityDistillation(weight=0.5),
+    ", distilled": VelocityDistillation(weight=1),
+}
 
 
 @torch.no_grad()
@@ -73,9 +78,9 @@ def main(argv: list[str] | None = None) -> int:
     after = [Run(name="dense on", attention=Dense(), initial=start, **common)]
     for name, target in targets.items():
         for how, schedule in {"at once": Constant(), "by schedule": schedules[name]}.items():
-            for loss in (None, VelocityDistillation()):
+            for taught, loss in LOSSES.items():
                 run = Run(
-                    name=f"{name} {how}" + (", distilled" if loss else ""),
+                    name=f"{name} {how}{taught}",
                     attention=target,
                     schedule=schedule,
                     initial=start,

@@ -10,6 +10,7 @@ from statistics import mean, stdev
 import numpy as np
 
 from benchmarks.evidence.copies import FOUR, MAIN, METHODS, SCALES, TASKS
+from benchmarks.evidence.copies_adaptation import LOSSES
 from benchmarks.evidence.pictures import NONE, named, shown
 from benchmarks.record import Row, markdown, read
 from flexsparse import VideoTiling
@@ -165,6 +166,7 @@ def adaptation(results: Path, images: Path) -> str:
         return NONE
     task, steps = rows[-1]["data"], rows[-1]["steps"]
     mine = _last([row for row in rows if (row["data"], row["steps"]) == (task, steps)])
+    mine.sort(key=lambda row: list(LOSSES).index("".join(row["name"].partition(",")[1:])))
     lines = []
     for row in [row for row in mine if row["name"] != "dense before"]:
         curve = row["validation"]

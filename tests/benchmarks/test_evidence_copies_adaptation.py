@@ -24,14 +24,15 @@ def asked(monkeypatch, tmp_path):
     return asked
 
 
-def test_each_target_comes_at_once_and_by_schedule_with_both_losses(asked):
+def test_each_target_comes_at_once_and_by_schedule_with_each_loss(asked):
     (base,), (dense, *after) = asked
     assert base.initial is None and dense.name == "dense on"
-    assert len({(r.attention, r.schedule, r.loss) for r in after}) == len(after) == 8
+    assert len({(r.attention, r.schedule, r.loss) for r in after}) == len(after) == 12
     tiling = CPU.methods["vsa"].tiling(CPU.model.grid)
     for run in after:
-        distilled = run.name.endswith("distilled")
-        assert run.loss == (VelocityDistillation() if distilled else FlowLoss())
+        taught = run.name.partition(",")[2]
+        weight = {" distilled": 1, " half distilled": 0.5}.get(taught)
+        assert run.loss == (VelocityDistillation(weight) if weight else FlowLoss())
         target = run.attention.top_k_for(tiling)
         tiles = [run.schedule.tiles(step, tiling.num_tiles, target) for step in (0, 120, 240)]
         assert tiles == [None if "schedule" in run.name else target, target, target]
