@@ -21,6 +21,7 @@ from flexsparse.vsa import vsa_tile_map
 grids = st.tuples(st.integers(1, 4), st.integers(2, 6), st.integers(2, 7))
 diffusers.utils.logging.set_verbosity_error()  # it says of every cast which modules it keeps
 families = pytest.mark.parametrize("name", SMALL)
+FEW = 64
 EVERYTHING = [VSA(sparsity=0.0), VSA(top_k=10**6, tile=(2, 3, 4)), BSA(keep=1.0, kv=Mass(1))]
 
 
@@ -46,6 +47,16 @@ def recomputed():
     return mock.patch("torch.nn.functional.scaled_dot_product_attention", attend)
 
 
+def joined(results, exact):
+    """bf16 results of few numbers as one, each brought to about 1 by a power of two: the error of
+    sixteen numbers is small by luck at times, in plain PyTorch as in ours. (fp32 holds each.)"""
+    few = [number for number, x in enumerate(exact) if x.numel() <= FEW]
+    least = 2.0**-8 * max(x.square().mean().sqrt() for x in exact)
+    sizes = [exact[n].square().mean().sqrt().clamp_min(least).log2().round() for n in few]
+    together = [(results[n] / 2.0**size).flatten() for n, size in zip(few, sizes, strict=True)]
+    return [*(x for n, x in enumerate(results) if n not in few), torch.cat(together)]
+
+
 @families
 @settings(max_examples=4)
 @given(grids, seeds, st.sampled_from(EVERYTHING), st.sampled_from([torch.float32, torch.bfloat16]))
@@ -59,6 +70,9 @@ def test_with_all_tiles_a_model_is_the_dense_one(name, grid, seed, method, dtype
     found = with_gradients(model, batch)
     restore(model)
     exact = with_gradients(model.double(), batch)
+    if dtype == torch.bfloat16:
+        found, *plain = (joined(results, exact) for results in (found, *plain))
+        exact = joined(exact, exact)
     assert_accurate(found, plain, exact)
 
 
