@@ -16,9 +16,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed
 	$(BIN)/python -m train.demo
 
-# A process for each core, up to four; the tests of a file stay together, and files come in the
-# order of tests/conftest.py.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# The tests of a file stay together; how many processes, and which files come first: tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/installed
 	$(PYTEST)

@@ -53,6 +53,11 @@ SLOWEST = [
 ]
 
 
+def pytest_xdist_auto_num_workers():
+    """One more than there are cores, up to four: some tests wait for other processes."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
 def pytest_collection_finish():
     gc.freeze()  # what was imported stays: nobody looks for cycles in it again
 
