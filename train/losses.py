@@ -45,7 +45,7 @@ class VelocityDistillation:
     reason to distil). The teacher is the model itself, without gates and LoRA's adapters, at no
     memory of its own: one more forward pass, with no gradient. With LoRA it stays what it was; else
     it moves with the weights, and only the clips hold it: with a weight of 1 both ran away together
-    where this was tried (docs/evidence.md, recurring content).
+    where this was tried (docs/evidence.md, Adaptation).
 
     Args:
         weight: of the teacher's velocity; the rest, up to 1, is of flow matching's own.

@@ -96,7 +96,7 @@ def in_inductor() -> None:
     inductor.fx_graph_cache = False
     functorch.enable_autograd_cache = False
     functorch.force_non_lazy_backward_lowering = True  # no backward runs
-    gc.disable()  # an eighth of the time; what is left over goes with the process
+    gc.disable()  # a twelfth of the time; what is left over goes with the process
     gc.collect = lambda *_: 0  # type: ignore[method-assign]
     _analyse_a_kernel_once()
 

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.evidence.runs import Run, command, parser, side_by_side
 from benchmarks.evidence.scale import GPU, Scale
-from benchmarks.evidence.slots import OwnTileVSA, RandomVSA
+from benchmarks.evidence.slots import OwnTileVSA, RandomVSA, UngatedVSA, ZeroFillBSA
 from flexsparse import Mass, Neighbourhood, Scaled, TopK, VideoTiling
 from models.attention import BSA, VSA, Dense, Slot
 from train.data.copies.floors import copies_in
@@ -100,6 +100,9 @@ class CopiesScale(Scale):
             "vsa, flatter tiles": replace(vsa, tile=(t // 2, 2 * h, w)),
             "vsa, pairs": replace(vsa, query_tiles=2),
             **{f"bsa, keep {keep:g}": replace(bsa, keep=keep) for keep in (1.0, 0.75)},
+            "vsa, all tiles": replace(vsa, sparsity=0.0),
+            "vsa, no gates": UngatedVSA(sparsity=0.875, tile=tile),
+            "bsa, zeros for the pruned": ZeroFillBSA(sparsity=0.875, tile=tile),
             "bsa, no windows": replace(bsa, window=None),
             "bsa, top-k": replace(bsa, kv=Scaled(0.875, rule=TopK)),
             "bsa, mass 0.5": replace(bsa, kv=Mass(0.5)),
@@ -130,7 +133,8 @@ SCALES = {
     ),
 }
 TASKS, METHODS = list(SCALES["cpu"].tasks), list(SCALES["cpu"].methods)
-FOUR = METHODS[:4]  # tried on every task
+FOUR = METHODS[:4]
+EVERYWHERE = *FOUR, "neighbourhood"  # tried on every task
 MAIN = "shuffle", "shuffle, alike"  # tasks on which all are
 
 
@@ -163,7 +167,7 @@ def runs(scale: CopiesScale, tasks: list[str], methods: list[str], seeds: int) -
         for seed in range(seeds)
         for task in tasks
         for name in methods
-        if name in FOUR or task in MAIN
+        if name in EVERYWHERE or task in MAIN
     ]
 
 

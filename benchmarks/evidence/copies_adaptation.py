@@ -36,7 +36,7 @@ EXPERIMENT, TIME, CLIPS = "copies adaptation", 0.3, 4
 LOSSES = {
     "": None,
     ", half distilled": VelocityDistillation(weight=0.5),
-    ", distilled": VelocityDistillation(weight=1),
+    ", distilled": VelocityDistillation(weight=1.0),
 }
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, mode, stdev
 
 import numpy as np
 
-from benchmarks.evidence.copies import FOUR, MAIN, METHODS, SCALES, TASKS
+from benchmarks.evidence.copies import EVERYWHERE, FOUR, MAIN, METHODS, SCALES, TASKS
 from benchmarks.evidence.copies_adaptation import LOSSES
 from benchmarks.evidence.pictures import NONE, named, shown
 from benchmarks.record import Row, markdown, read
@@ -44,7 +44,7 @@ def copies(results: Path, images: Path) -> str:
     parts = []
     for scale in dict.fromkeys(row["scale"] for row in rows):
         of_scale = [row for row in rows if row["scale"] == scale]
-        steps = of_scale[-1]["steps"]
+        steps = mode(row["steps"] for row in of_scale)
         by_task = {
             task: [r for r in of_scale if r["data"] == task and r["steps"] == steps]
             for task in TASKS
@@ -106,19 +106,20 @@ def _table(rows: list[Row]) -> str:
 
 
 def _by_task(by_task: dict[str, list[Row]]) -> str:
-    """A line for each task, of the four methods that all have."""
+    """A line for each task, of the methods that all have."""
     lines = []
     for task, rows in by_task.items():
         line = [task, f"{rows[0]['tile_floor']:.3f}", f"{rows[0]['floor']:.3f}"]
-        for name in FOUR:
+        for name in EVERYWHERE:
             mine = [row for row in rows if row["name"] == name]
             shares = list(map(closed, mine))
             line.append(f"{mean(shares):.0%}{_interval(shares)}" if mine else "-")
         for name in ("vsa", "bsa"):
             right = zip(*(row["finds"] for row in rows if row["name"] == name))
             line.append(", ".join(f"{mean(layer):.0%}" for layer in right) or "-")
-        lines.append([*line, f"{mean(row['by_chance'] for row in rows):.0%}"])
-    head = ["task", "least loss of a tile by itself", "of everything", *map(named, FOUR)]
+        of_all = mean(row["by_chance"] for row in rows if row["name"] in FOUR)
+        lines.append([*line, f"{of_all:.0%}"])
+    head = ["task", "least loss of a tile by itself", "of everything", *map(named, EVERYWHERE)]
     head += ["tiles of VSA with copies, by layer", "of BSA", "of all tiles"]
     return markdown(head, lines)
 
@@ -164,7 +165,7 @@ def adaptation(results: Path, images: Path) -> str:
     rows = [row for row in read("evidence", results) if row["experiment"] == "copies adaptation"]
     if not any(row["name"] == "dense on" for row in rows):
         return NONE
-    task, steps = rows[-1]["data"], rows[-1]["steps"]
+    task, steps = mode((row["data"], row["steps"]) for row in rows)
     mine = _last([row for row in rows if (row["data"], row["steps"]) == (task, steps)])
     mine.sort(key=lambda row: list(LOSSES).index("".join(row["name"].partition(",")[1:])))
     lines = []

@@ -28,7 +28,6 @@ from train.records.run_dir import describe, leaves
 from train.sparsity.annealing import SparsityConfig
 from train.sparsity.attention_stats import attention_stats
 from train.sparsity.schedules import Constant, Schedule
-from train.titan import default_adamw
 from train.trainer import Trainer
 
 KEY = ("experiment", "scale", "data", "name", "seed", "steps", "config")
@@ -162,7 +161,9 @@ def config_of(run: Run, scale: Scale, steps: int, out: Path) -> Trainer.Config:
         config.training = replace(config.training, seed=run.seed + 1000)
         config.dataloader = replace(config.dataloader, seed=run.seed + 1000)
         config.checkpoint = replace(config.checkpoint, initial_load_path=str(run.initial))
-        config.optimizer = default_adamw(lr=scale.lr / 4)
+        (group,) = config.optimizer.param_groups
+        slower = replace(group, optimizer_kwargs={**group.optimizer_kwargs, "lr": scale.lr / 4})
+        config.optimizer = replace(config.optimizer, param_groups=[slower])
     return config
 
 

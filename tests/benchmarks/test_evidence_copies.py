@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.evidence import copies
-from benchmarks.evidence.copies import FOUR, METHODS, SCALES, TASKS, runs
+from benchmarks.evidence.copies import EVERYWHERE, FOUR, METHODS, SCALES, TASKS, runs
 from benchmarks.evidence.page import SECTIONS
 from benchmarks.evidence.runs import side_by_side
 from benchmarks.evidence.slots import RandomVSA
@@ -42,8 +42,8 @@ def test_every_attention_builds_for_the_grid(scale):
         tiling = slot.tiling(of.model.grid)
         slot.build(of.model.dim, of.model.heads, tiling), slot.top_k_for(tiling)
     assert len(set(of.methods.values())) == len(METHODS) and list(of.methods) == METHODS
-    more = len(METHODS) - len(FOUR)
-    assert len(runs(of, TASKS, METHODS, 1)) == len(FOUR) * len(TASKS) + 2 * more
+    more = len(METHODS) - len(EVERYWHERE)
+    assert len(runs(of, TASKS, METHODS, 1)) == len(EVERYWHERE) * len(TASKS) + 2 * more
 
 
 def test_what_counts_as_found():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.evidence.slots import OwnTileVSA
 from flexsparse import VideoTiling
 from models.attention import VSA
 from train.data.copies.clips import RecurringClips
@@ -17,6 +18,7 @@ from train.demo.recall_pictures import draw_looks
 
 CLIPS = RecurringClips(Opening().copies, 4, size=Opening().model.video)
 TILING = VideoTiling(CLIPS.grid, TILE)
+ONE = VSA(top_k=1, tile=TILE)
 TRUTH = copies_in(CLIPS.layout(0), TILING)[middle_of(TILING)] > 0
 
 
@@ -29,13 +31,14 @@ def test_a_new_model_finds_most_copies_and_every_head_is_counted():
     assert min(found.shares) > 0.8
 
 
-def test_layers_that_choose_nothing_have_no_share():
-    model = replace(Opening().model, attention=VSA(top_k=1, tile=TILE)).build()
+@pytest.mark.parametrize("slot, layers", [(OwnTileVSA(top_k=1, tile=TILE), 0), (ONE, 2)])
+def test_only_layers_that_choose_no_tile_but_their_own_have_no_share(slot, layers):
+    model = replace(Opening().model, attention=slot).build()
     with torch.no_grad():
         for block in model.layers.values():
             query, key, _ = block.self_attention.qkv.weight.chunk(3)
-            key.copy_(query)
-    assert found_by(model, CLIPS, TILING, time=0.1).shares == []
+            key.copy_(-query)  # whoever chooses chooses others
+    assert len(found_by(model, CLIPS, TILING, time=0.1).shares) == layers
 
 
 @pytest.mark.parametrize(

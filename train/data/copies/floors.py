@@ -25,7 +25,8 @@ class Floors:
     Attributes:
         patch: of a model whose tokens see themselves alone.
         tile: the tokens of their own tile.
-        others: their own tile, and so many others, of those that hold most of its copies.
+        others: their own tile, and so many others, of those that hold most of its copies; in one
+            layer, and no least loss where copies overlap.
         everything: the whole clip.
     """
 
