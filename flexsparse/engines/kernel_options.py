@@ -62,7 +62,8 @@ def folded_scale(
     in q's dtype, with a rounding for each; a backward multiplies k so in one of its loops, rounds
     other numbers than the forward has rounded, and makes of large logits a softmax that does not
     add up to 1. Therefore it is for no_grad alone. With head dims up to 64 it makes ptxas serialise
-    the products of Hopper's tensor cores (C7515; seen: Triton 3.6 and 3.8): not there.
+    the products of Hopper's tensor cores (C7515; seen: Triton 3.6 and 3.8): not there, nor, for
+    one rule, on other GPUs.
     """
     given = given or {}
     if trains or head_dim <= 64 or given.get("BACKEND") == "FLASH":
