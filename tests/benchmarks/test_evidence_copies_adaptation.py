@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.evidence import copies_adaptation
 from benchmarks.evidence.copies import SCALES
-from benchmarks.evidence.runs import leave, train_run
+from benchmarks.evidence.runs import config_of, leave, train_run
 from benchmarks.record import read
 from train.losses import FlowLoss, VelocityDistillation
 
@@ -37,6 +37,14 @@ def test_each_target_comes_at_once_and_by_schedule_with_each_loss(asked):
         tiles = [run.schedule.tiles(step, tiling.num_tiles, target) for step in (0, 120, 240)]
         assert tiles == [None if "schedule" in run.name else target, target, target]
         assert str(run.initial).endswith("step-240")
+
+
+def test_what_goes_on_is_trained_as_before_at_a_quarter_of_the_rate(asked, tmp_path):
+    before, after = (
+        config_of(run, CPU, 240, tmp_path).optimizer.param_groups[0].optimizer_kwargs
+        for run in (asked[0][0], asked[1][1])
+    )
+    assert after == before | dict(lr=before["lr"] / 4) and before["weight_decay"] == 0
 
 
 def test_recall_is_measured_before_halfway_and_at_the_end(asked, tmp_path):
