@@ -5,6 +5,7 @@ come first, so that none of them is left for one process when the others are don
 
 A process has one thread: with more, sums of one model are not the same bits in every call. Python
 looks for cycles less often: the many objects of compilers had it do so for a sixth of their time.
+Programs of all of its tests count towards one limit, whichever files it gets.
 """
 
 import gc
@@ -28,6 +29,7 @@ if not torch.cuda.is_available():
 
         quicken()
 gc.set_threshold(10_000, 20, 20)
+torch._dynamo.config.recompile_limit = 64
 
 settings.register_profile(
     "flexsparse", deadline=None, max_examples=50, derandomize="CI" in os.environ

@@ -15,11 +15,8 @@ diffusers.utils.logging.set_verbosity_error()  # it says of every cast which mod
 GRIDS = (2, 4, 5), (2, 6, 7)
 SPARSE = VSA(sparsity=0.5, tile=None)
 MORE = "mochi", "cosmos3", "anyflow", "helios"  # each in ways of its own
-# programs of all models count towards one limit: each has the hook that asks for the grid
-many_programs = torch._dynamo.config.patch(recompile_limit=64)
 
 
-@many_programs
 def test_wan_compiles_as_a_whole_and_for_the_next_grid():
     small = SMALL["wan"]
     model = small.model(0)
@@ -47,7 +44,6 @@ def test_wan_compiles_as_a_whole_and_for_the_next_grid():
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )
-@many_programs
 def test_so_do_the_others(name, method, grids):
     """One layer of each kind, and one grid for the longest to trace, for time's sake."""
     small = SMALL[name]
@@ -70,7 +66,6 @@ def test_so_do_the_others(name, method, grids):
     assert not torch.equal(found[0], dense)
 
 
-@many_programs
 def test_a_packed_sequence_compiles_for_grids_of_as_many_tokens():
     """In two programs, since between them its position ids are read."""
     small = SMALL["minimax_h3"]
