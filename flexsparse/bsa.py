@@ -139,7 +139,7 @@ def bsa_attention(
         tiling.check_tiled(x, name)
     check_alike(q=q, k=k, v=v)
     check_text_lengths(text_lengths, tiling, q)
-    k, v = (tiling.zero_padding(x, text_lengths) for x in (k, v))  # once, for all that reads them
+    k, v = tiling.zero_each((k, v), text_lengths)  # once, for all that reads them
     if keep == 1:
         q = tiling.zero_padding(q, text_lengths)
     video = tiling.of_video

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -192,16 +193,19 @@ class VideoTiling:
 
     def boxes(self, device: torch.device | str | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """First token and size of the video's tiles, along T, H and W: int64 ``[num_tiles]``."""
-        return self._boxes(torch.arange(self.num_tiles, device=device))
+        tile = torch.arange(self.num_tiles, device=device)
+        start, sizes = self._boxes(tile)
+        return start, [torch.full_like(tile, x) if isinstance(x, int) else x for x in sizes]
 
-    def _boxes(self, tile: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The same of any tiles; past the last no meaning, but sizes of at least 1."""
+    def _boxes(self, tile: Tensor) -> tuple[list[Tensor], list[Tensor | int]]:
+        """The same of any tiles, with an int for a size that all have; past the last no meaning,
+        but sizes of at least 1."""
         grid_t, grid_h, grid_w = self.grid
         places = (tile // (grid_h * grid_w), tile // grid_w % grid_h, tile % grid_w)
         start = [place * size for place, size in zip(places, self.tile)]
         # no clamp: Inductor makes a Min of it, which it cannot take apart behind a cat
         sizes = [
-            torch.where(place == last - 1, v - (last - 1) * t, t)
+            torch.where(place == last - 1, v - (last - 1) * t, t) if v % t else t
             for place, last, v, t in zip(places, (grid_t, grid_h, grid_w), self.video, self.tile)
         ]
         return start, sizes
@@ -212,8 +216,9 @@ class VideoTiling:
         """Valid tokens of every tile, in its first rows: int32 ``[key_tiles]``, with
         ``text_lengths`` ``[B, key_tiles]``."""
         tile = torch.arange(self.key_tiles, device=device)
-        t, h, w = self._boxes(tile)[1]
-        counts = t * h * w
+        counts = math.prod(self._boxes(tile)[1])
+        if isinstance(counts, int):
+            counts = torch.full_like(tile, counts)
         if self.text:  # no cat: FlexAttention cannot capture what Inductor makes of one
             ends = self.text if text_lengths is None else text_lengths[:, None]
             left = ends - (tile - self.num_tiles) * self.rows
@@ -227,11 +232,8 @@ class VideoTiling:
     ) -> Tensor:
         """Which rows in memory hold a token: bool ``[padded_tokens]``, with ``text_lengths``
         ``[B, padded_tokens]``."""
-        index = self.layout(device).flatten()
-        if text_lengths is None:
-            return index > -1
-        end = math.prod(self.video) + text_lengths.long()
-        return (index > -1) & (index < end[:, None])
+        counts = self.counts(device, text_lengths)
+        return (torch.arange(self.rows, device=device) < counts[..., None]).flatten(-2)
 
     def to_tiles(self, x: Tensor) -> Tensor:
         """Raster ``[..., tokens, C]`` to tile-major ``[..., padded_tokens, C]``, zeros in padding.
@@ -261,10 +263,16 @@ class VideoTiling:
         The gradient is zero in padding as well. Without padding this is ``x`` itself. With
         ``text_lengths`` the first dimension of x is the batch.
         """
-        if text_lengths is None:
-            return torch.where(self.valid(x.device)[:, None], x, 0) if self.has_padding else x
-        valid = self.valid(x.device, text_lengths)
-        return torch.where(valid.view(len(valid), *(1,) * (x.dim() - 3), -1, 1), x, 0)
+        return self.zero_each([x], text_lengths)[0]
+
+    def zero_each(self, xs: Sequence[Tensor], text_lengths: Tensor | None = None) -> list[Tensor]:
+        """:meth:`zero_padding` of several tensors."""
+        if text_lengths is None and not self.has_padding:
+            return list(xs)
+        valid = self.valid(xs[0].device, text_lengths)[..., None]
+        if text_lengths is not None:  # one dimension of x for each of its batch, then all others
+            valid = valid.view(len(valid), *(1,) * (xs[0].dim() - 3), -1, 1)
+        return [torch.where(valid, x, 0) for x in xs]
 
     def spread(self, x: Tensor) -> Tensor:
         """A row for each tile, ``[..., key_tiles, C]``, to all of its tokens: tile-major ``[...,

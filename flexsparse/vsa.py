@@ -157,7 +157,7 @@ def vsa_attention(
     rule = None if top_k is None else as_rule(top_k, tiling)
     raw = q  # for pooling, which reads no padding: zeroed, q is written for attention alone
     if rule is not None:  # once, for all that reads them
-        q, k, v = (tiling.zero_padding(x, text_lengths) for x in (q, k, v))
+        q, k, v = tiling.zero_each((q, k, v), text_lengths)
     of_video = [video_rows(x, tiling) for x in (raw, k, v)]
     pooled = None if gate_coarse is None else pool_each(of_video, tiling.of_video)
     words = None

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from flexsparse.by_noise import ByNoise, band_of
-from flexsparse.permute import permute
+from flexsparse.permute import gather_rows, permute
 from flexsparse.slots import BSA, VSA
 from flexsparse.tiling import VideoTiling
 
@@ -308,8 +308,9 @@ def behind(x: Tensor, first: int, dim: int = 1) -> Tensor:
 
 def tile_rotary(table: tuple[Tensor, Tensor], tiling: VideoTiling) -> tuple[Tensor, Tensor]:
     """As :meth:`Call.rotary`, made anew, of cosines and sines ``[..., tokens, C]``."""
+    layout = tiling.layout(table[0].device).flatten()
     cos, sin = (
-        tiling.to_tiles(F.pad(x, (0, 0, 0, tiling.tokens - x.shape[-2]), value=of_text))
+        gather_rows(F.pad(x, (0, 0, 0, tiling.tokens - x.shape[-2]), value=of_text), layout)
         for x, of_text in zip(table, (1, 0))
     )
     return cos, sin

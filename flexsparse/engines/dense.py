@@ -49,7 +49,7 @@ def dense_attention(
     check_text_lengths(text_lengths, tiling, q)
     keys = None
     if text_lengths is not None:
-        q, k, v = (tiling.zero_padding(x, text_lengths) for x in (q, k, v))
+        q, k, v = tiling.zero_each((q, k, v), text_lengths)
         token = torch.arange(tiling.tokens, device=q.device)
         keys = (token < tiling.of_video.tokens + text_lengths[:, None])[:, None, None]
     if tiling.has_padding:

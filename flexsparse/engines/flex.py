@@ -80,7 +80,7 @@ def flex_attention(
     query, key, value = as_autocast(query, key, value)
     _check(query, key, value, block_mask, enable_gqa)
     if tiling is not None:
-        key, value = (tiling.zero_padding(x, lengths) for x in (key, value))
+        key, value = tiling.zero_each((key, value), lengths)
     if q_tiling is not None:
         query = q_tiling.zero_padding(query, lengths)
     given = score_mod, block_mask, scale, enable_gqa, kernel_options, aux
