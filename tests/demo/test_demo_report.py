@@ -27,7 +27,7 @@ BSA = replace(VSA, validation_loss=0.49, step_seconds=0.3, attention_seconds=0.1
 OPENED = Opened(
     loss=0.75,
     least=Floors(1.8, 1.25, {}, 0.5),
-    found=Found([0.66, 0.2], []),
+    found=Found([0.66, 0.2], [], 0.09),
     tiles=32,
     looks=3,
     right=2,

@@ -14,7 +14,7 @@ from flexsparse import VideoTiling
 from models.video_dit import VideoDiTConfig
 from train.data import VideoDataLoader
 from train.data.copies.clips import RecurringClips
-from train.data.copies.floors import Floors, copies_in, floors
+from train.data.copies.floors import Floors, copies_in, floors, mean_floors
 from train.data.copies.layouts import Copies
 from train.data.sources.open import open_clips
 from train.flow import FlowConfig, keyed_generator, shifted
@@ -79,15 +79,17 @@ def held_out(config: Trainer.Config) -> RecurringClips:
 
 
 def floors_of(config: Trainer.Config, tiling: VideoTiling, others: tuple[int, ...] = ()) -> Floors:
-    """Least losses at the noise levels of a config's validation, of the layout of its first clip.
-
-    Clips that lie otherwise have the same of everything, and nearly the same of a tile; what others
-    are worth differs where copies lie off the grid.
-    """
-    clips, count = held_out(config), config.validation.clips
-    flow = config.flow
+    """Least losses of a config's validation: the mean over its clips, each as it lies, at the noise
+    level at which it is met."""
+    loader: Any = config.dataloader.build(split="validation")
+    count, clips, flow = loader.keep(config.validation.clips), held_out(config), config.flow
     times = shifted((torch.arange(count) + 0.5) / count, flow.shift, flow.least, flow.most).tolist()
-    return floors(clips.copies, clips.layout(0), tiling, times, others)
+    return mean_floors(
+        [
+            floors(clips.copies, clips.layout(number), tiling, [time], others)
+            for number, time in zip(loader.kept.tolist(), times, strict=True)
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,12 @@ class Found:
         shares: by layer, of the tiles that it chose beside each tile's own, those that hold copies.
         heads: by layer, how many heads look at each tile from the tile in the middle of a clip, the
             first one.
+        of_all: of all tiles, the share that holds copies of a tile.
     """
 
     shares: list[float]
     heads: list[list[int]]
+    of_all: float
 
 
 @torch.no_grad()
@@ -111,15 +115,17 @@ def found_by(
     """Of `count` clips at a noise level; no shares of layers that choose no tile but their own."""
     shares: dict[int, list[float]] = {}
     heads: list[list[int]] = []
+    of_all = 0.0
 
     for number in range(count):
         truth = torch.from_numpy(copies_in(clips.layout(number), tiling)) > 0
+        of_all += truth.double().mean().item() / count
         for slot, tile_map in tile_maps(model, clips, number, time):
             if number == 0:
                 heads.append(tile_map[:, middle_of(tiling)].sum(0).tolist())
             if (tile_map & ~torch.eye(len(truth), dtype=torch.bool)).any():
                 shares.setdefault(slot, []).append(right_share(tile_map, truth))
-    return Found([sum(x) / len(x) for x in shares.values()], heads)
+    return Found([sum(x) / len(x) for x in shares.values()], heads, of_all)
 
 
 def tile_maps(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import mean
 
 import numpy as np
 import torch
@@ -73,6 +74,13 @@ def floors(
             count = sum(len(own) for own, _ in groups)
             found[name] += left / count / t**2 / len(times)
     return Floors(found["patch"], found["tile"], {k: found[k] for k in others}, found["everything"])
+
+
+def mean_floors(found: Sequence[Floors]) -> Floors:
+    """Of several clips."""
+    each = [(x.patch, x.tile, x.everything, *x.others.values()) for x in found]
+    patch, tile, everything, *others = map(mean, zip(*each, strict=True))
+    return Floors(patch, tile, dict(zip(found[0].others, others)), everything)
 
 
 def tiles_of(tiling: VideoTiling) -> list[np.ndarray]:
