@@ -9,7 +9,16 @@ from statistics import mean, mode, stdev
 
 import numpy as np
 
-from benchmarks.evidence.copies import EVERYWHERE, FOUR, MAIN, METHODS, SCALES, TASKS
+from benchmarks.evidence.copies import (
+    EVERYWHERE,
+    FOUR,
+    MAIN,
+    METHODS,
+    MIXED,
+    POOLS,
+    SCALES,
+    TASKS,
+)
 from benchmarks.evidence.copies_adaptation import LOSSES
 from benchmarks.evidence.pictures import NONE, named, shown
 from benchmarks.record import Row, markdown, read
@@ -50,14 +59,19 @@ def copies(results: Path, images: Path) -> str:
             for task in TASKS
         }
         by_task = {task: _last(mine) for task, mine in by_task.items() if mine}
-        row = of_scale[-1]
+        row = min(of_scale, key=lambda row: row["parameters"])  # without gates
         parts.append(
             f"{row['parameters'] / 1e6:.1f}M parameters, {row['tokens']:,} tokens a clip, "
             f"{steps:,} steps, on {row['device']}:"
         )
         for task in [task for task in MAIN if task in by_task]:
             parts.append(f"**{task}**: {_floors(by_task[task])}\n\n{_table(by_task[task])}")
-        parts.append(f"**Every task**, of the way to everything:\n\n{_by_task(by_task)}")
+        table = _by_task(by_task, EVERYWHERE, ["vsa", "bsa"])
+        parts.append(f"**Every task**, of the way to everything:\n\n{table}")
+        mixed = {task: by_task[task] for task in (MAIN[0], *MIXED) if task in by_task}
+        if len(mixed) > 1:
+            table = _by_task(mixed, ["dense", "vsa", *POOLS], ["vsa", *POOLS[:2]], [3, 7])
+            parts.append(f"**Tiles that hold parts of several contents**, likewise:\n\n{table}")
         image = images / f"evidence-{scale}.png"
         draw_losses(image, by_task)
         parts.append(shown(image))
@@ -105,22 +119,33 @@ def _table(rows: list[Row]) -> str:
     return markdown(head, lines)
 
 
-def _by_task(by_task: dict[str, list[Row]]) -> str:
-    """A line for each task, of the methods that all have."""
+def _by_task(
+    by_task: dict[str, list[Row]],
+    methods: Sequence[str],
+    chosen: Sequence[str],
+    more: Sequence[int] = (),
+) -> str:
+    """A line for each task, of `methods` that all have, and which tiles those `chosen` look at;
+    `more` are numbers of other tiles, of which the best are known."""
     lines = []
     for task, rows in by_task.items():
         line = [task, f"{rows[0]['tile_floor']:.3f}", f"{rows[0]['floor']:.3f}"]
-        for name in EVERYWHERE:
+        line += [f"{_share(rows[0], rows[0]['others_floor'][str(k)]):.0%}" for k in more]
+        for name in methods:
             mine = [row for row in rows if row["name"] == name]
             shares = list(map(closed, mine))
             line.append(f"{mean(shares):.0%}{_interval(shares)}" if mine else "-")
-        for name in ("vsa", "bsa"):
+        for name in chosen:
             right = zip(*(row["finds"] for row in rows if row["name"] == name))
             line.append(", ".join(f"{mean(layer):.0%}" for layer in right) or "-")
         of_all = mean(row["by_chance"] for row in rows if row["name"] in FOUR)
         lines.append([*line, f"{of_all:.0%}"])
-    head = ["task", "least loss of a tile by itself", "of everything", *map(named, EVERYWHERE)]
-    head += ["tiles of VSA with copies, by layer", "of BSA", "of all tiles"]
+    head = ["task", "least loss of a tile by itself", "of everything"]
+    head += [f"{k} other tiles at best" for k in more]
+    head += map(named, methods)
+    first, *others = map(named, chosen)
+    head += [f"tiles of {first} with copies, by layer"]
+    head += [f"of {name}" for name in (*others, "all tiles")]
     return markdown(head, lines)
 
 

@@ -7,16 +7,27 @@ from pathlib import Path
 import forked
 import pytest
 import torch
+from einops import rearrange
 
 from benchmarks.evidence import copies
-from benchmarks.evidence.copies import EVERYWHERE, FOUR, METHODS, SCALES, TASKS, runs
+from benchmarks.evidence.copies import (
+    EVERYWHERE,
+    FOUR,
+    METHODS,
+    MIXED,
+    POOLS,
+    SCALES,
+    TASKS,
+    runs,
+)
 from benchmarks.evidence.page import SECTIONS
 from benchmarks.evidence.runs import side_by_side
 from benchmarks.evidence.slots import RandomVSA
 from benchmarks.record import read
 from flexsparse import VideoTiling
-from train.data.copies.floors import copies_in
-from train.demo.recall import floors_of, held_out, right_share
+from models.attention import VSA, Dense
+from train.data.copies.floors import copies_in, tiles_of
+from train.demo.recall import floors_of, found_by, held_out, right_share
 
 CPU = SCALES["cpu"]
 
@@ -35,6 +46,52 @@ def test_every_task_can_be_drawn_and_has_copies_that_lie_in_other_tiles(task, sc
         assert found.everything < 0.97 * found.tile
 
 
+def wiener(x, t, tile):
+    """Of the velocity of the tokens of a tile, from them alone: what is left of its variance, 2."""
+    same = (x[tile, None] == x[tile]).all(-1).double()
+    own = torch.eye(len(tile), dtype=torch.float64)
+    across, noisy = t * own - (1 - t) * same, (1 - t) ** 2 * same + t**2 * own
+    return (2 - (across * torch.linalg.solve(noisy, across)).sum(0)).mean().item()
+
+
+@pytest.mark.parametrize("task", [*MIXED, "small objects"])
+def test_floors_are_those_of_the_clips_and_times_that_validation_meets(task, tiny, tmp_path):
+    """Contents are told by the pixels, and nothing else is known of the clips."""
+    config = SCALES["cpu"].trainer(Dense(), task, seed=1, steps=1, folder=tmp_path)
+    trainer = config.build()
+    times = []
+
+    def model(x, t, context):
+        times.extend(t.double().tolist())
+        return torch.zeros_like(x)
+
+    try:
+        trainer.validator.loss(model)
+    finally:
+        trainer.close()
+    clips = [video for batch in trainer.validator.batches for video in batch["video"]]
+    tiling = VideoTiling(held_out(config).grid, CPU.tile)
+    everything = VideoTiling(tiling.video, tiling.video)
+    tokens = [rearrange(x, "c t (h p) (w q) -> (t h w) (c p q)", p=4, q=4) for x in clips]
+    others = tiling.num_tiles - 1
+    found = floors_of(config, tiling, (1, others))
+    for seen, floor in ((tiling, found.tile), (everything, found.everything)):
+        due = [wiener(x, t, i) for x, t in zip(tokens, times, strict=True) for i in tiles_of(seen)]
+        assert floor == pytest.approx(sum(due) / len(due), rel=1e-5)  # times are fp32
+    assert found.others[others] == pytest.approx(found.everything)
+    assert found.everything < found.others[1] < found.tile <= found.patch * (1 + 1e-12)
+
+
+def test_the_share_of_all_tiles_that_hold_copies_is_that_of_the_clips_looked_at(tiny):
+    config = SCALES["cpu"].trainer(VSA(top_k=2, tile=CPU.tile), MIXED[0], seed=0, steps=1, folder=Path())
+    clips = held_out(config)
+    model = config.model.build()
+    tiling = model.tiling
+    truth = [(copies_in(clips.layout(number), tiling) > 0).mean() for number in range(3)]
+    assert found_by(model, clips, tiling, count=3).of_all == pytest.approx(sum(truth) / 3)
+    assert len(set(truth)) == 3
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_attention_builds_for_the_grid(scale):
     of = SCALES[scale]
@@ -43,7 +100,8 @@ def test_every_attention_builds_for_the_grid(scale):
         slot.build(of.model.dim, of.model.heads, tiling), slot.top_k_for(tiling)
     assert len(set(of.methods.values())) == len(METHODS) and list(of.methods) == METHODS
     more = len(METHODS) - len(EVERYWHERE)
-    assert len(runs(of, TASKS, METHODS, 1)) == len(EVERYWHERE) * len(TASKS) + 2 * more
+    every = len(EVERYWHERE) * len(TASKS) + len(POOLS) * len(MIXED) + 2 * more
+    assert len(runs(of, TASKS, METHODS, 1)) == every
 
 
 def test_what_counts_as_found():
