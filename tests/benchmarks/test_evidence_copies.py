@@ -83,7 +83,8 @@ def test_floors_are_those_of_the_clips_and_times_that_validation_meets(task, tin
 
 
 def test_the_share_of_all_tiles_that_hold_copies_is_that_of_the_clips_looked_at(tiny):
-    config = SCALES["cpu"].trainer(VSA(top_k=2, tile=CPU.tile), MIXED[0], seed=0, steps=1, folder=Path())
+    slot = VSA(top_k=2, tile=CPU.tile)
+    config = SCALES["cpu"].trainer(slot, MIXED[0], seed=0, steps=1, folder=Path())
     clips = held_out(config)
     model = config.model.build()
     tiling = model.tiling

@@ -3,6 +3,7 @@
 import json
 
 from benchmarks import report
+from benchmarks.evidence.copies import MIXED
 from benchmarks.evidence.page import SECTIONS
 from benchmarks.evidence.scale import METHODS
 
@@ -80,6 +81,26 @@ def test_the_page_is_what_the_results_make_of_it(tmp_path):
     assert report.render(text, report.evidence(tmp_path)) == text, "run benchmarks.report"
     for picture in tmp_path.glob("*.png"):
         assert (report.IMAGES / picture.name).is_file()
+
+
+def test_where_tiles_mix_contents_the_best_that_few_tiles_can_do_is_told(tmp_path):
+    floors = dict(patch_floor=2.0, tile_floor=2.0, floor=1.0, others_floor={"3": 1.5, "7": 1.25})
+    kind = floors | dict(experiment="copies", looks=[], by_chance=0.25)
+    rows = [
+        made_up(name=name, data=task, finds=[found] if found else [], **kind)
+        for task in ("shuffle", MIXED[1])
+        for name, found in (("its own tile", 0), ("dense", 0), ("vsa", 0.5), ("vsa, 8 tiles", 0.75))
+    ]
+    rows[-1]["parameters"] = 2_000_000
+    (tmp_path / "evidence.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    page = SECTIONS["copies"](tmp_path, tmp_path)
+    assert page.startswith("1.0M parameters"), "of those without gates"
+    _, _, mixed = page.partition("**Tiles that hold parts of several contents**")
+    line = "| 2.000 | 1.000 | 50% | 75% | 100% | 100% | - | 100% | - | 50% | - | 75% | 25% |"
+    assert f"| shuffle {line}" in mixed and f"| {MIXED[1]} {line}" in mixed
+    assert "tiles of VSA with copies, by layer | of VSA without its coarse stage |" in mixed
+    (tmp_path / "evidence.jsonl").write_text("\n".join(map(json.dumps, rows[:4])))
+    assert "Tiles that hold parts" not in SECTIONS["copies"](tmp_path, tmp_path)
 
 
 def test_adaptation_on_copies_is_told_before_halfway_and_at_the_end(tmp_path):

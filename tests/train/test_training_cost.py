@@ -15,6 +15,7 @@ from train.configs import wan
 from train.demo.model import PixelDiTConfig
 from train.demo.settings import CPU
 from train.flow import flow_loss
+from train.losses import VelocityDistillation, dense
 from train.plan.cost import attention_cost, other_cost
 from train.plan.trace import ON_CPU
 from train.records.metrics import Metrics
@@ -61,6 +62,21 @@ def test_it_is_what_torch_counts(kind):
     assert other_cost(config) + attention == every
     gates = with_attention(config, VSA(tile=(1, 2, 2), top_k=1))
     assert other_cost(gates) > other_cost(config)
+
+
+@pytest.mark.parametrize("kind", [lambda: tiny("unused"), adapted])
+def test_a_teacher_adds_a_dense_forward_pass_attention_included_without_gates(kind):
+    alone = kind()
+    distilled = replace(alone, loss=VelocityDistillation())
+    model = alone.model.build()
+    add_lora(model, alone.lora)
+    size, loader = alone.model, alone.dataloader
+    words = getattr(loader, "text_tokens", 0) or loader.context_tokens
+    x = torch.randn(1, getattr(size, "in_channels", 0) or size.channels, *size.video)
+    counter = FlopCounterMode(display=False, custom_mapping=ON_CPU)
+    with torch.no_grad(), dense(model), counter:
+        model(x, torch.rand(1), torch.randn(1, words, size.context_dim))
+    assert other_cost(distilled) - other_cost(alone) == counter.get_total_flops()
 
 
 def test_a_run_logs_it_whatever_its_batch_and_checkpointing(tmp_path):

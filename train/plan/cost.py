@@ -34,7 +34,8 @@ def attention_cost(model: nn.Module, top_k: float | None) -> dict[str, float]:
 
 def other_cost(config: Any) -> int | None:
     """FLOPs of all that training does for a clip but self-attention: forward, and backward to what
-    trains, without what checkpointing makes again; None if not known.
+    trains, without what checkpointing makes again; a teacher's pass with its attention; None if not
+    known.
 
     Counted on tensors without data, in a second for models of any size. Known for those whose
     config has what VideoDiTConfig has, or as `core` a config that multiplies the same.

@@ -27,7 +27,7 @@ from train.weights.lora import add_lora
 
 @dataclass(frozen=True)
 class Trace:
-    """Of one pass over a batch on one device, without self-attention's FLOPs.
+    """Of one pass over a batch on one device, without self-attention's FLOPs but a teacher's.
 
     Attributes:
         forward: FLOPs by part of a block (`self_attn`, `ffn`, ...), and of all outside the blocks.
