@@ -25,8 +25,8 @@ class PlannedAttention:
     ) -> Tensor:
         if getattr(self.slot, "dense", False):  # a teacher, who keeps nothing
             tokens = None if tiling is None else tiling.tokens
-            given = (y[:, :, :tokens] for y in (q, k, v))
-            F.scaled_dot_product_attention(*given)  # FLOPs beside those of the student's formula
+            whole, keys, values = (y[:, :, :tokens] for y in (q, k, v))
+            F.scaled_dot_product_attention(whole, keys, values)  # FLOPs beside the student's
             return torch.empty_like(q)
         gates = [linear(x) for linear in self.linears]
         extra = 0 if tiling is None else choice_bytes(self.slot, q.shape[0], q.shape[1], tiling)
