@@ -82,6 +82,19 @@ def test_floors_are_those_of_the_clips_and_times_that_validation_meets(task, tin
     assert found.everything < found.others[1] < found.tile <= found.patch * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("task", [task for task, x in CPU.tasks.items() if not x.alike])
+def test_recorded_floors_are_those_that_are_computed(task):
+    config = CPU.trainer(Dense(), task, seed=0, steps=1, folder=Path())
+    found = floors_of(config, VideoTiling(config.model.grid, CPU.tile), (1, 3, 7))
+    due = [found.patch, found.tile, found.everything, *found.others.values()]
+    rows = [row for row in read("evidence") if row["scale"] == CPU.name and row["data"] == task]
+    rows = [row for row in rows if row["experiment"] == "copies"]
+    assert len(rows) >= 3 * len(EVERYWHERE)
+    for row in rows:
+        told = [row[key] for key in ("patch_floor", "tile_floor", "floor")]
+        assert told + list(row["others_floor"].values()) == pytest.approx(due, abs=1e-5)
+
+
 def test_the_share_of_all_tiles_that_hold_copies_is_that_of_the_clips_looked_at(tiny):
     slot = VSA(top_k=2, tile=CPU.tile)
     config = SCALES["cpu"].trainer(slot, MIXED[0], seed=0, steps=1, folder=Path())
