@@ -43,8 +43,10 @@ def rows_of(setting: Setting, method: Method) -> Iterator[Row]:
         said = f"{setting.key} {method.name} gave {len(sources)} graphs in place of 2"
         raise RuntimeError(said) from error
     layer = layer_of(setting, method)
-    for graph, source in zip(GRAPHS, sources):
-        yield from _rows(source, layer, case=setting.key, method=method.name, graph=graph)
+    key = dict(case=setting.key, method=method.name)
+    found = [[*_rows(x, layer, **key, graph=graph)] for graph, x in zip(GRAPHS, sources)]
+    for rows in found:  # all or none: half a run would be counted as part of the next
+        yield from rows
 
 
 def _rows(source: str, layer: Layer, **key: str) -> Iterator[Row]:

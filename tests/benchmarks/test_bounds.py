@@ -3,10 +3,13 @@
 import pytest
 
 from benchmarks import known_bounds as known
+from benchmarks.bounds import layers
+from benchmarks.bounds.buffers import least_moved, sizes
 from benchmarks.bounds.launches import Code, Layer, _flex_backward, _flex_forward
 from benchmarks.bounds.model import H200, Launch, Program, bound, fit
 from benchmarks.bounds.sass import Counts, Instruction, Loop, count, own, read
-from benchmarks.gpu.cases import settings
+from benchmarks.compiled.capture import Graphs
+from benchmarks.gpu.cases import Method, settings
 from benchmarks.record import append
 
 LOOP = """
@@ -164,6 +167,44 @@ def test_products_that_two_warpgroups_both_make_count_twice():
     assert [x.issued for x in once] == [20, 48]  # by two warpgroups: of 2 tiles, and of one
     with pytest.raises(RuntimeError, match="products in place of"):
         _flex_backward(flex([product(32, 4), dq], 8, **sizes), layer(0.125))
+
+
+GRAPH = """
+    buf0 = empty_strided_cuda((2, 64, 128), (8192, 128, 1), torch.bfloat16)
+    buf1 = empty_strided_cuda((2, 1, 128), (128, 128, 1), torch.float32)
+    buf2 = buf0; del buf0  # reuse
+    buf3 = empty_strided_cuda((0, ), (1, ), torch.int32)
+    primals_1 = rand_strided((128,), (1,), device='cuda:0', dtype=torch.int32)
+"""
+
+
+def test_memory_is_moved_once_however_often_a_kernel_asks_for_it():
+    """Rows of buf1 are added to 64 rows each: in fp32 that is twice what buf2 has."""
+    known = sizes(GRAPH)
+    add, rest = 2 * 64 * 128 * 2, 2 * 128 * 4
+    assert known == dict(buf0=add, buf1=rest, buf2=add, buf3=0, primals_1=512)
+    text = "def kernel(in_out_ptr0, in_ptr0, xnumel, XBLOCK : tl.constexpr):"
+    assert least_moved("buf2, buf1, 16384", text, known) == 2 * add + rest
+    view = "reinterpret_tensor(buf2, (128, 128), (128, 1), 0), buf1, primals_1, 16384"
+    text = "def kernel(in_ptr0, in_ptr1, out_ptr0, xnumel, XBLOCK : tl.constexpr):"
+    assert least_moved(view, text, known) == add + rest + 512
+
+
+def test_a_layer_that_stops_half_way_leaves_no_rows(monkeypatch):
+    def rows(source, *_, **key):
+        yield key
+        if source == "broken":
+            raise RuntimeError("does not compile")
+
+    monkeypatch.setattr(layers, "_rows", rows)
+    monkeypatch.setattr(layers.capture, "graphs", lambda _: Graphs(["whole", second], None))
+    for second, count_ in (("broken", 0), ("whole", 2)):
+        found = []
+        try:
+            found.extend(layers.rows_of(SETTING, Method("dense_flex")))
+        except RuntimeError:
+            assert second == "broken"
+        assert len(found) == count_
 
 
 def write(folder, *rows):

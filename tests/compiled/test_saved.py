@@ -1,0 +1,50 @@
+"""What a compiled layer saves for its backward, at 75,600 tokens and 40 heads."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from cuda_build import needed
+
+from benchmarks.compiled.run import ROOT
+from benchmarks.gpu.cases import settings
+from benchmarks.gpu.list_memory import GOAL
+
+SETTING = next(x for x in settings() if x.key == "75k-40x128")
+TRACED = """
+import sys
+from benchmarks.compiled import pretend
+pretend.start(90)
+import json, re
+from benchmarks.bounds.buffers import sizes
+from benchmarks.compiled.capture import graphs
+from benchmarks.compiled.layers import long_case
+
+found = graphs(long_case(*json.loads(sys.argv[1])))
+if found.error:
+    raise found.error
+of_backward = found.sources[1].replace("empty_strided_cuda", "")
+print(json.dumps(sizes(of_backward)))
+"""
+
+
+@needed
+@pytest.mark.parametrize(("kind", "query_tiles", "kept"), [("vsa", 1, 1), ("bsa", 4, 0.5)])
+def test_beside_attentions_own_tensors_a_layer_saves_at_most_50_mb(kind, query_tiles, kept):
+    """And beside what the coarse stage of VSA saves: means of q, k and v, and its output."""
+    s = SETTING
+    given = json.dumps([s.video, s.tile, s.heads, kind, s.dim, query_tiles])
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-c", TRACED, given]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    saved = json.loads(done.stdout)
+    keys = 2 * s.heads * s.tiling.padded_tokens * s.dim
+    means = 4 * s.heads * s.tiling.num_tiles * s.dim
+    of_queries = round(keys * kept)
+    lse = of_queries // s.dim * 2
+    rest = [x for x in saved.values() if x not in (keys, of_queries, lse)]
+    coarse = 4 * means if kind == "vsa" else 0
+    assert coarse < sum(rest) <= GOAL + coarse
