@@ -193,19 +193,16 @@ class VideoTiling:
 
     def boxes(self, device: torch.device | str | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """First token and size of the video's tiles, along T, H and W: int64 ``[num_tiles]``."""
-        tile = torch.arange(self.num_tiles, device=device)
-        start, sizes = self._boxes(tile)
-        return start, [torch.full_like(tile, x) if isinstance(x, int) else x for x in sizes]
+        return self._boxes(torch.arange(self.num_tiles, device=device))
 
-    def _boxes(self, tile: Tensor) -> tuple[list[Tensor], list[Tensor | int]]:
-        """The same of any tiles, with an int for a size that all have; past the last no meaning,
-        but sizes of at least 1."""
+    def _boxes(self, tile: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The same of any tiles; past the last no meaning, but sizes of at least 1."""
         grid_t, grid_h, grid_w = self.grid
         places = (tile // (grid_h * grid_w), tile // grid_w % grid_h, tile % grid_w)
         start = [place * size for place, size in zip(places, self.tile)]
         # no clamp: Inductor makes a Min of it, which it cannot take apart behind a cat
         sizes = [
-            torch.where(place == last - 1, v - (last - 1) * t, t) if v % t else t
+            torch.where(place == last - 1, v - (last - 1) * t, t)
             for place, last, v, t in zip(places, (grid_t, grid_h, grid_w), self.video, self.tile)
         ]
         return start, sizes
@@ -216,9 +213,8 @@ class VideoTiling:
         """Valid tokens of every tile, in its first rows: int32 ``[key_tiles]``, with
         ``text_lengths`` ``[B, key_tiles]``."""
         tile = torch.arange(self.key_tiles, device=device)
-        counts = math.prod(self._boxes(tile)[1])
-        if isinstance(counts, int):
-            counts = torch.full_like(tile, counts)
+        t, h, w = self._boxes(tile)[1]
+        counts = t * h * w
         if self.text:  # no cat: FlexAttention cannot capture what Inductor makes of one
             ends = self.text if text_lengths is None else text_lengths[:, None]
             left = ends - (tile - self.num_tiles) * self.rows
