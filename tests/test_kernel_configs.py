@@ -185,12 +185,14 @@ def test_q_and_the_scale_make_up_one_over_sqrt_d_and_training_scales_no_q_in_ker
         (128, False, None, True),
         (64, False, None, False),  # or ptxas serialises products
         (128, False, {"BACKEND": "FLASH"}, False),
+        (128, True, {"BACKEND": "FLASH"}, False),
         (128, False, {"PRESCALE_QK": False}, False),
     ):
         q = SimpleNamespace(is_cuda=True, requires_grad=trains, shape=(1, 1, 64, dim))
         scale, options = kernel_options.folded_scale(dim, trains, said)
         factor = flex.query_factor(q, q, q, said)
         assert factor * scale * math.sqrt(dim) == pytest.approx(1, abs=1e-15)
+        assert said != {"BACKEND": "FLASH"} or factor == 1  # which would round q for nothing
         assert options.get("PRESCALE_QK", False) == prescales
         assert {**options, **(said or {})} == options
     assert flex.query_factor(torch.empty(1, 1, 64, 128), q, q) == 1

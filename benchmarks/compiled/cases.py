@@ -33,6 +33,11 @@ LAYERS: dict[str, Case] = {
         for shape in ("full64", "padded64", "ragged64")
         for dim in (64, 128)
     },
+    **{
+        f"vsa_{shape}_d{dim}_inference": vsa_case(shape, dim, False)
+        for shape in ("full64", "padded64")
+        for dim in (64, 128)
+    },
     "bsa_full64_d128_pairs": bsa_case("full64", 128, Threshold(8), query_tiles=4),
     "bsa_ragged64_d128_pairs": bsa_case("ragged64", 128, Threshold(8), query_tiles=4),
     "vsa_full64_d64_annealed": vsa_case("full64", 64, False, annealed=True),

@@ -145,6 +145,7 @@ def bsa(
     window: tuple[int, int, int],
     query_tiles: int = 1,
     logits: int = 1,
+    dim: int = 64,
 ) -> Problem:
     """Whole BSA: prune half of the queries, attend, restore."""
     choice: Any = dict(kv=rule, query_tiles=query_tiles)
@@ -164,7 +165,7 @@ def bsa(
 
         return compute
 
-    return Problem(tiling, layer, oracle, logits=logits)
+    return Problem(tiling, layer, oracle, dim=dim, logits=logits)
 
 
 def _vsa_oracle(
@@ -196,6 +197,8 @@ ROW = VideoTiling((4, 4, 18), (4, 4, 4))  # 5, the last of them ragged
 SMALL = VideoTiling((3, 4, 10), (2, 4, 4))  # 6 of 32 rows
 LARGE = VideoTiling((4, 5, 16), (4, 4, 8))  # 4 of 128 rows
 TEXT = VideoTiling((4, 5, 6), (4, 4, 4), 64, 70)  # 4, and 2 of text
+FULL_TEXT = VideoTiling((4, 4, 12), (4, 4, 4), 64, 70)  # 3 without padding, and 2
+PADDED_TEXT = VideoTiling((3, 5, 12), (3, 5, 4), 64, 70)  # 3 of 60 tokens, and 2
 PARTS = replace(TEXT, parts=(5, 65))  # 3 tiles of text in the coarse stage
 CUT = VideoTiling((3, 10, 6), (3, 5, 4))  # 4, of 60 or 30 tokens
 FIT, WAN, TILE = (2, 2, 2), (3, 5, 2), (3, 5, 4)  # windows
@@ -211,6 +214,8 @@ PROBLEMS: dict[str, Problem] = {
     "fine_128_rows": fine(LARGE),
     "vsa_text": vsa(TEXT),
     "vsa_text_of_two_lengths": vsa(TEXT, lengths=(5, 66)),
+    "vsa_full_text_of_two_lengths": vsa(FULL_TEXT, lengths=(5, 66)),
+    "vsa_padded_text": vsa(PADDED_TEXT),
     "vsa_text_parts_gated": vsa(PARTS, gates=2),
     "vsa_inference": vsa(FULL, trains=False),
     "vsa_inference_of_large_logits": vsa(FULL, trains=False, dim=128, logits=64),
@@ -224,6 +229,7 @@ PROBLEMS: dict[str, Problem] = {
     "bsa_cut_mass": bsa(CUT, Mass(0.8), TILE),
     "bsa_ragged_threshold_fours": bsa(RAGGED, Threshold(3), FIT, 4),
     "bsa_ragged_large_logits": bsa(RAGGED, TopK(3), FIT, logits=64),
+    "bsa_padded_large_logits_d128": bsa(PADDED, TopK(3), WAN, logits=16, dim=128),
     "bsa_text": bsa(TEXT, TopK(3), FIT),
     "torchs_full": literal(FULL),
     "torchs_ragged": literal(ROW),

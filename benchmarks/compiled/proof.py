@@ -41,7 +41,7 @@ PROOF = (
             *("vsa_ragged64_d128_gated_pairs", "vsa_text64_d128_gated"),
             "vsa_parts64_d128_gated",
             *("bsa_full64_d64_top", "bsa_padded64_d64_mass", "bsa_ragged64_d128_threshold"),
-            "literal_full64_d64",
+            *("literal_full64_d64", "vsa_padded64_d64_inference", "vsa_full64_d128_inference"),
         ),
     ),
     Job(80, OTHERS),

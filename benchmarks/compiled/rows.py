@@ -22,7 +22,7 @@ _compile_once = cache(machine_code.compile_kernel)
 
 
 def rows_of(name: str, case: Case, arch: int, whole: bool = True) -> Iterator[Row]:
-    """A row for each of the case's two graphs.
+    """A row for each of the case's two graphs, or for that of an ``_inference`` case.
 
     ``kernels`` has FlexAttention's and our own (their names begin with ``_``). ``whole`` compiles
     the others of the graph as well, and has those that spill or have a remark.
@@ -30,10 +30,11 @@ def rows_of(name: str, case: Case, arch: int, whole: bool = True) -> Iterator[Ro
     Raises:
         RuntimeError: no graph a direction; with what stopped the compiler as its cause.
     """
-    sources, error = capture.graphs(case)
-    if error is not None or len(sources) != len(GRAPHS):
-        raise RuntimeError(f"{name} gave {len(sources)} graphs in place of 2") from error
-    for graph, source in zip(GRAPHS, sources):
+    due = GRAPHS[:1] if name.endswith("_inference") else GRAPHS
+    sources, error = capture.graphs(case, backward=due == GRAPHS)
+    if error is not None or len(sources) != len(due):
+        raise RuntimeError(f"{name} gave {len(sources)} graphs, not {len(due)}") from error
+    for graph, source in zip(due, sources):
         body = source[source.rfind("def call(") :]
         launches = re.findall(r"^\s+(\w+)\.run\(", body, re.M)
         outside = re.findall(r"(?:extern_kernels|torch\.ops)\.[\w.]+(?=\()", body)

@@ -49,15 +49,23 @@ class TileBlockMask(BlockMask):
         tiling = self.tiling
         assert tiling is not None, "only a mask made by tile_block_mask has tiles"
         rows, volume = tiling.rows, math.prod(tiling.tile)
-        counts = None
-        if tiling.is_ragged or tiling.text:
-            counts = tiling.counts(self.kv_num_blocks.device, self.text_lengths)
-        of_each = self.text_lengths is not None
+        device, lengths = self.kv_num_blocks.device, self.text_lengths
+        video_rows = tiling.video_rows
+        ends = None if lengths is None else lengths + video_rows
+        # captured, they are no memory: the kernel computes them for each pair of tokens
+        counts = tiling.counts(device, lengths) if tiling.is_ragged else None
 
         def in_tile(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-            if counts is None:
-                return kv % rows < volume
-            return kv % rows < (counts[b, kv // rows] if of_each else counts[kv // rows])
+            row = remainder(kv, rows)
+            if counts is not None:
+                # no bits: with them the forward of 32 rows spilled (sm_90, Triton 3.8)
+                tile = kv // rows
+                return row < (counts[tile] if lengths is None else counts[b, tile])
+            if not tiling.text:
+                return row < volume
+            of_text = kv < (video_rows + tiling.text if ends is None else ends[b])
+            of_video = (row < volume) | (kv >= video_rows)
+            return of_text if volume == rows else of_video & of_text
 
         names = "kv_num_blocks", "kv_indices", "q_num_blocks", "q_indices"
         lists: Any = {name: getattr(self, name) for name in names}
@@ -134,9 +142,10 @@ class ChosenTiles:
         left_out = ~bits
 
         def mask_mod(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-            tile = kv // rows
-            hidden = (left_out[b, h, q // q_block, tile // 32] >> (tile % 32)) & 1
-            return (hidden == 0) & (kv % rows < (valid[b, tile] if of_each else valid[tile]))
+            tile, row = quotient(kv, rows), remainder(kv, rows)
+            word = left_out[b, h, quotient(q, q_block), quotient(tile, 32)]
+            hidden = (word >> remainder(tile, 32)) & 1
+            return (hidden == 0) & (row < (valid[b, tile] if of_each else valid[tile]))
 
         most, by_key = self.most or tiling.key_tiles, torch.is_grad_enabled()
         by_query, of_keys = block_lists(bits, tiling, most=most, by_key=by_key)
@@ -175,6 +184,16 @@ def tile_block_mask(
         and ``padded_tokens`` keys.
     """
     return ChosenTiles(pack_bits(tile_map), tiling, most, q_rows, query_tiles).mask()
+
+
+# Of what is at least 0, which compilers do not know of an index: / and % of it were a fifth of all
+# that a kernel issues for a padded tile.
+def quotient(index: Tensor, size: int) -> Tensor:
+    return index // size if size & (size - 1) else index >> (size.bit_length() - 1)
+
+
+def remainder(index: Tensor, size: int) -> Tensor:
+    return index % size if size & (size - 1) else index & (size - 1)
 
 
 def _to_map(num: Tensor, indices: Tensor, width: int) -> Tensor:

@@ -113,8 +113,8 @@ def attend_zeroed(
     _check(query, key, value, mask, enable_gqa)
     scale = None
     if query.is_cuda:
-        if factor == 1:
-            query = query * query_factor(query, key, value, kernel_options)
+        due = query_factor(query, key, value, kernel_options)
+        query = query * due if factor == 1 and due != 1 else query
         scale, kernel_options = configs.folded_scale(
             query.shape[-1], _trains(query, key, value), kernel_options
         )
@@ -124,8 +124,8 @@ def attend_zeroed(
 
 def query_factor(query: Tensor, key: Tensor, value: Tensor, kernel_options: Any = None) -> float:
     """What :func:`attend_zeroed` has q multiplied by, so that the ``scale`` it hands over is
-    what is left of ``1 / sqrt(D)``; 1 on CPU, whose operator takes the scale itself."""
-    if not query.is_cuda:
+    what is left of ``1 / sqrt(D)``; 1 where the scale is taken itself, on CPU and by FLASH."""
+    if not query.is_cuda or (kernel_options or {}).get("BACKEND") == "FLASH":
         return 1.0
     scale, _ = configs.folded_scale(query.shape[-1], _trains(query, key, value), kernel_options)
     return 1 / (math.sqrt(query.shape[-1]) * scale)

@@ -63,10 +63,12 @@ def folded_scale(
     other numbers than the forward has rounded, and makes of large logits a softmax that does not
     add up to 1. Therefore it is for no_grad alone. With head dims up to 64 it makes ptxas serialise
     the products of Hopper's tensor cores (C7515; seen: Triton 3.6 and 3.8): not there, nor, for
-    one rule, on other GPUs.
+    one rule, on other GPUs. FlashAttention scales by itself, for nothing.
     """
     given = given or {}
-    if trains or head_dim <= 64 or given.get("BACKEND") == "FLASH":
+    if given.get("BACKEND") == "FLASH":
+        return 1 / math.sqrt(head_dim), given
+    if trains or head_dim <= 64:
         return 1.0, given
     return math.log(2), {"PRESCALE_QK": True, **given}
 

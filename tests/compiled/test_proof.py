@@ -1,5 +1,6 @@
 """What torch.compile makes of our cases for GPUs that are not here (``benchmarks/compiled``)."""
 
+import math
 import os
 
 import pytest
@@ -48,10 +49,11 @@ def found():
 
 @pytest.fixture
 def graphs(found, arch, name):
-    """The case's forward and backward, none broken."""
+    """The case's forward and, where it trains, its backward, none broken."""
     rows = found[arch, name]
     assert "error" not in rows[0], rows[0]["error"]
-    assert [row["graph"] for row in rows] == ["forward", "backward"]
+    due = ["forward"] if name.endswith("inference") else ["forward", "backward"]
+    assert [row["graph"] for row in rows] == due
     return rows
 
 
@@ -61,7 +63,7 @@ every_case = pytest.mark.parametrize(("arch", "name"), CASES)
 @every_case
 def test_launches_are_as_recorded_and_leave_triton_for_no_library(graphs, arch, name):
     flex = FLEX_LAUNCHES.get(name, 1)
-    assert [row["flex_launches"] for row in graphs] == [flex, flex]
+    assert [row["flex_launches"] for row in graphs] == [flex] * len(graphs)
     for row in graphs:
         strangers = [x for x in row["outside"] if name not in MODELS or not x.startswith(OF_MODELS)]
         assert not strangers
@@ -71,8 +73,8 @@ def test_launches_are_as_recorded_and_leave_triton_for_no_library(graphs, arch, 
 
 @every_case
 def test_of_a_choice_the_backward_keeps_bits_and_no_lists(graphs, arch, name):
-    if name in MODELS or name.startswith("bsa"):
-        return  # which keeps the places of its queries
+    if name in MODELS or name.startswith("bsa") or name.endswith("inference"):
+        return  # BSA keeps the places of its queries
     tiling = VideoTiling(*TOKENS[name.split("_")[1]])
     bits = 4 * tiling.key_tiles * -(-tiling.key_tiles // 32)
     twice = name.startswith("literal")  # and what they leave out, for the mask_mod
@@ -128,8 +130,11 @@ def assert_blocks_are_ours(graphs, arch):
 def test_no_score_of_our_layers_is_multiplied_by_the_scale(graphs, arch, name):
     if name.startswith("literal"):
         return
+    # in training, and for small heads, PRESCALE_QK would serialise the products
+    in_q = name.endswith("d128_inference")
+    due = (pytest.approx(math.log(2)), True) if in_q else (1, False)
     for written in [k["constants"] for row in graphs for k in row["kernels"] if "constants" in k]:
-        assert (written["SM_SCALE"], written["PRESCALE_QK"]) == (1, False)
+        assert (written["SM_SCALE"], written["PRESCALE_QK"]) == due
 
 
 def test_tables_that_are_not_handed_over_are_red(tmp_path):
