@@ -228,8 +228,11 @@ class VideoTiling:
     ) -> Tensor:
         """Which rows in memory hold a token: bool ``[padded_tokens]``, with ``text_lengths``
         ``[B, padded_tokens]``."""
-        counts = self.counts(device, text_lengths)
-        return (torch.arange(self.rows, device=device) < counts[..., None]).flatten(-2)
+        index = self.layout(device).flatten()
+        if text_lengths is None:
+            return index > -1
+        end = math.prod(self.video) + text_lengths.long()
+        return (index > -1) & (index < end[:, None])
 
     def to_tiles(self, x: Tensor) -> Tensor:
         """Raster ``[..., tokens, C]`` to tile-major ``[..., padded_tokens, C]``, zeros in padding.

@@ -56,11 +56,10 @@ class TileBlockMask(BlockMask):
         counts = tiling.counts(device, lengths) if tiling.is_ragged else None
 
         def in_tile(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+            if counts is not None:  # the row by bits would make BSA's forward spill (Triton 3.8)
+                tile = quotient(kv, rows)
+                return kv % rows < (counts[tile] if lengths is None else counts[b, tile])
             row = remainder(kv, rows)
-            if counts is not None:
-                # no bits: with them the forward of 32 rows spilled (sm_90, Triton 3.8)
-                tile = kv // rows
-                return row < (counts[tile] if lengths is None else counts[b, tile])
             if not tiling.text:
                 return row < volume
             of_text = kv < (video_rows + tiling.text if ends is None else ends[b])
