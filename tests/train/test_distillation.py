@@ -29,6 +29,8 @@ MODELS = {
     "wan": (wan_debug(video=(2, 8, 8)), (2, 16, 2, 8, 8), 32),
 }
 
+LORA = {"dit": ("out", "up"), "wan": ("o", "ffn.0")}
+
 
 def awake(config, seed=0):
     torch.manual_seed(seed)
@@ -77,12 +79,14 @@ def test_the_teacher_is_the_dense_model_of_the_same_weights(name, slot):
     assert_accurate(ours, [plain], exact)
 
 
-def test_with_lora_the_teacher_is_the_model_before_it():
-    model = awake(replace(VIDEO, attention=SLOTS["vsa"]))
-    x0, context, noise, t = batch(*MODELS["dit"][1:])
+@pytest.mark.parametrize("name", MODELS)
+def test_with_lora_the_teacher_is_the_model_before_it(name):
+    config, shape, width = MODELS[name]
+    model = awake(replace(config, attention=SLOTS["vsa"]))
+    x0, context, noise, t = batch(shape, width)
     with torch.no_grad(), dense(model):
         before = model(x0, t, context)
-    add_lora(model, LoRAConfig(rank=2, targets=("out", "up")))
+    add_lora(model, LoRAConfig(rank=2, targets=LORA[name]))
     for name, p in model.named_parameters():
         if "lora_b" in name:
             torch.nn.init.normal_(p)
@@ -93,10 +97,12 @@ def test_with_lora_the_teacher_is_the_model_before_it():
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
 
 
-def test_compiled_it_takes_two_programs():
+@pytest.mark.parametrize("name", MODELS)
+def test_compiled_it_takes_two_programs(name):
     torch._dynamo.reset()
-    model = awake(replace(VIDEO, attention=SLOTS["vsa"]))
-    given = batch(*MODELS["dit"][1:])
+    config, shape, width = MODELS[name]
+    model = awake(replace(config, attention=SLOTS["vsa"]))
+    given = batch(shape, width)
     due = VelocityDistillation()(model, *given)
     programs = CompileCounterWithBackend("eager")
     for block in model.layers.values():
