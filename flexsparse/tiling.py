@@ -265,7 +265,8 @@ class VideoTiling:
         return self.zero_each([x], text_lengths)[0]
 
     def zero_each(self, xs: Sequence[Tensor], text_lengths: Tensor | None = None) -> list[Tensor]:
-        """:meth:`zero_padding` of several tensors."""
+        """:meth:`zero_padding` of several tensors, of as many dimensions each: what tells padding
+        is made once for all."""
         if text_lengths is None and not self.has_padding:
             return list(xs)
         valid = self.valid(xs[0].device, text_lengths)[..., None]
