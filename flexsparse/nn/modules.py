@@ -7,7 +7,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from flexsparse.bsa import bsa_attention, bsa_tile_map
@@ -138,7 +137,7 @@ class VSA(_Admitting):
             valid = shards.shard(tiling.valid(x.device, text_lengths), -1)
             x = torch.where(valid.unsqueeze(-1), x, 0)
         made = [gate(x) for gate in (self.gate_coarse, self.gate_fine) if gate is not None]
-        return tuple(rearrange(y, "b l (h d) -> b h l d", h=self.num_heads) for y in made)
+        return tuple(y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in made)
 
     def attend(
         self,
