@@ -9,9 +9,13 @@ from laws import assert_accurate, poison, problems, tensors
 
 from flexsparse import VideoTiling, reference
 from flexsparse.stages import pooling
-from flexsparse.stages.pooling import pool_tiles, pool_tiles_twin
+from flexsparse.stages.pooling import pool_each_twin, pool_tiles
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def twin(x, tiling):
+    return pool_each_twin([x], tiling)[0]
 
 
 def kernel(x, tiling):
@@ -28,7 +32,7 @@ implementations = pytest.mark.parametrize(
             id="triton",
             marks=pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux"),
         ),
-        pytest.param(pool_tiles_twin, id="twin"),
+        pytest.param(twin, id="twin"),
     ],
 )
 
@@ -56,8 +60,8 @@ def test_half_inputs_are_summed_in_fp32_and_any_strides_do(pool):
     x = torch.randn(2, tiling.padded_tokens, 3, 16, device=device).bfloat16().transpose(1, 2)
     out = pool(x, tiling)
     assert out.dtype == torch.float32 and out.shape == (2, 3, 8, 16)
-    exact = pool_tiles_twin(x.double(), tiling)
-    assert_accurate([out], [[pool_tiles_twin(x.float(), tiling)]], [exact])
+    exact = twin(x.double(), tiling)
+    assert_accurate([out], [[twin(x.float(), tiling)]], [exact])
     assert pool(x.double(), tiling).dtype == torch.float64
 
 
@@ -65,7 +69,7 @@ def test_the_device_decides(monkeypatch):
     tiling = VideoTiling((2, 4, 4), (2, 2, 2))
     x = torch.randn(1, 1, tiling.padded_tokens, 16, device=device)
     called = []
-    monkeypatch.setattr(pooling, "pool_tiles_twin", lambda *a: called.append(a))
+    monkeypatch.setattr(pooling, "pool_each_twin", lambda xs, _: called.append(xs) or xs)
     pool_tiles(x, tiling)
     assert bool(called) == (device == "cpu")
 

@@ -26,7 +26,7 @@ from flexsparse.selfcheck.accuracy import recomputed_attention
 from flexsparse.selfcheck.laws import Ratios, best_first, differ
 from flexsparse.stages.coarse import coarse_attention, coarse_attention_twin
 from flexsparse.stages.gates import combine, combine_twin
-from flexsparse.stages.pooling import pool_each, pool_tiles_twin
+from flexsparse.stages.pooling import pool_each, pool_each_twin
 
 RULES: dict[str, Callable[[int], Any]] = {
     "TopK": TopK,
@@ -42,7 +42,7 @@ def chosen_tiles(setting: Setting) -> int:
 
 def _pool(setting: Setting, tensors: list[Tensor], moves: Moves, names: str) -> Unit:
     tiling, inputs = setting.tiling, tensors[: len(names)]
-    judge = accurate(inputs, lambda *xs: [pool_tiles_twin(x, tiling) for x in xs])
+    judge = accurate(inputs, lambda *xs: pool_each_twin(xs, tiling))
     return kernel(lambda *xs: pool_each(xs, tiling), inputs, judge, moves)
 
 

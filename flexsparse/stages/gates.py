@@ -57,10 +57,8 @@ def combine_twin(
 ) -> Tensor:
     """:func:`combine` in plain PyTorch, on any device."""
     # The gates are factors in the gradients of coarse and fine: zeros from above stop no NaN there.
-    gate = tiling.zero_padding(gate_coarse).unflatten(-2, (tiling.num_tiles, tiling.rows))
-    out = (coarse.unsqueeze(-2) * gate).flatten(-3, -2)
-    if gate_fine is None:
-        out = out + fine
-    else:
-        out = out + fine.to(coarse.dtype) * tiling.zero_padding(gate_fine)
+    gates = [gate_coarse] if gate_fine is None else [gate_coarse, gate_fine]
+    gate, *of_fine = tiling.zero_each(gates)
+    out = coarse.unsqueeze(-2) * gate.unflatten(-2, (tiling.num_tiles, tiling.rows))
+    out = out.flatten(-3, -2) + (fine.to(coarse.dtype) * of_fine[0] if of_fine else fine)
     return tiling.zero_padding(out).to(fine.dtype)

@@ -41,7 +41,7 @@ def pool_each(xs: Sequence[Tensor], tiling: VideoTiling) -> Sequence[Tensor]:
     if xs[0].is_cuda:
         shape = list(tiling.video), list(tiling.tile), tiling.rows
         return kernels.pool_tiles(list(xs), *shape).unbind()
-    return [pool_tiles_twin(x, tiling) for x in xs]
+    return pool_each_twin(xs, tiling)
 
 
 def pool_rows(x: Tensor, rows: int) -> Tensor:
@@ -50,11 +50,12 @@ def pool_rows(x: Tensor, rows: int) -> Tensor:
     return x.unflatten(-2, (-1, rows)).sum(-2, dtype=wide) / rows
 
 
-def pool_tiles_twin(x: Tensor, tiling: VideoTiling) -> Tensor:
-    """:func:`pool_tiles` in plain PyTorch, on any device."""
-    tiles = tiling.zero_padding(x).unflatten(-2, (tiling.num_tiles, tiling.rows))
-    sums = tiles.sum(-2, dtype=torch.promote_types(x.dtype, torch.float32))
-    return sums / tiling.counts(x.device)[:, None]
+def pool_each_twin(xs: Sequence[Tensor], tiling: VideoTiling) -> list[Tensor]:
+    """:func:`pool_each` in plain PyTorch, on any device."""
+    counts = tiling.counts(xs[0].device)[:, None]
+    wide = torch.promote_types(xs[0].dtype, torch.float32)
+    tiles = [x.unflatten(-2, (tiling.num_tiles, tiling.rows)) for x in tiling.zero_each(xs)]
+    return [x.sum(-2, dtype=wide) / counts for x in tiles]
 
 
 def pool_parts(x: Tensor, tiling: VideoTiling) -> Tensor:
