@@ -1,5 +1,5 @@
 # make demo | test | check | lint | docs | dist: each installs what it needs into .venv first, once.
-# make gpu: measures the GPU here with the torch, triton and einops of $(PYTHON); installs nothing.
+# make gpu: measures the GPU here with the torch and triton of $(PYTHON); installs nothing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,7 +46,7 @@ $(VENV)/with_docs: $(VENV)/installed
 	$(BIN)/pip install --progress-bar off -c constraints.txt -e '.[docs]'
 	touch $@
 
-# Wheel and sdist, into out/dist, each tried in an environment of torch, einops and triton alone.
+# Wheel and sdist, into out/dist, each tried in an environment of torch and triton alone.
 dist: $(VENV)/installed
 	$(BIN)/python .ci/dist.py
 

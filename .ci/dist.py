@@ -1,6 +1,6 @@
 """`make dist`: wheel and sdist into out/dist, each tried in an empty environment.
 
-An environment has pip, what it was given to install, and torch, einops and triton with what they
+An environment has pip, what it was given to install, and torch and triton with what they
 require: links to the copies of this environment, since torch anew would be 3 GB each time. Nothing
 else of this environment is seen there. `pip check` then says whether what the package declares is
 there, and README's example runs, away from the checkout.
@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-DIST, ALLOWED = ROOT / "out" / "dist", ("torch", "einops", "triton")
+DIST, ALLOWED = ROOT / "out" / "dist", ("torch", "triton")
 
 
 def closure(names: tuple[str, ...]) -> set[str]:

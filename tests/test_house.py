@@ -18,7 +18,7 @@ from flexsparse.flops import attention_flops
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
-    "flexsparse": {"flexsparse", "torch", "einops", "triton"},
+    "flexsparse": {"flexsparse", "torch", "triton"},
     "models": {"flexsparse", "models", "torch", "einops", "safetensors"},
 }
 EXTRAS = {

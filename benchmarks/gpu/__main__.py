@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu [--only NAME] [--minutes 9] [--resume]
 
-Needs torch >= 2.11, triton and einops, no network. First every backend of the library and every
+Needs torch >= 2.11 and triton, no network. First every backend of the library and every
 method at every size is checked against fp64; only what is right is timed. Each result is a line of
 ``benchmarks/results/gpu.jsonl`` the moment it is there, so that an interrupted run keeps what it
 measured, and ``--resume`` goes on from what this commit found on this device. ``--only`` runs a
