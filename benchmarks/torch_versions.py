@@ -115,8 +115,13 @@ def latest(results: Path = RESULTS) -> dict[str, Row]:
     return dict(sorted(found.items(), key=lambda item: TorchVersion(item[0])))
 
 
-def passed(row: Row) -> bool:
-    """Whether a row has every case compiled without a remark of ptxas, every problem right, and
+def passed(results: Path = RESULTS) -> list[str]:
+    """The versions whose last row is whole, and nothing in it failed."""
+    return [version for version, row in latest(results).items() if _is_whole(row)]
+
+
+def _is_whole(row: Row) -> bool:
+    """Whether it has every case compiled without a remark of ptxas, every problem right, and
     every error that was put back seen."""
     due = {(f"sm_{job.arch}", name) for job in EVERY for name in job.names}
     compiled = {(arch, name) for arch, cases in row["launches"].items() for name in cases}

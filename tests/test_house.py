@@ -59,8 +59,8 @@ def test_imports_point_one_way(package):
 def test_what_torch_keeps_for_itself_is_named_in_one_file():
     private = re.compile(r"^\s*(?:from|import) torch(?:\.\w+)*\._", re.M)
     users = {p.name for p in (ROOT / "flexsparse").rglob("*.py") if private.search(p.read_text())}
-    # the second is of known versions alone
-    assert users == {"torch_names.py", "inductor_choices.py"}
+    # the others: for known versions alone, and for runs of several processes
+    assert users == {"torch_names.py", "inductor_choices.py", "ulysses.py"}
 
 
 def test_train_imports_torchtitan_in_one_module():
