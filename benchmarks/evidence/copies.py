@@ -113,6 +113,7 @@ class CopiesScale(Scale):
             "vsa, no gates": UngatedVSA(sparsity=0.875, tile=tile),
             "vsa, its fine gate alone": FineGatedVSA(sparsity=0.875, tile=tile),
             "vsa, its coarse gate alone": replace(vsa, adapt=True),
+            "vsa, all tiles, its coarse gate alone": replace(vsa, sparsity=0.0, adapt=True),
             "dense, gated": FineGatedVSA(sparsity=0.0, tile=tile),
             "bsa, zeros for the pruned": ZeroFillBSA(sparsity=0.875, tile=tile),
             "bsa, no windows": replace(bsa, window=None),
