@@ -22,7 +22,13 @@ import torch
 
 from benchmarks.evidence.runs import Run, command, parser, side_by_side
 from benchmarks.evidence.scale import GPU, Scale
-from benchmarks.evidence.slots import OwnTileVSA, RandomVSA, UngatedVSA, ZeroFillBSA
+from benchmarks.evidence.slots import (
+    FineGatedVSA,
+    OwnTileVSA,
+    RandomVSA,
+    UngatedVSA,
+    ZeroFillBSA,
+)
 from flexsparse import Mass, Neighbourhood, Scaled, TopK, VideoTiling
 from models.attention import BSA, VSA, Dense, Slot
 from train.data.copies.layouts import Copies
@@ -105,6 +111,10 @@ class CopiesScale(Scale):
             **{f"bsa, keep {keep:g}": replace(bsa, keep=keep) for keep in (1.0, 0.75)},
             "vsa, all tiles": replace(vsa, sparsity=0.0),
             "vsa, no gates": UngatedVSA(sparsity=0.875, tile=tile),
+            "vsa, its fine gate alone": FineGatedVSA(sparsity=0.875, tile=tile),
+            "vsa, its coarse gate alone": replace(vsa, adapt=True),
+            "vsa, all tiles, its coarse gate alone": replace(vsa, sparsity=0.0, adapt=True),
+            "dense, gated": FineGatedVSA(sparsity=0.0, tile=tile),
             "bsa, zeros for the pruned": ZeroFillBSA(sparsity=0.875, tile=tile),
             "bsa, no windows": replace(bsa, window=None),
             "bsa, top-k": replace(bsa, kv=Scaled(0.875, rule=TopK)),

@@ -74,7 +74,7 @@ def copies(results: Path, images: Path) -> str:
             parts.append(f"**Tiles that hold parts of several contents**, likewise:\n\n{table}")
         image = images / f"evidence-{scale}.png"
         draw_losses(image, by_task)
-        parts.append(shown(image))
+        parts.append(f"{LOSSES_DRAWN}\n\n{shown(image)}")
         parts += _looks(images, scale, by_task)
     return "\n\n".join(parts) or NONE
 
@@ -174,13 +174,14 @@ def draw_losses(path: Path, by_task: dict[str, list[Row]]) -> None:
                 steps, losses = zip(*row["validation"])
                 label = named(name) if row["seed"] == 0 else None
                 axes.plot(np.array(steps) * _flops(row), losses, color=colour, label=label)
-        floor(axes, rows[0]["tile_floor"], "its own tile at best")
-        floor(axes, rows[0]["floor"], "everything at best")
+        floor(axes, rows[0]["tile_floor"], "its own\ntile\nat best")
+        floor(axes, rows[0]["floor"], "the whole\nclip\nat best")
         axes.set(xlabel="training FLOPs", ylabel="validation loss")
         axes.set_title(task, loc="left")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    every[0].legend(frameon=False)
+    handles, labels = every[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(FOUR), frameon=False)
     save(figure, path)
 
 
@@ -228,6 +229,10 @@ def _looks(images: Path, scale: str, by_task: dict[str, list[Row]]) -> list[str]
     return parts
 
 
+LOSSES_DRAWN = (
+    "Losses by what training has cost, a curve for each seed. No model that sees only its own tile "
+    "gets below the upper dashed line, none at all below the lower one:"
+)
 LOOKS = (
     "What one tile, yellow, of a held-out clip looks at in the first layer of VSA. Tiles that "
     "follow one another in time stand side by side, each by its first frame; beneath, those that "

@@ -38,6 +38,16 @@ class UngatedVSA(VSA):
 
 
 @dataclass(frozen=True)
+class FineGatedVSA(VSA):
+    """VSA without its coarse stage, whose fine stage is gated all the same; with all tiles it is
+    dense attention with a gate on its output."""
+
+    def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module:
+        assert tiling is not None, "an ablation has one grid"
+        return _FineGated(dim, num_heads, self.top_k_for(tiling), adapt=True)
+
+
+@dataclass(frozen=True)
 class OwnTileVSA(VSA):
     """Each tile attends to itself, nothing is chosen: what the others' choice is worth."""
 
@@ -99,6 +109,19 @@ class _MaxPooled(flexsparse.nn.VSA):
 class _Ungated(flexsparse.nn.VSA):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *gates: Any, **shape: Any) -> Tensor:
         return super().attend(q, k, v, torch.ones_like(v), **shape)
+
+
+class _FineGated(flexsparse.nn.VSA):
+    """Its one gate, `gate_coarse`, starts as VSA's fine gate does and serves as such."""
+
+    def reset_parameters(self) -> None:
+        assert self.gate_coarse is not None, "built with one"
+        nn.init.normal_(self.gate_coarse.weight, std=0.02)
+        nn.init.ones_(self.gate_coarse.bias)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *gates: Tensor, **shape: Any) -> Tensor:
+        (gate,) = gates
+        return gate * super().attend(q, k, v, **shape)
 
 
 class _OwnTile(flexsparse.nn.VSA):

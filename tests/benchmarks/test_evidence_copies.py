@@ -46,17 +46,40 @@ def test_every_task_can_be_drawn_and_has_copies_that_lie_in_other_tiles(task, sc
         assert found.everything < 0.97 * found.tile
 
 
-def wiener(x, t, tile):
+def covariance(clips, x):
+    """Of the tokens of a clip x: equal ones are one content, and neighbours are as alike as their
+    distance says, where the task has placed them."""
+    of, (frames, *_) = clips.copies, clips.grid
+    if not of.alike:
+        return (x[:, None] == x).all(-1).double()
+    t, h, w = torch.meshgrid(*map(torch.arange, clips.grid), indexing="ij")
+    of_one_piece = torch.ones(x.shape[0], x.shape[0], dtype=torch.bool)
+    if of.where == "loop":
+        t = t % (frames // of.copies)
+    elif of.where == "pan":
+        t, w = torch.zeros_like(t), w + of.speed * torch.minimum(t, frames - t)
+    else:
+        corner = torch.arange(x.shape[0]).view(clips.grid)
+        t, h, w, z = t % of.cell[0], h % of.cell[1], w % of.cell[2], (t, h, w)
+        first = x[corner[z[0] - t, z[1] - h, z[2] - w].flatten()]
+        of_one_piece = (first[:, None] == first).all(-1)
+    place = torch.stack([t, h, w], -1).flatten(0, 2).double()
+    return torch.exp(-torch.cdist(place, place, p=1) / of.alike) * of_one_piece
+
+
+def wiener(same, t, tile):
     """Of the velocity of the tokens of a tile, from them alone: what is left of its variance, 2."""
-    same = (x[tile, None] == x[tile]).all(-1).double()
-    own = torch.eye(len(tile), dtype=torch.float64)
+    same, own = same[tile][:, tile], torch.eye(len(tile), dtype=torch.float64)
     across, noisy = t * own - (1 - t) * same, (1 - t) ** 2 * same + t**2 * own
     return (2 - (across * torch.linalg.solve(noisy, across)).sum(0)).mean().item()
 
 
-@pytest.mark.parametrize("task", [*MIXED, "small objects"])
+ALIKE = [task for task, x in CPU.tasks.items() if x.alike]
+
+
+@pytest.mark.parametrize("task", [*MIXED, *ALIKE, "small objects"])
 def test_floors_are_those_of_the_clips_and_times_that_validation_meets(task, tiny, tmp_path):
-    """Contents are told by the pixels, and nothing else is known of the clips."""
+    """From pixels and where the task says that content lies."""
     config = SCALES["cpu"].trainer(Dense(), task, seed=1, steps=1, folder=tmp_path)
     trainer = config.build()
     times = []
@@ -69,20 +92,22 @@ def test_floors_are_those_of_the_clips_and_times_that_validation_meets(task, tin
         trainer.validator.loss(model)
     finally:
         trainer.close()
-    clips = [video for batch in trainer.validator.batches for video in batch["video"]]
-    tiling = VideoTiling(held_out(config).grid, CPU.tile)
+    videos = [video for batch in trainer.validator.batches for video in batch["video"]]
+    clips = held_out(config)
+    tiling = VideoTiling(clips.grid, CPU.tile)
     everything = VideoTiling(tiling.video, tiling.video)
-    tokens = [rearrange(x, "c t (h p) (w q) -> (t h w) (c p q)", p=4, q=4) for x in clips]
+    tokens = [rearrange(x, "c t (h p) (w q) -> (t h w) (c p q)", p=4, q=4) for x in videos]
+    same = [covariance(clips, x) for x in tokens]
     others = tiling.num_tiles - 1
     found = floors_of(config, tiling, (1, others))
     for seen, floor in ((tiling, found.tile), (everything, found.everything)):
-        due = [wiener(x, t, i) for x, t in zip(tokens, times, strict=True) for i in tiles_of(seen)]
+        due = [wiener(x, t, i) for x, t in zip(same, times, strict=True) for i in tiles_of(seen)]
         assert floor == pytest.approx(sum(due) / len(due), rel=1e-5)  # times are fp32
     assert found.others[others] == pytest.approx(found.everything)
     assert found.everything < found.others[1] < found.tile <= found.patch * (1 + 1e-12)
 
 
-@pytest.mark.parametrize("task", [task for task, x in CPU.tasks.items() if not x.alike])
+@pytest.mark.parametrize("task", TASKS)
 def test_recorded_floors_are_those_that_are_computed(task):
     config = CPU.trainer(Dense(), task, seed=0, steps=1, folder=Path())
     found = floors_of(config, VideoTiling(config.model.grid, CPU.tile), (1, 3, 7))

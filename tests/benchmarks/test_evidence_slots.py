@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import tilings
 
-from benchmarks.evidence.slots import MaxPooledVSA, OwnTileVSA, UngatedVSA, ZeroFillBSA, pool_max
+from benchmarks.evidence.slots import (
+    FineGatedVSA,
+    MaxPooledVSA,
+    OwnTileVSA,
+    UngatedVSA,
+    ZeroFillBSA,
+    pool_max,
+)
 from flexsparse import VideoTiling, prune_queries
 from flexsparse.reference import tile_of_token
 from models.attention import BSA, VSA
@@ -39,6 +46,20 @@ def test_with_all_tiles_the_fine_stage_is_dense_attention(slot):
                 module.gate_coarse.weight.zero_(), module.gate_coarse.bias.zero_()
         expected = everything(x, q, k, v, tiling)
     torch.testing.assert_close(layer(x, q, k, v, tiling), expected)
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.0])
+def test_a_gated_fine_stage_is_vsa_whose_coarse_gate_is_shut(sparsity):
+    """Its gate starts as VSA's fine gate, about 1: nothing of the stage is lost or added."""
+    tiling = VideoTiling((4, 8, 8), (2, 4, 4))
+    x, q, k, v = layer_inputs(tiling)
+    gated = FineGatedVSA(sparsity=sparsity).build(32, 2, tiling)
+    vsa = VSA(sparsity=sparsity).build(32, 2, tiling)
+    with torch.no_grad():
+        vsa.gate_coarse.weight.zero_()
+        vsa.gate_fine.weight.copy_(gated.gate_coarse.weight)
+    assert sum(p.numel() for p in gated.parameters()) == 32 * 32 + 32
+    torch.testing.assert_close(gated(x, q, k, v, tiling), vsa(x, q, k, v, tiling))
 
 
 def test_its_own_tile_alone_is_dense_attention_in_each_tile():

@@ -7,6 +7,7 @@ import torch
 from laws import assert_accurate
 from torch._dynamo.testing import CompileCounterWithBackend
 from trainer_runs import run, tiny
+from wan_runs import equal, inputs, lora
 
 from models.attention import BSA, VSA, ByNoise, Dense
 from models.video_dit import VideoDiTConfig
@@ -112,18 +113,27 @@ def test_compiled_it_takes_two_programs(name):
     assert programs.frame_count == 2
 
 
-def test_a_run_goes_on_exactly_and_another_loss_is_another_run(tmp_path):
+@pytest.mark.parametrize("name", MODELS)
+def test_a_run_goes_on_exactly_and_another_loss_is_another_run(tmp_path, name):
+    """A fresh model, and a trained Wan that becomes sparse by a schedule, with LoRA."""
+    given = inputs(tmp_path) if name == "wan" else None
+
+    def config(folder, loss):
+        options = dict(loss=loss, activation_checkpoint="full")
+        if given:
+            return lora("debug_vsa_adapt", tmp_path / folder, given, **options)
+        return tiny(tmp_path / folder, attention=SLOTS["vsa"], **options)
+
     loss = VelocityDistillation(weight=0.5)
-    lora = LoRAConfig(rank=2, targets=("self_attention.out",))
-    options = dict(attention=SLOTS["vsa"], loss=loss, activation_checkpoint="full", lora=lora)
-    numbers, straight = run(tiny(tmp_path / "straight", **options))
-    first, _ = run(tiny(tmp_path / "resumed", **options), until=4)
-    second, resumed = run(tiny(tmp_path / "resumed", **options))
+    numbers, straight = run(config("straight", loss))
+    first, _ = run(config("resumed", loss), until=4)
+    second, resumed = run(config("resumed", loss))
     assert first == numbers[:4] and second == numbers[3:]
-    assert all(torch.equal(resumed[k], straight[k]) for k in straight)
-    plain, _ = run(tiny(tmp_path / "plain", **options | dict(loss=FlowLoss())))
-    assert plain != numbers
-    other = tiny(tmp_path / "resumed", **options | dict(loss=VelocityDistillation(weight=0.6)))
+    assert equal(resumed, straight)
+    assert any(key.startswith("ema.") for key in straight)
+    plain, _ = run(config("plain", FlowLoss()), until=1)
+    assert plain != numbers[:1]
+    other = config("resumed", VelocityDistillation(weight=0.6))
     with pytest.raises(ValueError, match=r"loss.weight \(0.5 there, 0.6 here\)"):
         other.build()
     assert describe(other)["loss"] == {"class": "VelocityDistillation", "weight": 0.6}

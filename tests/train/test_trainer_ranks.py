@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trainer_runs import SPARSE, finish, plain_run, run, start, tiny
+from trainer_runs import SPARSE, WAN, finish, plain_run, run, start, tiny
 
 from models.attention import Dense
 from train.losses import VelocityDistillation
@@ -121,9 +121,15 @@ def test_ranks_agree_on_the_break_even_that_one_measured(two_ranks, tmp_path):
     assert distance(losses, [loss for loss, _ in numbers]) <= 2 * plain_error
 
 
-def test_two_processes_distil_as_one_does(two_ranks, tmp_path):
-    losses, other = (torch.load(two_ranks / f"distilled_{rank}.pt") for rank in range(2))
-    assert losses == other
-    numbers, _ = run(tiny(tmp_path, loss=VelocityDistillation(weight=0.7)))
-    _, _, plain_error, _ = exactly(SPARSE)  # of the same slot without a teacher
-    assert distance(losses, [loss for loss, _ in numbers]) <= 2 * plain_error
+@pytest.mark.parametrize("name", ["dit", "wan"])
+def test_two_processes_distil_as_one_does(two_ranks, tmp_path, name):
+    """Weights and their average, too, which is no further from them than they are."""
+    model = {"model": WAN} if name == "wan" else {}
+    result, other = (torch.load(two_ranks / name / f"rank{rank}.pt") for rank in range(2))
+    assert result["numbers"] == other["numbers"]
+    numbers, weights = run(tiny(tmp_path, loss=VelocityDistillation(weight=0.7), **model))
+    *_, plain_error, weights_error = exactly(SPARSE, **model)  # of the same without a teacher
+    assert distance(result["numbers"], numbers) <= 2 * plain_error
+    for kind in ("model", "ema"):
+        of_kind = {key: x for key, x in weights.items() if key.startswith(f"{kind}.")}
+        assert of_kind and distance(of_kind, result["weights"]) <= 2 * weights_error

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from models.attention import VSA, Slot
 from models.video_dit import VideoDiTConfig
+from models.wan import debug as wan_debug
 from train.configs.video_dit import loader
 from train.flow import draw
 from train.records.metrics import Metrics
@@ -26,6 +27,17 @@ from train.weights.checkpoint import Checkpointer
 
 REPOSITORY = Path(__file__).parents[2]
 SPARSE = VSA(tile=(1, 2, 2), top_k=3)
+WAN = wan_debug(
+    in_channels=3,
+    out_channels=3,
+    video=(2, 32, 32),
+    patch=(1, 8, 8),
+    dim=32,
+    ffn=64,
+    text_dim=64,
+    attention=SPARSE,
+)
+"""Takes the clips of a `tiny` run: `model=WAN`."""
 
 
 def tiny(folder: Path | str, *, attention: Slot = SPARSE, **changes) -> Trainer.Config:

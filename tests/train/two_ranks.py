@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from trainer_runs import tiny, weights
+from trainer_runs import WAN, tiny, weights
 
 from models.attention import Dense
 from train.distributed.parallelize import ParallelConfig
@@ -58,11 +58,8 @@ if __name__ == "__main__":
     saved = annealed.annealing.break_even, [r.loss for r in annealed.history.steps]
     torch.save(saved, folder / f"annealed_{dist.get_rank()}.pt")
     loss = VelocityDistillation(weight=0.7)
-    distilled = tiny(folder / "distilled", local_batch_size=2, loss=loss).build()
-    distilled.train()
-    distilled.close()
-    losses = [r.loss for r in distilled.history.steps]
-    torch.save(losses, folder / f"distilled_{dist.get_rank()}.pt")
+    train(tiny(folder / "dit_run", local_batch_size=2, loss=loss), folder / "dit")
+    train(tiny(folder / "wan_run", local_batch_size=2, loss=loss, model=WAN), folder / "wan")
     stopped = tiny(folder / "stopped", attention=Dense(), local_batch_size=2).build()
     stop_one_rank(stopped, step=2)
     stopped.train()

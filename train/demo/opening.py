@@ -15,7 +15,7 @@ from models.video_dit import VideoDiTConfig
 from train.data.copies.floors import Floors, copies_in
 from train.data.copies.layouts import Copies
 from train.demo.recall import Found, floors_of, found_by, held_out, middle_of, recall_config
-from train.demo.recall_pictures import draw_between, draw_looks
+from train.demo.recall_pictures import draw_between, draw_looks, says_of
 from train.trainer import Trainer
 
 TILE = (2, 2, 4)
@@ -92,17 +92,14 @@ def open_demo(opening: Opening, out: Path, say: Callable[[str], object]) -> Open
         steps=opening.steps,
     )
     say(f"     {sentence(opened)}")
-    draw_looks(out / "copies.png", clips, tiling, heads, sentence(opened))
+    draw_looks(out / "copies.png", clips, tiling, heads)
     draw_between(out / "copies_losses.png", validation, least)
     return opened
 
 
 def sentence(opened: Opened) -> str:
     """What the picture shows."""
-    return (
-        f"The yellow tile looks at {opened.looks} of the {opened.tiles - 1} other tiles: "
-        f"{opened.right} of these hold copies of it, of {opened.copies} that do"
-    )
+    return says_of(opened.looks, opened.right, opened.copies, opened.tiles)
 
 
 SECTION = Template("""\

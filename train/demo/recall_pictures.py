@@ -16,16 +16,25 @@ from train.data.copies.floors import Floors, copies_in
 from train.demo.pictures import COLOURS, QUERY, blank_figure, save, spotlight, tile_of_pixel
 from train.demo.recall import middle_of
 
-RIGHT, WRONG, MISSED = "#35d04f", "#ff3b30", "#ffffff"
+RIGHT, WRONG, MISSED = "#35d04f", "#ff3b30", "#00b4ff"
+DASHES, OVERLOOKED = (0, (2.5, 1)), "a copy it overlooks"
 SHOWN = 8  # at most so many tiles beside one another
 
 
+def says_of(looks: int, right: int, copies: int, tiles: int) -> str:
+    """What a picture of one tile shows, which looks at so many others."""
+    return (
+        f"The yellow tile looks at {looks} of the {tiles - 1} other tiles: "
+        f"{right} of these hold copies of it, of {copies} that do"
+    )
+
+
 def draw_looks(
-    path: Path, clips: RecurringClips, tiling: VideoTiling, heads: Sequence[int], title: str = ""
+    path: Path, clips: RecurringClips, tiling: VideoTiling, heads: Sequence[int]
 ) -> None:
     """What the tile in the middle of the first clip looks at, as a PNG: the whole clip, tiles that
     follow one another in time side by side, each by its first frame; beneath it the tile and those
-    that it looks at, enlarged.
+    that it looks at, enlarged. Its title counts them.
 
     Args:
         heads: of each tile, how many heads look at it.
@@ -54,6 +63,8 @@ def draw_looks(
             axes.add_patch(Rectangle(corner, *size, fill=False, **edge))
         _bare(axes)
         axes.set_xlabel(f"frames {i * sides[0] + 1} to {(i + 1) * sides[0]}", fontsize=10)
+    right = int(truth[looked].sum())
+    title = says_of(len(looked), right, int(truth.sum()), tiling.num_tiles)
     above.suptitle(title, fontsize=12.5, x=0.01, ha="left")
     shown = [own, *looked[: SHOWN - 1]]
     for axes, j in zip(below.subplots(1, max(len(shown), 4)), shown):
@@ -70,7 +81,7 @@ def draw_looks(
         Patch(facecolor="none", linewidth=3, edgecolor=QUERY, label="the tile that looks"),
         Patch(facecolor="none", linewidth=3, edgecolor=RIGHT, label="it looks here: a copy"),
         Patch(facecolor="none", linewidth=3, edgecolor=WRONG, label="it looks here: no copy"),
-        Patch(facecolor="#555555", edgecolor=MISSED, linestyle="--", label="a copy it overlooks"),
+        Patch(facecolor="none", linewidth=3, linestyle=DASHES, edgecolor=MISSED, label=OVERLOOKED),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=11)
     save(figure, path)
@@ -82,7 +93,7 @@ def _edge(tile: int, own: int, looked: bool, copy: bool) -> dict:
     if looked:
         return dict(edgecolor=RIGHT if copy else WRONG, linewidth=3, zorder=2)
     if copy:
-        return dict(edgecolor=MISSED, linewidth=3, linestyle="--", zorder=2)
+        return dict(edgecolor=MISSED, linewidth=3, linestyle=DASHES, zorder=2)
     return dict(edgecolor="#333333", linewidth=0.4)
 
 
@@ -96,8 +107,8 @@ def draw_between(path: Path, held_out: Sequence[tuple[int, float]], least: Floor
     figure = blank_figure(8, 4)
     axes = figure.subplots()
     axes.plot(*zip(*held_out), color=COLOURS[1], linewidth=2.2, marker="o", label="VSA")
-    floor(axes, least.tile, "the least that a tile can reach which sees only itself")
-    floor(axes, least.everything, "the least with all copies")
+    floor(axes, least.tile, "the least that a tile\ncan reach which sees\nonly itself")
+    floor(axes, least.everything, "the least with\nall copies")
     axes.set(
         xlabel="training steps", ylabel="loss (lower is better)", xlim=(0, None), ylim=(0, None)
     )
@@ -108,7 +119,7 @@ def draw_between(path: Path, held_out: Sequence[tuple[int, float]], least: Floor
 
 
 def floor(axes: Axes, loss: float, says: str) -> None:
-    """A dashed line that no model of a kind gets below, and whose it is."""
+    """A dashed line that no model of a kind gets below, and whose it is, right of the curves."""
     axes.axhline(loss, color="black", linewidth=1, linestyle="--")
-    place: dict = dict(transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=9)
-    axes.text(0.995, loss, says, **place)
+    place: dict = dict(transform=axes.get_yaxis_transform(), ha="left", va="center", fontsize=9)
+    axes.text(1.01, loss, says, **place)

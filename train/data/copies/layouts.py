@@ -30,7 +30,8 @@ class Copies:
         cell: of "shuffle" and "objects".
         offset: by which a "shuffle" lies off the grid of tiles, around the clip's edges.
         speed: of "pan".
-        share: of the cells of a "shuffle", or of the tokens of "objects", that recur.
+        share: of the cells of a "shuffle", or of the tokens of "objects", that recur. The rest is
+            seen once: distractors, among which copies are to be found, beside those of others.
         alike: correlation length of the content: neighbours at a distance of d correlate by
             exp(-d / alike). 0: each token by itself.
         patch: (frames, height, width) in pixels of a token.
