@@ -54,6 +54,8 @@ def test_vmap_of_any_input_has_no_backward_and_says_so(which, trains):
     given = [x if dim is None else torch.stack([x, 2 * x]) for x, dim in zip(inputs, dims)]
     with pytest.raises(NotImplementedError, match=r"^score_mod on a CPU has no backward.*vmap: "):
         torch.vmap(attend, in_dims=tuple(dims))(*given)
+    if torch.__version__ < "2.13":  # whose checkpoint vmap cannot enter
+        return
     with torch.no_grad():
         found = torch.vmap(attend, in_dims=tuple(dims))(*given)
         for i, x in enumerate(found):

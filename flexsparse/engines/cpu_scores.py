@@ -68,7 +68,7 @@ def score_mod_attention(
             since the forward.
     """
     dtype, compiled = torch.promote_types(q.dtype, torch.float32), torch.compiler.is_compiling()
-    _check_one_number(score_mod, dtype)
+    number = _one_number(score_mod, dtype)
     if not compiled and torch._C._are_functorch_transforms_active() and torch.is_grad_enabled():
         if not _saved_tensors_hooks_is_enabled():  # which a checkpoint needs
             raise NotImplementedError(
@@ -84,6 +84,8 @@ def score_mod_attention(
         return x.expand(batch, -1, -1, -1).reshape(groups, -1, size, x.shape[3])
 
     ids, mask_mod = _lists(mask, nk)
+    if not compiled:
+        _check_backward(q, k, v, ids, number)
     holds_query = _holds_query(mask, q_len)
     ids = ids.expand(batch, heads, nq, -1).reshape(groups, -1, ids.shape[-1])
     place = torch.meshgrid(*(arange(x) for x in (batch, heads, nq)), indexing="ij")
@@ -145,8 +147,6 @@ def score_mod_attention(
                 given = *kv, qs_, ids_[..., : _width(ids_, nk)], *at
                 options: Any = dict(use_reentrant=False, preserve_rng_state=False)
                 chunks.append(checkpoint(attend, *given, **options))
-                if not compiled:
-                    _check_backward(chunks[-1][0])
             results.append([torch.cat(x, 1) for x in zip(*chunks)])
     out, top, *lse = (
         torch.cat(x).reshape(batch, heads, nq * q_block, -1)[:, :, :q_len] for x in zip(*results)
@@ -156,22 +156,25 @@ def score_mod_attention(
     return out.to(q.dtype).contiguous(), aux
 
 
-def _check_one_number(score_mod: Callable[..., Tensor], dtype: torch.dtype) -> None:
+def _one_number(score_mod: Callable[..., Tensor], dtype: torch.dtype) -> Tensor:
     """Ask for one pair: of a chunk, rows in place of numbers may be larger than memory."""
     first, score = arange(1), torch.zeros(1, 1, 1, dtype=dtype, device="cpu")
-    with torch.no_grad(), _Indexing():
+    with _Indexing():
         made = _of_pairs(score_mod, (first, first, first[None], first[None]), score)
     if made.shape != score.shape:
         raise ValueError(
             f"score_mod returned shape {list(made.shape[3:])} for a score of shape []: return one "
             "number for a score; index all dimensions of what it captures (bias[h, q_idx], say)"
         )
+    return made
 
 
-def _check_backward(out: Tensor) -> None:
-    """q, k, v, the lists, what is captured: what vmap makes of any of them, it makes of this."""
-    inner = unbatched(out)
-    if inner is not out and inner.requires_grad:  # a chunk would be made again after vmap's end
+def _check_backward(*inputs: Tensor) -> None:
+    """Refuse vmap of any, if any trains; what score_mod captures shows in a number it has made."""
+    inner = [unbatched(x) for x in inputs]
+    batched = any(x is not y for x, y in zip(inner, inputs))
+    if batched and torch.is_grad_enabled() and any(x.requires_grad for x in inner):
+        # a chunk would be made again after vmap's end
         raise NotImplementedError(
             "score_mod on a CPU has no backward under torch.func.vmap: make the dimension part of "
             "the batch"
