@@ -78,10 +78,10 @@ def refuse_tangents(what: str) -> NoReturn:
 
 def has_tangent(*tensors: Tensor) -> bool:
     """Whether some of these carry a tangent, as far as the innermost transform but vmap can see."""
-    return any(_tangent(_unbatched(x)) is not None for x in tensors)
+    return any(_tangent(unbatched(x)) is not None for x in tensors)
 
 
-def _unbatched(x: Tensor) -> Tensor:
+def unbatched(x: Tensor) -> Tensor:
     """What vmap, which has no rule for looking for tangents, has wrapped."""
     while is_batchedtensor(x):
         x = get_unwrapped(x)

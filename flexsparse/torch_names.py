@@ -21,6 +21,9 @@ def unproven(version: str = torch.__version__) -> str | None:
 
 
 try:
+    from torch._C._autograd import (
+        _saved_tensors_hooks_is_enabled as saved_tensors_hooks_are_enabled,  # pyright: ignore[reportAttributeAccessIssue]
+    )
     from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
     from torch._library.autograd import make_autograd_impl
     from torch.utils._pytree import tree_leaves
@@ -35,6 +38,7 @@ __all__ = [
     "is_functorch_wrapped_tensor",
     "make_autograd_impl",
     "release",
+    "saved_tensors_hooks_are_enabled",
     "tree_leaves",
     "unproven",
 ]

@@ -22,7 +22,12 @@ from torch.utils.checkpoint import checkpoint
 
 from flexsparse.checks import can_be_read
 from flexsparse.choice.block_mask import TileBlockMask
-from flexsparse.torch_names import is_functorch_wrapped_tensor, tree_leaves
+from flexsparse.derivatives import unbatched
+from flexsparse.torch_names import (
+    is_functorch_wrapped_tensor,
+    saved_tensors_hooks_are_enabled,
+    tree_leaves,
+)
 
 arange = partial(torch.arange, device="cpu")  # whatever the default device is
 CHUNK = 8 << 20  # bytes of scores: more of them leave the cache, fewer make calls many
@@ -56,10 +61,20 @@ def score_mod_attention(
     be: the graph holds the code of each, and cannot ask lists for their length.
 
     Raises:
+        ValueError: ``score_mod`` gives more than one number for a score.
+        NotImplementedError: ``torch.func.grad`` and its kind; ``torch.func.vmap`` of anything, if
+            a backward is to follow.
         RuntimeError: in the backward, what ``score_mod`` or the mask captures was changed in place
             since the forward.
     """
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    dtype, compiled = torch.promote_types(q.dtype, torch.float32), torch.compiler.is_compiling()
+    number = _one_number(score_mod, dtype)
+    if not compiled and torch._C._are_functorch_transforms_active() and torch.is_grad_enabled():
+        if not saved_tensors_hooks_are_enabled():  # which a checkpoint needs
+            raise NotImplementedError(
+                "score_mod on a CPU has no rule for torch.func.grad, vjp, jacrev: use "
+                "torch.autograd.grad or backward()"
+            )
     (batch, heads, q_len, dim), (kv_heads, k_len) = q.shape, k.shape[1:3]
     q_block, kv_block = (64, 64) if mask is None else mask.BLOCK_SIZE
     nq, nk, groups = -(-q_len // q_block), -(-k_len // kv_block), batch * kv_heads
@@ -69,6 +84,8 @@ def score_mod_attention(
         return x.expand(batch, -1, -1, -1).reshape(groups, -1, size, x.shape[3])
 
     ids, mask_mod = _lists(mask, nk)
+    if not compiled:
+        _check_backward(q, k, v, ids, number)
     holds_query = _holds_query(mask, q_len)
     ids = ids.expand(batch, heads, nq, -1).reshape(groups, -1, ids.shape[-1])
     place = torch.meshgrid(*(arange(x) for x in (batch, heads, nq)), indexing="ij")
@@ -107,8 +124,7 @@ def score_mod_attention(
         return [x.unflatten(0, shape) for x in results]
 
     # A chunk's backward makes gradients of all keys of its heads: they should be the smaller part.
-    compiled, width = torch.compiler.is_compiling(), _width(ids, nk)
-    cells = width * kv_block * q_block
+    cells = _width(ids, nk) * kv_block * q_block
     memory, least = (CHUNK, 1)
     if compiled:
         memory, least = COMPILED_CHUNK, -(-ids.shape[:2].numel() // COMPILED_CHUNKS)
@@ -138,6 +154,31 @@ def score_mod_attention(
     lse = lse[0].squeeze(-1) if lse else None
     aux = AuxOutput(lse, top.squeeze(-1) if wanted.max_scores else None)
     return out.to(q.dtype).contiguous(), aux
+
+
+def _one_number(score_mod: Callable[..., Tensor], dtype: torch.dtype) -> Tensor:
+    """Ask for one pair: of a chunk, rows in place of numbers may be larger than memory."""
+    first, score = arange(1), torch.zeros(1, 1, 1, dtype=dtype, device="cpu")
+    with _Indexing():
+        made = _of_pairs(score_mod, (first, first, first[None], first[None]), score)
+    if made.shape != score.shape:
+        raise ValueError(
+            f"score_mod returned shape {list(made.shape[3:])} for a score of shape []: return one "
+            "number for a score; index all dimensions of what it captures (bias[h, q_idx], say)"
+        )
+    return made
+
+
+def _check_backward(*inputs: Tensor) -> None:
+    """Refuse vmap of any, if any trains; what score_mod captures shows in a number it has made."""
+    inner = [unbatched(x) for x in inputs]
+    batched = any(x is not y for x, y in zip(inner, inputs))
+    if batched and torch.is_grad_enabled() and any(x.requires_grad for x in inner):
+        # a chunk would be made again after vmap's end
+        raise NotImplementedError(
+            "score_mod on a CPU has no backward under torch.func.vmap: make the dimension part of "
+            "the batch"
+        )
 
 
 def _lists(mask: BlockMask | None, nk: int) -> tuple[Tensor, Callable[..., Tensor] | None]:

@@ -18,7 +18,6 @@ from flexsparse.derivatives import has_tangent, refuse_tangents
 from flexsparse.engines import kernel_options as configs
 from flexsparse.engines.cpu import block_sparse_attention
 from flexsparse.engines.cpu_scores import score_mod_attention
-from flexsparse.torch_names import get_unwrapped, is_batchedtensor
 
 if torch.version.cuda and not configs.TAKES_OPTIONS:
     from flexsparse.engines import inductor_choices
@@ -50,7 +49,9 @@ def flex_attention(
     stands in padding, NaN included, reaches a valid output or a gradient.
 
     Derivatives are first ones, on CUDA backward alone, on CPU forward as well (``torch.func.jvp``,
-    forward_ad), with ``score_mod`` one or the other; others are refused.
+    forward_ad). With ``score_mod`` or ``max_scores`` on CPU, backward has second ones too
+    (``create_graph=True``), and there is no backward beside a tangent. Others are refused, as are
+    ``torch.func.grad``, ``vjp`` and ``jacrev``.
 
     Args:
         query, key, value: ``[B, Hq, Lq, D]``, ``[B, Hkv, Lk, D]``, ``[B, Hkv, Lk, Dv]``, one device
@@ -68,7 +69,10 @@ def flex_attention(
 
     Raises:
         ValueError: mixed devices or dtypes, lengths that are not the mask's, head dims that CUDA
-            kernels cannot take, a BACKEND that cannot compute this.
+            kernels cannot take, a BACKEND that cannot compute this; on CPU, a ``score_mod`` that
+            gives more than one number for a score.
+        NotImplementedError: on CPU, derivatives that are refused, and with ``score_mod`` or
+            ``max_scores`` ``torch.func.vmap`` of anything that a backward is to follow.
     """
     if return_lse and return_aux is not None:
         raise ValueError("give return_lse or return_aux, not both")
@@ -155,12 +159,6 @@ def _attention(
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if score_mod is None and not (aux is not None and aux.max_scores):
         return _cpu_attention(query, key, value, block_mask, scale)
-    vmapped = [] if torch.compiler.is_compiling() else filter(is_batchedtensor, (query, key, value))
-    if _trains(*map(get_unwrapped, vmapped)):  # a chunk would be made again when vmap has ended
-        raise NotImplementedError(
-            "score_mod on a CPU has no backward under torch.func.vmap: make the dimension part of "
-            "the batch"
-        )
     given = score_mod or (lambda score, *_: score), block_mask, scale, aux or AuxRequest()
     return score_mod_attention(query, key, value, *given)
 
