@@ -52,14 +52,12 @@ class TileBlockMask(BlockMask):
         device, lengths = self.kv_num_blocks.device, self.text_lengths
         video_rows = tiling.video_rows
         ends = None if lengths is None else lengths + video_rows
-        # captured, they are no memory: the kernel computes them for each pair of tokens
         counts = tiling.counts(device, lengths) if tiling.is_ragged else None
 
         def in_tile(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-            if counts is not None:  # the row by bits would make BSA's forward spill (Triton 3.8)
-                tile = quotient(kv, rows)
-                return kv % rows < (counts[tile] if lengths is None else counts[b, tile])
-            row = remainder(kv, rows)
+            row, tile = remainder(kv, rows), quotient(kv, rows)
+            if counts is not None:
+                return row < (counts[tile] if lengths is None else counts[b, tile])
             if not tiling.text:
                 return row < volume
             of_text = kv < (video_rows + tiling.text if ends is None else ends[b])
