@@ -115,6 +115,27 @@ def latest(results: Path = RESULTS) -> dict[str, Row]:
     return dict(sorted(found.items(), key=lambda item: TorchVersion(item[0])))
 
 
+def passed(results: Path = RESULTS) -> list[str]:
+    """The versions whose last row is whole, and nothing in it failed."""
+    return [version for version, row in latest(results).items() if _is_whole(row)]
+
+
+def _is_whole(row: Row) -> bool:
+    """Whether it has every case compiled without a remark of ptxas, every problem right, and
+    every error that was put back seen."""
+    due = {(f"sm_{job.arch}", name) for job in EVERY for name in job.names}
+    compiled = {(arch, name) for arch, cases in row["launches"].items() for name in cases}
+    red = {x for x, seen in row.get("red", {}).items() if seen}
+    return (
+        not row["failed"]
+        and not row["remarks"]
+        and compiled >= due
+        and row.get("errors", {}).keys() >= PROBLEMS.keys()
+        and all(ratio <= 1 for ratio in row["errors"].values())
+        and red == {x for x, error in SABOTAGES.items() if error.applies(row["torch"])}
+    )
+
+
 def table(results: Path = RESULTS) -> str:
     """Every version that has a row, in Markdown."""
     lines = []

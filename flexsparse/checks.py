@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import (
+
+from flexsparse.tiling import VideoTiling
+from flexsparse.torch_names import (
     get_unwrapped,
     is_batchedtensor,
     is_functorch_wrapped_tensor,
 )
-
-from flexsparse.tiling import VideoTiling
 
 
 def check_alike(**tensors: Tensor) -> None:

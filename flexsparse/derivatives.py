@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_batchedtensor
-from torch._library.autograd import make_autograd_impl
 from torch.autograd import forward_ad
+
+from flexsparse.torch_names import get_unwrapped, is_batchedtensor, make_autograd_impl
 
 Rule = Callable[[Any, list[Any], list[Any]], list[Tensor | None]]
 """Of the results, the arguments and the arguments' tangents (None: none): the results' tangents."""

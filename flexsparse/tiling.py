@@ -213,11 +213,13 @@ class VideoTiling:
         """Valid tokens of every tile, in its first rows: int32 ``[key_tiles]``, with
         ``text_lengths`` ``[B, key_tiles]``."""
         if self.is_ragged:
-            # By a sum, which torch.compile puts into memory. What it computes for each element, and
-            # FlexAttention captures, the kernel would compute for every column of scores.
+            # a sum, which Inductor puts into memory: what it can compute for each element,
+            # FlexAttention would compute for every column of scores
             valid = self.valid(device, text_lengths)
             return valid.unflatten(-1, (self.key_tiles, self.rows)).sum(-1, dtype=torch.int32)
         tile = torch.arange(self.key_tiles, device=device)
+        # no constant: Inductor would divide VSA's coarse gradients by it where it adds them up, and
+        # no longer add one of them at the end of FlexAttention's backward
         t, h, w = self._boxes(tile)[1]
         counts = t * h * w
         if self.text:  # no cat: FlexAttention cannot capture what Inductor makes of one

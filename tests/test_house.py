@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -53,6 +54,13 @@ def test_imports_point_one_way(package):
         extra = EXTRAS.get(str(path.parent.relative_to(ROOT)), set())
         alien = imported(path) - MAY_IMPORT[package] - extra - set(sys.stdlib_module_names)
         assert not alien, f"{path} imports {alien}"
+
+
+def test_what_torch_keeps_for_itself_is_named_in_one_file():
+    private = re.compile(r"^\s*(?:from|import) torch(?:\.\w+)*\._", re.M)
+    users = {p.name for p in (ROOT / "flexsparse").rglob("*.py") if private.search(p.read_text())}
+    # the others: for known versions alone, and for runs of several processes
+    assert users == {"torch_names.py", "inductor_choices.py", "ulysses.py"}
 
 
 def test_train_imports_torchtitan_in_one_module():

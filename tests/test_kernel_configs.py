@@ -1,6 +1,9 @@
 """Compute blocks fit the masks, and are for our masks alone."""
 
 import math
+import re
+import runpy
+import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 from unittest import mock
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from benchmarks import torch_versions
-from flexsparse import VideoTiling, flex_attention, vsa_mask
+from flexsparse import VideoTiling, flex_attention, torch_names, vsa_mask
 from flexsparse.engines import flex, inductor_choices, kernel_options
 from flexsparse.engines.kernel_configs import (
     BACKWARD,
@@ -124,13 +127,19 @@ def test_from_torch_2_14_on_nothing_is_installed():
 
 
 def test_a_torch_that_is_newer_than_those_proven_is_named():
-    passed = [version for version, row in torch_versions.latest().items() if not row["failed"]]
+    passed = torch_versions.passed()
     ends = [".".join(version.split(".")[:2]) for version in (passed[0], passed[-1])]
-    assert ends == [*kernel_options.PROVEN]
-    assert kernel_options.unproven() is None
-    assert kernel_options.unproven("2.15.3+cu130") is None
+    assert ends == [*torch_names.PROVEN]
+    assert torch_names.unproven() is None
+    assert torch_names.unproven("2.15.3+cu130") is None
     words = "torch 2.16.0 is newer than those that flexsparse is proven with, 2.11 to 2.15"
-    assert kernel_options.unproven("2.16.0") == words
+    assert torch_names.unproven("2.16.0") == words
+    with mock.patch.dict(sys.modules, {"torch._library.autograd": None}):
+        with mock.patch.object(torch, "__version__", "2.16.0"):
+            with pytest.raises(ImportError, match=f"^{re.escape(words)}: .*torch._library"):
+                runpy.run_path(str(torch_names.__file__))
+        with pytest.raises(ImportError, match=f"^torch {re.escape(torch.__version__)} lacks what"):
+            runpy.run_path(str(torch_names.__file__))
 
 
 def hopper_options(mask, given, has_score_mod=False, dtype=torch.bfloat16):

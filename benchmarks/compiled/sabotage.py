@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.compiled.run import ROOT, OutOfBounds, ratios
-from flexsparse.engines.kernel_options import release
+from flexsparse.torch_names import release
 
 Edit = tuple[str, str, str]  # a file, what is in it once, what comes in its place
 

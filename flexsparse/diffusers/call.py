@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Variable
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from flexsparse.by_noise import ByNoise, band_of
 from flexsparse.permute import gather_rows, permute
 from flexsparse.slots import BSA, VSA
 from flexsparse.tiling import VideoTiling
+from flexsparse.torch_names import tree_leaves
 
 Grid = tuple[int, int, int]
 Table = Tensor | tuple[Tensor, Tensor]

@@ -16,14 +16,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask, noop_mask
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from flexsparse.checks import can_be_read
 from flexsparse.choice.block_mask import TileBlockMask
+from flexsparse.torch_names import is_functorch_wrapped_tensor, tree_leaves
 
 arange = partial(torch.arange, device="cpu")  # whatever the default device is
 CHUNK = 8 << 20  # bytes of scores: more of them leave the cache, fewer make calls many

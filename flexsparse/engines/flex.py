@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_batchedtensor
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask, create_mask
 from torch.nn.attention.flex_attention import flex_attention as torch_flex_attention
 
@@ -19,6 +18,7 @@ from flexsparse.derivatives import has_tangent, refuse_tangents
 from flexsparse.engines import kernel_options as configs
 from flexsparse.engines.cpu import block_sparse_attention
 from flexsparse.engines.cpu_scores import score_mod_attention
+from flexsparse.torch_names import get_unwrapped, is_batchedtensor
 
 if torch.version.cuda and not configs.TAKES_OPTIONS:
     from flexsparse.engines import inductor_choices

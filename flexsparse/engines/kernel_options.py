@@ -18,15 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
 from flexsparse.choice.block_mask import ChosenTiles
 from flexsparse.engines.kernel_configs import backward_config, forward_config
-
-PROVEN = "2.11", "2.15"
-"""The first and the last torch that ``python -m benchmarks.torch_versions`` has passed with."""
-
-
-def release(version: str) -> tuple[int, ...]:
-    """(2, 14) of "2.14.1+cu130" and of "2.14.0a0+nv26.9", which a Version would put before it."""
-    return tuple(map(int, version.split(".")[:2]))
-
+from flexsparse.torch_names import release
 
 TAKES_OPTIONS = release(torch.__version__) >= (2, 14)
 """Whether torch reads the caller's compute blocks in both directions."""
@@ -83,14 +75,6 @@ def _named(
     """A config as options of one direction, which torch prefers to those of both: without what is
     given for both."""
     return {f"{direction}{name}": x for name, x in zip(names, config) if name not in given}
-
-
-def unproven(version: str = torch.__version__) -> str | None:
-    """One line where a torch is newer than those that are proven; it is used by its public API."""
-    first, last = PROVEN
-    if release(version) <= release(last):
-        return None
-    return f"torch {version} is newer than those that flexsparse is proven with, {first} to {last}"
 
 
 @torch.compiler.assume_constant_result

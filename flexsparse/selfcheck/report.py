@@ -13,12 +13,12 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from flexsparse.choice.rules import Mass, Threshold, TopK
-from flexsparse.engines.kernel_options import unproven
 from flexsparse.selfcheck import attention as on
 from flexsparse.selfcheck import cases
 from flexsparse.selfcheck import rows as of_rows
 from flexsparse.selfcheck.cases import BF16, FP32, Case
 from flexsparse.selfcheck.laws import Ratios
+from flexsparse.torch_names import unproven
 
 _SDPA = "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH"
 _RESET = 32  # checks; torch refuses to compile one function for more than 64 shapes

@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import cuda_build
 import pytest
@@ -14,7 +15,7 @@ import triton.language as tl
 from cuda_build import needed
 
 from benchmarks import torch_versions
-from benchmarks.compiled import machine_code, pretend
+from benchmarks.compiled import interpret, machine_code, pretend
 from benchmarks.compiled.problems import PROBLEMS
 from benchmarks.compiled.proof import EVERY
 from benchmarks.compiled.run import ROOT
@@ -132,6 +133,46 @@ def test_a_row_of_a_version_has_what_failed_and_what_spilled(tmp_path):
     sizes = f"3.6.0 | 1 of {cases} | 5 | 1 | 2 | `_lists` 8, `flex_attention_backward` 4 | 1"
     assert last == f"| 2.11.0 | {sizes} | 1 of {problems}, 1.50 | - |"
     assert first == f"| 2.9.0 | {sizes} | 0 of {problems}, inf | - |"  # nothing ran
+
+
+def test_a_row_that_lacks_something_has_not_passed(tmp_path):
+    (version, whole), *_ = reversed(torch_versions.latest().items())
+    lacking = [
+        {"failed": {"sm_90 dit_vsa": "it broke"}},
+        {"remarks": [["sm_90 dit_vsa", "_select", ["(C7515)"]]]},
+        {"launches": whole["launches"] | {"sm_80": {}}},
+        {"errors": {}},
+        {"errors": whole["errors"] | {"bsa_text": 1.1}},
+        {"red": {}},
+        {"red": whole["red"] | {"a quota by a reciprocal": False}},
+    ]
+    for number, change in enumerate([{}, *lacking]):
+        folder = tmp_path / str(number)
+        torch_versions.append("torch_versions", whole | change, folder)
+        assert torch_versions.passed(folder) == ([] if change else [version])
+
+
+GRAPH = """
+import torch
+empty_strided_cuda = torch.empty_strided
+
+def call(args):
+    args.clear()
+    kinds = torch.float32, torch.int32, torch.bool
+    return [{allocate}((2, 3), (3, 1), dtype) for dtype in kinds]
+"""
+
+
+def test_memory_that_a_graph_does_not_write_is_no_number_and_no_index():
+    try:
+        made = interpret.load(GRAPH.format(allocate="empty_strided_cuda"))([torch.ones(1)])
+        with pytest.raises(RuntimeError, match="torch.empty_strided would hand out memory without"):
+            interpret.load(GRAPH.format(allocate="torch.empty_strided"))
+    finally:
+        mock.patch.stopall()
+    numbers, indices, truths = made
+    assert numbers.isnan().all() and (indices > 1 << 30).all() and truths.all()
+    assert made[0].shape == (2, 3)
 
 
 @pytest.mark.parametrize(

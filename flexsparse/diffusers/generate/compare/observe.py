@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from flexsparse.diffusers.families import family_of
 from flexsparse.diffusers.generate.compare.share import held_share
+from flexsparse.torch_names import tree_leaves
 
 DENSE = 0.0, 1.0, 1.0, 1.0  # of a layer that is dense: error, tiles, queries, weight held
 
