@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from benchmarks.gpu.cases import settings
 from benchmarks.record import NONE, RESULTS, Row, markdown, read
 
+DENSE = "dense_flex"
+MAIN = DENSE, "vsa 87.5% x2", "vsa 87.5% x1", "bsa 95.0% x4"  # whose kernels the page shows
 _OF_STAGES = {  # kernels of the coarse stage, by the name of what benchmarks.gpu measures
+    "pool q, k": ("_pool", "vsa_ungated 87.5% x2", "forward"),
     "pool q, k, v": ("_pool", "vsa 87.5% x2", "forward"),
     "choose TopK x1": ("_select", "vsa 87.5% x1", "forward"),
     "choose TopK x2": ("_select", "vsa 87.5% x2", "forward"),
+    "choose Threshold x1": ("_select", "bsa 95.0% x1", "forward"),
     "lists x1": ("_lists", "vsa 87.5% x1", "training"),
     "lists x2": ("_lists", "vsa 87.5% x2", "training"),
     "coarse attention": ("_coarse_", "vsa 87.5% x2", ""),
@@ -74,19 +79,41 @@ def shown(case: str, method: str, step: str, ms: float, results: Path = RESULTS)
     return f"  bound {least:.3f} ms, x{ms / least:.2f}" if least else ""
 
 
-def layers(results: Path = RESULTS) -> str:
-    """A line for each layer: the bounds of its forward and backward, beside dense attention's."""
-    head = ["case", "method"]
+def ratios(results: Path = RESULTS, graphs: tuple[str, ...] = ("forward", "backward")) -> str:
+    """A line for each setting: the bound of dense attention, and how many times that of each layer
+    it is."""
+    rows = latest(results)
+    methods = _methods(rows)
+    lines = []
+    for setting in settings():
+        bounds = [_sum(rows, setting.key, method, graphs) for method in methods]
+        if any(bounds):
+            dense, *ours = bounds
+            each = [f"{dense / ms:.1f}" if dense and ms else NONE for ms in ours]
+            size = f"{setting.tiling.tokens:,}"
+            lines.append([setting.key, size, f"{dense:.1f}" if dense else NONE, *each])
+    return markdown(["setting", "tokens", "dense, ms at least", *methods[1:]], lines)
+
+
+def _methods(rows: Iterable[Row]) -> list[str]:
+    """Dense attention, VSA, BSA, each with its largest blocks first."""
+    return [DENSE, *sorted({row["method"] for row in rows} - {DENSE}, reverse=True)]
+
+
+def layers(results: Path = RESULTS, case: str = "153k-12x128") -> str:
+    """A line for each layer of a case: the bounds of its forward and backward, and dense
+    attention's by them."""
+    head = ["method"]
     for step in ("forward", "forward and backward"):
         head += [f"{step}, ms at least", "of it FlexAttention", "dense / this"]
-    rows = latest(results)
+    rows = [row for row in latest(results) if row["case"] == case]
     lines = []
-    for case, method in dict.fromkeys((row["case"], row["method"]) for row in rows):
-        line = [case, method]
+    for method in _methods(rows) if rows else ():
+        line = [method]
         for graphs in (("forward",), ("forward", "backward")):
             mine = _sum(rows, case, method, graphs)
             flex = _sum(rows, case, method, graphs, "flex_attention")
-            dense = _sum(rows, case, "dense_flex", graphs)
+            dense = _sum(rows, case, DENSE, graphs)
             line += [f"{mine:.2f}", f"{flex:.2f}", f"{dense / mine:.2f}" if dense else NONE]
         lines.append(line)
     return markdown(head, lines)
@@ -98,12 +125,12 @@ def _sum(rows: Iterable[Row], case: str, method: str, graphs: tuple[str, ...], n
 
 
 def kernels(results: Path = RESULTS, case: str = "153k-12x128") -> str:
-    """A line for each kernel of a case's layers that takes a hundredth of its layer or more."""
+    """A line for each kernel of a case's ``MAIN`` layers that takes a hundredth of its layer."""
     head = ["method", "kernel", "blocks x warps", "registers", "ms at least", "binds", "apart"]
     head += ["tensor cores", "issue", "half-rate", "exp2", "shared memory", "L2", "memory"]
     names = "tensor cores", "issue", "half-rate units", "exp2", "shared memory", "L2", "memory"
     lines = []
-    mine = [row for row in latest(results) if row["case"] == case]
+    mine = [x for x in latest(results) if x["case"] == case and x["method"] in MAIN]
     for row in mine:
         whole = _sum(mine, case, row["method"], (row["graph"],))
         if row["bound_ms"] < whole / 100:
@@ -118,12 +145,15 @@ def kernels(results: Path = RESULTS, case: str = "153k-12x128") -> str:
 
 
 def changes(results: Path = RESULTS, case: str = "153k-12x128") -> str:
-    """A line for each kernel of a case that issues otherwise than in the first run of its layer."""
+    """A line for each kernel of a case's ``MAIN`` layers that issues otherwise than in the first
+    run of its layer."""
     head = ["method", "kernel", "issued for 64 x 64 scores", "registers"]
     head += ["issue", "half-rate", "shared memory", "ms at least", "apart"]
     lines = []
     runs = [x for x in _runs(results) if len(x) > 1 and x[0][0]["case"] == case]
     for first, *_, last in runs:
+        if first[0]["method"] not in MAIN:
+            continue
         before = {short(row["kernel"]): row for row in first}
         for row in last:
             name = short(row["kernel"])

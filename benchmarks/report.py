@@ -181,6 +181,8 @@ PAGES: dict[Path, Sections] = {
         "lowering": lowering,
     },
     DOCS / "results" / "bounds.md": {
+        "bound_training": known.ratios,
+        "bound_forward": partial(known.ratios, graphs=("forward",)),
         "bounds": known.layers,
         "bound_kernels": known.kernels,
         "bound_changes": known.changes,

@@ -82,7 +82,8 @@ def launches(
         grid = _grid(name, numbers, made.elements)
         code, loops = read(made.sass)
         kernel = made.kernel
-        of = Code(code, loops, kernel.warps, grid, machine_code.constants(text))
+        own = {name: int(value) for name, value in re.findall(r"'(BLOCK_R)': (\d+)", text)}
+        of = Code(code, loops, kernel.warps, grid, machine_code.constants(text) | own)
         programs = _recipe(name)(of, layer)
         moved = _memory(name, layer, of)
         if name.startswith("triton_p"):  # threads may ask for one number, and blocks for one row
@@ -165,8 +166,7 @@ def _select(of: Code, layer: Layer) -> list[Program]:
     rest = [x for x in of.within(task) if x not in scoring]
     turns = 1.0
     for row in [x for x in rest if of.within(x)]:  # some rows at a time
-        held = 8192 if layer.setting.dim <= 128 else 4096
-        turns = ROWS / max(1, min(ROWS, held // max(32, 1 << (n - 1).bit_length())))
+        turns = ROWS / of.constants["BLOCK_R"]
         used = used.plus(of.of(row).times(turns))
         rest = of.within(row)
     for search in rest[:1]:  # the second decides between equal scores, and there are none

@@ -129,28 +129,37 @@ def literal_case(shape: str, dim: int) -> Case:
 
 
 def long_case(
-    video: Grid, tile: Grid, heads: int, kind: str, dim: int = 128, query_tiles: int | None = None
+    video: Grid,
+    tile: Grid,
+    heads: int,
+    kind: str,
+    dim: int = 128,
+    query_tiles: int | None = None,
+    rule: Rule | None = None,
 ) -> Case:
-    """A layer at a size that is timed: VSA with both gates and pairs of query tiles, 87.5 %; BSA
-    with fours, 95 %; dense attention by torch's own kernel."""
+    """A layer at a size that is timed, of a kind of ``benchmarks.gpu``: VSA, with both gates or
+    ``vsa_ungated``, by default with pairs of query tiles and at 87.5 %; BSA with fours, 95 %; dense
+    attention by torch's own kernel."""
     tiling = VideoTiling(video, tile)
     n, window = tiling.num_tiles, (2, 2, 2) if tile == (4, 4, 4) else (3, 5, 2)
+    family = kind.partition("_")[0]
 
     def case(device: torch.device) -> Built:
         options: Any = dict(device=device, dtype=torch.bfloat16, requires_grad=True)
-        rows = tiling.tokens if kind == "dense" else tiling.padded_tokens
+        rows = tiling.tokens if family == "dense" else tiling.padded_tokens
         size = (1, heads, rows, dim)
-        rule, top_k = Threshold(round(n / 10)), round(n / 8)
+        top_k, kv = rule or round(n / 8), rule or Threshold(round(n / 10))
 
-        def vsa(q: Tensor, k: Tensor, v: Tensor, coarse: Tensor, fine: Tensor) -> Tensor:
-            given: Any = dict(gate_coarse=coarse, gate_fine=fine, query_tiles=query_tiles or 2)
-            return vsa_attention(q, k, v, tiling, top_k=top_k, **given)
+        def vsa(q: Tensor, k: Tensor, v: Tensor, *gates: Tensor) -> Tensor:
+            given: Any = dict(zip(("gate_coarse", "gate_fine"), gates))
+            given |= dict(top_k=top_k, query_tiles=query_tiles or 2)
+            return vsa_attention(q, k, v, tiling, **given)
 
         def bsa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             given: Any = dict(window=window, query_tiles=query_tiles or 4)
-            return bsa_attention(q, k, v, tiling, kv=rule, **given)
+            return bsa_attention(q, k, v, tiling, kv=kv, **given)
 
-        attend: Any = dict(vsa=vsa, bsa=bsa, dense=torch_flex_attention)[kind]
+        attend: Any = dict(vsa=vsa, bsa=bsa, dense=torch_flex_attention)[family]
         count = 5 if kind == "vsa" else 3
         return attend, [torch.empty(size, **options) for _ in range(count)]
 

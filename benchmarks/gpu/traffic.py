@@ -61,8 +61,8 @@ def traffic(setting: Setting) -> dict[str, dict[str, Traffic]]:
         **{f"choose x{x}": {"forward": _choose(setting, x)} for x in CHOSEN},
         **{
             f"lists x{x}": {
-                "inference": _lists(setting, x, part, by_key=False),
-                "training": _lists(setting, x, part, by_key=True),
+                "inference": lists(setting, x, part, by_key=False),
+                "training": lists(setting, x, part, by_key=True),
             }
             for x, part in CHOSEN.items()
         },
@@ -101,7 +101,7 @@ def _choose(setting: Setting, query_tiles: int) -> Traffic:
     return Traffic(2 * means, bits, (tasks - 1) * means + scratch)
 
 
-def _lists(setting: Setting, query_tiles: int, part: int, *, by_key: bool) -> Traffic:
+def lists(setting: Setting, query_tiles: int, part: float, *, by_key: bool) -> Traffic:
     """Where each row chooses one tile of ``part``: only what is listed is written."""
     n, heads = setting.tiling.num_tiles, setting.heads
     blocks = -(-n // query_tiles)
