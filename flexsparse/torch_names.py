@@ -1,6 +1,8 @@
 """Which torch this is, with which ones the library is proven, and what it uses of torch that is not
 public: all of that, so that a torch without it says in one line what it is."""
 
+from collections.abc import Callable
+
 import torch
 
 PROVEN = "2.11", "2.15"
@@ -21,15 +23,15 @@ def unproven(version: str = torch.__version__) -> str | None:
 
 
 try:
-    from torch._C._autograd import (
-        _saved_tensors_hooks_is_enabled as saved_tensors_hooks_are_enabled,  # pyright: ignore[reportAttributeAccessIssue]
-    )
+    from torch._C._autograd import _saved_tensors_hooks_is_enabled  # pyright: ignore
     from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
     from torch._library.autograd import make_autograd_impl
     from torch.utils._pytree import tree_leaves
 except ImportError as error:
     said = unproven() or f"torch {torch.__version__} lacks what flexsparse uses"
     raise ImportError(f"{said}: {error}") from error
+
+saved_tensors_hooks_are_enabled: Callable[[], bool] = _saved_tensors_hooks_is_enabled
 
 __all__ = [
     "PROVEN",
