@@ -16,8 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import clips, torch_versions
-from benchmarks import known_bounds as known
+from benchmarks import bounds_tables, clips, torch_versions
 from benchmarks.evidence import page as evidence_page
 from benchmarks.gpu import tables
 from benchmarks.gpu.plots import draw
@@ -181,13 +180,13 @@ PAGES: dict[Path, Sections] = {
         "lowering": lowering,
     },
     DOCS / "results" / "bounds.md": {
-        "bound_training": known.ratios,
-        "bound_forward": partial(known.ratios, graphs=("forward",)),
-        "bounds": known.layers,
-        "bound_kernels": known.kernels,
-        "bound_changes": known.changes,
-        "bound_padded": partial(known.changes, case="75k-40x128"),
-        "bound_configs": known.configs,
+        "bound_training": bounds_tables.ratios,
+        "bound_forward": partial(bounds_tables.ratios, graphs=("forward",)),
+        "bounds": bounds_tables.layers,
+        "bound_kernels": bounds_tables.kernels,
+        "bound_changes": bounds_tables.changes,
+        "bound_padded": partial(bounds_tables.changes, case="75k-40x128"),
+        "bound_configs": bounds_tables.configs,
     },
     DOCS / "results" / "studies.md": {"columns": columns, "score_precision": score_precision},
     DOCS / "results" / "memory.md": {"traffic": traffic, "list_memory": lists},

@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks import bounds_tables as tables
 from benchmarks import known_bounds as known
 from benchmarks.bounds import layers
 from benchmarks.bounds.buffers import least_moved, sizes
@@ -277,11 +278,11 @@ def test_the_first_run_of_a_layer_stands_beside_the_last(tmp_path):
             figures["cycles"] = dict.fromkeys(names, cycles)
             key = dict(case="a", method="vsa 87.5% x1", graph=graph, kernel=kernel)
             append("bounds", {**key, **figures}, tmp_path)
-    *_, forward, backward = known.changes(tmp_path, "a").splitlines()
+    *_, forward, backward = tables.changes(tmp_path, "a").splitlines()
     cells = ["436 to 404", "255", *["436 to 404"] * 3, "2.00", "2.50"]
     assert forward == f"| {' | '.join(['vsa 87.5% x1', 'FlexAttention, forward', *cells])} |"
     assert "FlexAttention, backward | 436 to 404 |" in backward
-    assert len(known.changes(tmp_path, "a").splitlines()) == 4, "what has not changed is left out"
+    assert len(tables.changes(tmp_path, "a").splitlines()) == 4, "what has not changed is left out"
 
 
 def test_a_setting_of_the_table_has_dense_attentions_bound_by_each_layers(tmp_path):
@@ -291,10 +292,10 @@ def test_a_setting_of_the_table_has_dense_attentions_bound_by_each_layers(tmp_pa
             kernel = f"triton_tem_fused_flex_attention_{graph}"
             write(tmp_path, (case, method, graph, kernel, ms * (1 if graph == "forward" else 3)))
     write(tmp_path, ("153k-12x128", "bsa 95.0% x4", "forward", "_pool", 1.0))
-    head, _, first, second = known.ratios(tmp_path, ("forward",)).splitlines()
+    head, _, first, second = tables.ratios(tmp_path, ("forward",)).splitlines()
     assert head.endswith("| vsa 87.5% x2 | bsa 95.0% x4 |")
     assert first == f"| {case} | 61,440 | 6.0 | 4.0 | - |" and second.endswith("| - | - | - |")
-    assert "| 24.0 | 4.0 | - |" in known.ratios(tmp_path)
+    assert "| 24.0 | 4.0 | - |" in tables.ratios(tmp_path)
 
 
 def test_what_an_older_commit_searched_is_not_shown_beside_the_last(tmp_path):
