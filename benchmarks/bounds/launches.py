@@ -178,9 +178,13 @@ def _lists(of: Code, layer: Layer) -> list[Program]:
     n, heads = layer.setting.tiling.num_tiles, layer.setting.heads
     blocks, words = -(-n // layer.query_tiles), -(-n // 32)
     by_key = words if of.grid[0] > words else 0
-    inside = {i for x in of.loops for i in range(x.first, x.last + 1)}
-    straight = count([x for i, x in enumerate(of.code) if i not in inside])
-    programs = [Program(heads * (of.grid[0] - by_key), straight)]
+    own = of.code
+    if by_key:  # whose code stands between an exit and the next
+        (loop,), exits = of.outer, [i for i, x in enumerate(own) if x.name == "EXIT"]
+        first = max((i + 1 for i in exits if i < loop.first), default=0)
+        last = min((i for i in exits if i > loop.last), default=loop.last)
+        own = [*own[:first], *own[last + 1 :]]
+    programs = [Program(heads * (of.grid[0] - by_key), count(own))]
     for loop in of.outer[: 1 if by_key else 0]:
         programs.append(Program(heads * by_key, of.of(loop).times(-(-blocks // 64))))
     return programs
@@ -232,4 +236,6 @@ def _memory(name: str, layer: Layer, of: Code) -> float:
     ):
         if re.match(pattern, name):
             return moved[key][step].floor
-    return of.straight().device * of.warps * of.programs
+    asked = of.straight().device * of.warps * of.programs
+    tiling = layer.setting.tiling  # pooling leaves padding out, by a mask
+    return asked * (tiling.tokens / tiling.padded_tokens if name.startswith("_pool") else 1)

@@ -72,7 +72,8 @@ class Counts(NamedTuple):
 
 
 def read(sass: str) -> tuple[list[Instruction], list[Loop]]:
-    """Instructions and loops, by their first one, of what ``nvdisasm -c -hex`` prints."""
+    """Instructions and loops, by their first one, of what ``nvdisasm -c -hex`` prints; what fills
+    the end of a kernel, behind its last exit, no warp ever comes to."""
     found: list[Instruction] = []
     labels: dict[str, int] = {}
     loops = []
@@ -92,7 +93,8 @@ def read(sass: str) -> tuple[list[Instruction], list[Loop]]:
             first = labels.get(target[1], len(found))
             if first < len(found) - 1:  # and not the endless one behind the code
                 loops.append(Loop(first, len(found) - 1))
-    return found, sorted(loops)
+    ends = [i for i, x in enumerate(found) if x.name == "EXIT"] + [loop.last for loop in loops]
+    return found[: max(ends, default=len(found)) + 1], sorted(loops)
 
 
 def own(code: Sequence[Instruction], loop: Loop, loops: Iterable[Loop]) -> list[Instruction]:

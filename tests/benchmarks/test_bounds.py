@@ -46,7 +46,7 @@ LOOP = """
 
 def test_loops_are_found_within_each_other_and_the_endless_one_is_none():
     code, loops = read(LOOP)
-    assert [x.name for x in code][:3] == ["MOV", "BAR", "HGMMA"] and len(code) == 12
+    assert [x.name for x in code][:3] == ["MOV", "BAR", "HGMMA"] and len(code) == 11 and code[-1].name == "EXIT"
     assert [x.stall for x in code[:6]] == [2, 1, 1, 1, 1, 4]
     outer, inner = loops
     assert (outer, inner) == (Loop(1, 9), Loop(5, 6))
