@@ -70,6 +70,8 @@ def least_ms(case: str, method: str, step: str, results: Path = RESULTS) -> floa
 
 
 def shown(case: str, method: str, step: str, ms: float, results: Path = RESULTS) -> str:
-    """Beside a measurement: the bound, and how many times as long it took."""
+    """Beside a measurement: the bound, and how many times as long it took. The bound of a forward
+    is that of training's, which makes the lists of its backward, too."""
     least = least_ms(case, method, step, results)
-    return f"  bound {least:.3f} ms, x{ms / least:.2f}" if least else ""
+    of = "training's bound" if step == "forward" else "bound"
+    return f"  {of} {least:.3f} ms, x{ms / least:.2f}" if least else ""

@@ -186,6 +186,7 @@ PAGES: dict[Path, Sections] = {
         "bound_kernels": bounds_tables.kernels,
         "bound_changes": bounds_tables.changes,
         "bound_padded": partial(bounds_tables.changes, case="75k-40x128"),
+        "bound_d64": partial(bounds_tables.changes, case="61k-12x64"),
         "bound_configs": bounds_tables.configs,
     },
     DOCS / "results" / "studies.md": {"columns": columns, "score_precision": score_precision},

@@ -6,7 +6,14 @@ from benchmarks import bounds_tables as tables
 from benchmarks import known_bounds as known
 from benchmarks.bounds import layers
 from benchmarks.bounds.buffers import least_moved, sizes
-from benchmarks.bounds.launches import Code, Layer, _flex_backward, _flex_forward
+from benchmarks.bounds.launches import (
+    Code,
+    Layer,
+    _flex_backward,
+    _flex_forward,
+    _lists,
+    _memory,
+)
 from benchmarks.bounds.model import H200, Launch, Program, bound, fit
 from benchmarks.bounds.sass import Counts, Instruction, Loop, count, own, read
 from benchmarks.compiled.capture import Graphs
@@ -46,7 +53,11 @@ LOOP = """
 
 def test_loops_are_found_within_each_other_and_the_endless_one_is_none():
     code, loops = read(LOOP)
-    assert [x.name for x in code][:3] == ["MOV", "BAR", "HGMMA"] and len(code) == 11 and code[-1].name == "EXIT"
+    assert (
+        [x.name for x in code][:3] == ["MOV", "BAR", "HGMMA"]
+        and len(code) == 11
+        and code[-1].name == "EXIT"
+    )
     assert [x.stall for x in code[:6]] == [2, 1, 1, 1, 1, 4]
     outer, inner = loops
     assert (outer, inner) == (Loop(1, 9), Loop(5, 6))
@@ -170,6 +181,34 @@ def test_products_that_two_warpgroups_both_make_count_twice():
         _flex_backward(flex([product(32, 4), dq], 8, **sizes), layer(0.125))
 
 
+def test_programs_of_a_branch_are_counted_without_the_other_one():
+    """`_lists`: rows first, up to an exit, then keys, with a loop, up to another."""
+    mov, stop, store = ("MOV R1, R2", 1), ("EXIT", 1), ("STG.E desc[UR4][R2.64], R8", 1)
+    rows, keys = [mov] * 20 + [store, stop], [mov] * 30 + [store] * 4 + [stop]
+    code = [Instruction(*x) for x in rows + keys]
+    loop = Loop(len(rows) + 10, len(rows) + 33)
+    words = -(-SETTING.tiling.num_tiles // 32)
+    both = Code(code, [loop], 4, (480 + words, 12, 1), {})
+    by_row, by_key = _lists(both, layer(0.125))
+    assert (by_row.count, by_row.used.issue) == (12 * 480, len(rows))
+    assert by_key.count == 12 * words and by_key.used.issue == 24 * -(-480 // 64)
+    swapped = [Instruction(*x) for x in keys + rows]
+    other = _lists(both._replace(code=swapped, loops=[Loop(10, 33)]), layer(0.125))
+    assert [x.used.issue for x in other] == [len(rows), 24 * -(-480 // 64)]
+    (alone,) = _lists(Code(code[: len(rows)], [], 4, (words, 12, 1), {}), layer(0.125))
+    assert alone.used.issue == len(rows)
+
+
+def test_padding_is_not_read_where_tiles_are_pooled():
+    load = Code([Instruction("LDG.E.128 R4, desc[UR4][R2.64]", 1)], [], 4, (100, 12, 1), {})
+    asked = 32 * 16 * 4 * 1200
+    for key, share in (("61k-12x128", 1), ("75k-12x128", 60 / 64)):
+        setting = next(x for x in settings() if x.key == key)
+        of = Layer(setting, 1, 1, 1, 2, {})
+        assert _memory("_pool", of, load) == pytest.approx(asked * share)
+        assert _memory("another", of, load) == asked
+
+
 GRAPH = """
     buf0 = empty_strided_cuda((2, 64, 128), (8192, 128, 1), torch.bfloat16)
     buf1 = empty_strided_cuda((2, 1, 128), (128, 128, 1), torch.float32)
@@ -262,7 +301,9 @@ def test_what_is_measured_finds_its_bound(tmp_path):
     assert known.least_ms(case, "bsa_top 95.0% x4", "forward", tmp_path) == 1.0
     assert known.least_ms("other", "pool q, k", "forward", tmp_path) == 0.125
     assert known.least_ms("b", "vsa 87.5% x2", "forward", tmp_path) is None
-    assert known.shown(case, "vsa 87.5% x2", "forward", 4.5, tmp_path) == "  bound 2.250 ms, x2.00"
+    said = known.shown(case, "vsa 87.5% x2", "forward", 4.5, tmp_path)
+    assert said == "  training's bound 2.250 ms, x2.00"
+    assert known.shown(case, "vsa 87.5% x2", "backward", 9, tmp_path).startswith("  bound ")
     assert known.shown("b", "vsa 87.5% x2", "forward", 4.5, tmp_path) == ""
 
 
