@@ -1,7 +1,7 @@
 """From what a kernel's programs use to the least time of its launch on an H200.
 
-Every figure is a rate that the chip cannot pass, as far as is published. What is left out, and which
-way, docs/results/bounds.md says.
+Every figure is a rate that the chip cannot pass, as far as is published. What is left out, and
+which way, docs/results/bounds.md says.
 """
 
 from __future__ import annotations
