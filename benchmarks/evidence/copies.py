@@ -32,8 +32,8 @@ from benchmarks.evidence.slots import (
 from flexsparse import Mass, Neighbourhood, Scaled, TopK, VideoTiling
 from models.attention import BSA, VSA, Dense, Slot
 from train.data.copies.layouts import Copies
+from train.demo.copies import copies_config, floors_of, found_by, held_out
 from train.demo.opening import SMALL, TILE
-from train.demo.recall import floors_of, found_by, held_out, recall_config
 from train.trainer import Trainer
 from train.weights.checkpoint import Checkpointer
 
@@ -53,7 +53,7 @@ class CopiesScale(Scale):
     def trainer(
         self, attention: Slot, data: str, *, seed: int, steps: int, folder: Path
     ) -> Trainer.Config:
-        config = recall_config(
+        config = copies_config(
             replace(self.model, attention=attention),
             self.tasks[data],
             steps=steps,

@@ -27,8 +27,8 @@ from benchmarks.evidence.recall import held, tile_mass
 from benchmarks.evidence.runs import Run, all_of, command, folder_of, parser, side_by_side
 from models.attention import BSA, VSA, Dense
 from train.data.copies.floors import copies_in
+from train.demo.copies import held_out, noisy, right_share
 from train.demo.measure import slot_calls
-from train.demo.recall import held_out, noisy, right_share
 from train.losses import VelocityDistillation
 from train.sparsity.schedules import Constant
 

@@ -24,9 +24,9 @@ from benchmarks.evidence.pictures import NONE, named, shown
 from benchmarks.record import Row, markdown, read
 from flexsparse import VideoTiling
 from models.attention import Dense
+from train.demo.copies import held_out
+from train.demo.copies_pictures import draw_looks, floor
 from train.demo.pictures import COLOURS, blank_figure, save
-from train.demo.recall import held_out
-from train.demo.recall_pictures import draw_looks, floor
 
 STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # 95 %, two-sided, by the number of seeds
 COLUMNS = 3  # of a picture

@@ -27,7 +27,7 @@ from benchmarks.record import read
 from flexsparse import VideoTiling
 from models.attention import VSA, Dense
 from train.data.copies.floors import copies_in, tiles_of
-from train.demo.recall import floors_of, found_by, held_out, right_share
+from train.demo.copies import floors_of, found_by, held_out, right_share
 
 CPU = SCALES["cpu"]
 

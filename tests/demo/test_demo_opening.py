@@ -12,11 +12,11 @@ from flexsparse import VideoTiling
 from models.attention import VSA
 from train.data.copies.clips import RecurringClips
 from train.data.copies.floors import copies_in
-from train.demo import recall_pictures
+from train.demo import copies_pictures
+from train.demo.copies import found_by, middle_of
+from train.demo.copies_pictures import draw_looks, floor
 from train.demo.opening import TILE, Opening
 from train.demo.pictures import blank_figure, save
-from train.demo.recall import found_by, middle_of
-from train.demo.recall_pictures import draw_looks, floor
 
 CLIPS = RecurringClips(Opening().copies, 4, size=Opening().model.video)
 TILING = VideoTiling(CLIPS.grid, TILE)
@@ -48,7 +48,7 @@ def test_right_wrong_and_overlooked_tiles_have_colours_of_their_own_and_are_coun
     tmp_path, monkeypatch, right, wrong
 ):
     figures = []
-    monkeypatch.setattr(recall_pictures, "save", lambda *x: (figures.append(x[0]), save(*x)))
+    monkeypatch.setattr(copies_pictures, "save", lambda *x: (figures.append(x[0]), save(*x)))
     heads = np.zeros(TILING.num_tiles, dtype=int)
     others = np.arange(len(TRUTH)) != middle_of(TILING)
     heads[np.flatnonzero(TRUTH)[:right]] = heads[np.flatnonzero(~TRUTH & others)[:wrong]] = 1

@@ -2,8 +2,8 @@ import re
 from dataclasses import replace
 
 from train.data.copies.floors import Floors
+from train.demo.copies import Found
 from train.demo.opening import Opened, section
-from train.demo.recall import Found
 from train.demo.report import Scene, write_report
 from train.demo.results import Outcome, findings, table
 

@@ -14,8 +14,8 @@ from models.attention import VSA
 from models.video_dit import VideoDiTConfig
 from train.data.copies.floors import Floors, copies_in
 from train.data.copies.layouts import Copies
-from train.demo.recall import Found, floors_of, found_by, held_out, middle_of, recall_config
-from train.demo.recall_pictures import draw_between, draw_looks, says_of
+from train.demo.copies import Found, copies_config, floors_of, found_by, held_out, middle_of
+from train.demo.copies_pictures import draw_between, draw_looks, says_of
 from train.trainer import Trainer
 
 TILE = (2, 2, 4)
@@ -41,7 +41,7 @@ class Opening:
     steps: int = 360
 
     def trainer(self, folder: Path) -> Trainer.Config:
-        return recall_config(self.model, self.copies, steps=self.steps, folder=folder)
+        return copies_config(self.model, self.copies, steps=self.steps, folder=folder)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from train.weights.ema import EMA
 LEAST, MOST = 0.15, 0.5  # of noise: where more of it hides a token, its copies are hard to find too
 
 
-def recall_config(
+def copies_config(
     model: VideoDiTConfig,
     copies: Copies,
     *,

@@ -13,8 +13,8 @@ from matplotlib.patches import Patch, Rectangle
 from flexsparse import VideoTiling
 from train.data.copies.clips import RecurringClips
 from train.data.copies.floors import Floors, copies_in
+from train.demo.copies import middle_of
 from train.demo.pictures import COLOURS, QUERY, blank_figure, save, spotlight, tile_of_pixel
-from train.demo.recall import middle_of
 
 RIGHT, WRONG, MISSED = "#35d04f", "#ff3b30", "#00b4ff"
 DASHES, OVERLOOKED = (0, (2.5, 1)), "a copy it overlooks"
