@@ -231,8 +231,8 @@ def _looks(images: Path, scale: str, by_task: dict[str, list[Row]]) -> list[str]
 
 LOSSES_DRAWN = (
     "Losses by what training has cost, a curve for each seed. No model that sees only its own tile "
-    "gets below the upper dashed line, none at all below the lower one. Where neighbours are alike, "
-    "and in a pan, the grey curves have not come down to the upper line when training ends:"
+    "gets below the upper dashed line, none at all below the lower one. Where neighbours are "
+    "alike, and in a pan, the grey curves have not come down to the upper line when training ends:"
 )
 LOOKS = (
     "what one tile, yellow, of a held-out clip looks at in the first layer of VSA. Tiles that "

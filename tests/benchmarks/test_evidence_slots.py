@@ -84,8 +84,6 @@ def test_random_tiles_are_the_same_however_a_model_is_made():
     outline.to_empty(device="cpu")
     drawn = layer.choose(q, k, tiling).tile_map
     assert torch.equal(drawn, outline.choose(q, k, tiling).tile_map)
-    assert (drawn.sum(-1) == 3).all() and drawn.diagonal(dim1=-2, dim2=-1).all()
-    assert not torch.equal(drawn[:, 0], drawn[:, 1])
     assert torch.equal(layer(x, q, k, v, tiling), outline(x, q, k, v, tiling))
 
 
