@@ -126,7 +126,7 @@ def _by_task(
     more: Sequence[int] = (),
 ) -> str:
     """A line for each task, of `methods` that all have, and which tiles those `chosen` look at;
-    `more` are numbers of other tiles, of which the best are known."""
+    `more` are numbers of other tiles, of which those with most copies are known."""
     lines = []
     for task, rows in by_task.items():
         line = [task, f"{rows[0]['tile_floor']:.3f}", f"{rows[0]['floor']:.3f}"]
@@ -141,7 +141,7 @@ def _by_task(
         of_all = mean(row["by_chance"] for row in rows if row["name"] in FOUR)
         lines.append([*line, f"{of_all:.0%}"])
     head = ["task", "least loss of a tile by itself", "of everything"]
-    head += [f"{k} other tiles at best" for k in more]
+    head += [f"the {k} others that hold most copies" for k in more]
     head += map(named, methods)
     first, *others = map(named, chosen)
     head += [f"tiles of {first} with copies, by layer"]
@@ -225,16 +225,18 @@ def _looks(images: Path, scale: str, by_task: dict[str, list[Row]]) -> list[str]
         clips = held_out(kind.trainer(Dense(), task, seed=0, steps=1, folder=Path()))
         image = images / f"evidence-{scale}-looks-{task.replace(', ', '-')}.png"
         draw_looks(image, clips, VideoTiling(clips.grid, kind.tile), rows[0]["looks"][0])
-        parts.append(f"{LOOKS}, `{task}`:\n\n{shown(image)}")
+        parts.append(f"`{task}`: {LOOKS}\n\n{shown(image)}")
     return parts
 
 
 LOSSES_DRAWN = (
     "Losses by what training has cost, a curve for each seed. No model that sees only its own tile "
-    "gets below the upper dashed line, none at all below the lower one:"
+    "gets below the upper dashed line, none at all below the lower one. Where neighbours are "
+    "alike, and in a pan, the grey curves have not come down to the upper line when training ends:"
 )
 LOOKS = (
-    "What one tile, yellow, of a held-out clip looks at in the first layer of VSA. Tiles that "
-    "follow one another in time stand side by side, each by its first frame; beneath, those that "
-    "it looks at, enlarged"
+    "what one tile, yellow, of a held-out clip looks at in the first layer of VSA. Tiles that "
+    "follow one another in time stand side by side, each by its first frame; beneath, the tile and "
+    "those that it looks at, enlarged. The clip is shown clean, but the model chose under noise of "
+    "0.3; the yellow tile need not be among those that it looks at."
 )

@@ -62,7 +62,8 @@ class RandomVSA(VSA):
 
     def build(self, dim: int, num_heads: int, tiling: VideoTiling | None) -> nn.Module:
         assert tiling is not None, "an ablation has one grid"
-        return _Random(dim, num_heads, self.top_k_for(tiling), gates=False)
+        drawn = draw_tiles(num_heads, tiling.num_tiles, self.top_k_for(tiling))
+        return _Random(dim, num_heads, drawn)
 
 
 @dataclass(frozen=True)
@@ -140,15 +141,16 @@ class _OwnTile(flexsparse.nn.VSA):
 
 
 class _Random(_OwnTile):
+    def __init__(self, dim: int, num_heads: int, drawn: Tensor) -> None:
+        super().__init__(dim, num_heads, drawn.shape[-1], gates=False)
+        self.drawn = drawn  # no buffer: to_empty would forget it; on the CPU, also under "meta"
+
     @torch.no_grad()
     def choose(self, q: Tensor, k: Tensor, tiling: VideoTiling) -> Choice:
         n, heads = tiling.num_tiles, q.shape[1]
-        assert isinstance(self.kv_rule, int), "built with a number of tiles"
-        drawn = torch.rand(1, heads, n, n, generator=torch.Generator().manual_seed(0))
-        drawn.diagonal(dim1=-2, dim2=-1).fill_(1)
-        chosen = drawn.to(q.device).topk(self.kv_rule).indices
-        found = torch.zeros(1, heads, n, n, dtype=torch.bool, device=q.device)
-        found = found.scatter_(-1, chosen, True).expand(q.shape[0], -1, -1, -1).contiguous()
+        found = torch.zeros(heads, n, n, dtype=torch.bool, device=q.device)
+        found = found.scatter_(-1, self.drawn.to(q.device), True)
+        found = found.expand(q.shape[0], -1, -1, -1).contiguous()
         return Choice(found, tiling.valid(q.device).expand(*q.shape[:2], -1), None)
 
 
@@ -159,6 +161,17 @@ class _ZeroFill(flexsparse.nn.BSA):
         window = fit_window(self.window, tiling)
         kept = prune_queries(q.detach(), tiling, keep=self.keep, window=window)
         return super().attend(q, k, v, tiling=tiling) * kept.mask[..., None]
+
+
+def draw_tiles(heads: int, tiles: int, k: int) -> Tensor:
+    """The same k tiles in every call for each head and tile, its own first: int64 [H, n, k].
+
+    Compiled code can make no generator: draw where a layer is built.
+    """
+    seeded = torch.Generator("cpu").manual_seed(0)
+    drawn = torch.rand(heads, tiles, tiles, generator=seeded, device="cpu")
+    drawn.diagonal(dim1=-2, dim2=-1).fill_(1)
+    return drawn.topk(k).indices
 
 
 def pool_max(x: Tensor, tiling: VideoTiling) -> Tensor:

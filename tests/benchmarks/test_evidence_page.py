@@ -83,7 +83,7 @@ def test_the_page_is_what_the_results_make_of_it(tmp_path):
         assert (report.IMAGES / picture.name).is_file()
 
 
-def test_where_tiles_mix_contents_the_best_that_few_tiles_can_do_is_told(tmp_path):
+def test_where_tiles_mix_contents_what_few_tiles_with_most_copies_allow_is_told(tmp_path):
     floors = dict(patch_floor=2.0, tile_floor=2.0, floor=1.0, others_floor={"3": 1.5, "7": 1.25})
     kind = floors | dict(experiment="copies", looks=[], by_chance=0.25)
     rows = [
@@ -96,6 +96,7 @@ def test_where_tiles_mix_contents_the_best_that_few_tiles_can_do_is_told(tmp_pat
     page = SECTIONS["copies"](tmp_path, tmp_path)
     assert page.startswith("1.0M parameters"), "of those without gates"
     _, _, mixed = page.partition("**Tiles that hold parts of several contents**")
+    assert "| the 3 others that hold most copies | the 7 others" in mixed
     line = "| 2.000 | 1.000 | 50% | 75% | 100% | 100% | - | 100% | - | 50% | - | 75% | 25% |"
     assert f"| shuffle {line}" in mixed and f"| {MIXED[1]} {line}" in mixed
     assert "tiles of VSA with copies, by layer | of VSA without its coarse stage |" in mixed

@@ -10,6 +10,7 @@ from benchmarks.evidence.slots import (
     FineGatedVSA,
     MaxPooledVSA,
     OwnTileVSA,
+    RandomVSA,
     UngatedVSA,
     ZeroFillBSA,
     pool_max,
@@ -71,6 +72,35 @@ def test_its_own_tile_alone_is_dense_attention_in_each_tile():
     same = (of[0, 0] == of[0, 0].T) & live & live[:, None]
     exact = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=same)
     torch.testing.assert_close(layer(x, q, k, v, tiling)[:, :, live], exact[:, :, live])
+
+
+def test_random_tiles_are_the_same_however_a_model_is_made():
+    """A run that goes on builds its model on the meta device."""
+    tiling = VideoTiling((4, 8, 8), (2, 4, 4))
+    x, q, k, v = layer_inputs(tiling)
+    layer = RandomVSA(top_k=3).build(32, 2, tiling)
+    with torch.device("meta"):
+        outline = RandomVSA(top_k=3).build(32, 2, tiling)
+    outline.to_empty(device="cpu")
+    drawn = layer.choose(q, k, tiling).tile_map
+    assert torch.equal(drawn, outline.choose(q, k, tiling).tile_map)
+    assert torch.equal(layer(x, q, k, v, tiling), outline(x, q, k, v, tiling))
+
+
+OWN = {
+    kind: kind(sparsity=0.5, tile=(2, 4, 4))
+    for kind in (MaxPooledVSA, UngatedVSA, FineGatedVSA, OwnTileVSA, RandomVSA, ZeroFillBSA)
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_block_with_each_slot_is_one_graph(kind):
+    """As the trainer compiles it where an experiment has a GPU."""
+    tiling = VideoTiling((4, 8, 8), (2, 4, 4))
+    layer = OWN[kind].build(32, 2, tiling)
+    x, q, k, v = layer_inputs(tiling)
+    once = torch.compile(layer, fullgraph=True, dynamic=False, backend="eager")
+    torch.testing.assert_close(once(x, q, k, v, tiling), layer(x, q, k, v, tiling))
 
 
 def layer_inputs(tiling):

@@ -112,9 +112,11 @@ compares, the better it can. So it pays to look far, if one knows where.
 ![A clip, and the tiles that one tile looks at; dark ones cost nothing](copies.png)
 
 **$sentence**, in the first layer of Video Sparse Attention
-(VSA), after $steps steps of training. Nobody told it where copies are. Over all tiles of four clips
-it was not trained on, $shares of the other tiles that it looks at are copies$by_layer; of tiles
-drawn by lot it would be $chance.
+(VSA), after $steps steps of training. The clip is shown clean; the model chose under noise. Nobody
+told it where copies are: it starts with equal queries and keys, which find most copies by
+themselves; what training teaches is to use them. Over all tiles of four clips it was not trained
+on, $shares of the other tiles that it looks at are copies$by_layer; of tiles drawn by lot it would
+be $chance.
 
 ![The loss between what a tile by itself can reach and what all copies allow](copies_losses.png)
 
