@@ -178,16 +178,17 @@ def _lists(of: Code, layer: Layer) -> list[Program]:
     n, heads = layer.setting.tiling.num_tiles, layer.setting.heads
     blocks, words = -(-n // layer.query_tiles), -(-n // 32)
     by_key = words if of.grid[0] > words else 0
-    own = of.code
-    if by_key:  # whose code stands between an exit and the next
-        (loop,), exits = of.outer, [i for i, x in enumerate(own) if x.name == "EXIT"]
-        first = max((i + 1 for i in exits if i < loop.first), default=0)
-        last = min((i for i in exits if i > loop.last), default=loop.last)
-        own = [*own[:first], *own[last + 1 :]]
-    programs = [Program(heads * (of.grid[0] - by_key), count(own))]
-    for loop in of.outer[: 1 if by_key else 0]:
-        programs.append(Program(heads * by_key, of.of(loop).times(-(-blocks // 64))))
-    return programs
+    if not by_key:
+        return [Program(of.programs, of.straight())]
+    (loop,) = of.outer  # of programs by key, whose code stands between an exit and the next
+    exits = [i for i, x in enumerate(of.code) if x.name == "EXIT"]
+    first = max((i + 1 for i in exits if i < loop.first), default=0)
+    last = min((i for i in exits if i > loop.last), default=loop.last)
+    by_query = count([*of.code[:first], *of.code[last + 1 :]])
+    return [
+        Program(heads * (of.grid[0] - by_key), by_query),
+        Program(heads * by_key, of.of(loop).times(-(-blocks // 64))),
+    ]
 
 
 def _coarse(of: Code, layer: Layer) -> list[Program]:
