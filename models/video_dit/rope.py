@@ -7,7 +7,9 @@ THETA = 10_000.0
 
 
 def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> Tensor:
-    """Cosines and sines of every token's angles: [2, tokens, head_dim / 2], fp32, raster order.
+    """Cosines and sines of every token's angles: [2, tokens, head_dim], fp32, raster order.
+
+    Each stands twice, for both channels of its pair, a sine with the sign that its rotation has.
 
     A third of the channels each (rounded down to a pair) turns with height and with width, the rest
     with time, as in Wan. The table is made anew in every forward, from the grid alone: that is
@@ -23,17 +25,17 @@ def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device
         shape[axis] = size
         angles.append(angle.view(shape).expand(*grid, n))
     angle = torch.cat(angles, -1).flatten(0, 2)
-    return torch.stack((angle.cos(), angle.sin()))
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)))
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate x [B, H, L, D] by `table` [2, L, D / 2]: channels i and i + D / 2 make a pair.
+    """Rotate x [B, H, L, D] by `table` [2, L, D]: channels i and i + D / 2 make a pair.
 
     Computed in the table's fp32, returned in x's dtype. The product of a rotated query with a
     rotated key depends on the difference of their places alone.
     """
-    cos, sin = table.unsqueeze(-2).unbind()  # [L, 1, D / 2]
-    pairs = x.unflatten(-1, (2, -1))
-    sign = 2 * torch.arange(2, device=x.device, dtype=table.dtype)[:, None] - 1
-    # no chunks to be concatenated: compiled, that takes twice the loads, and spills
-    return (pairs * cos + pairs.flip(-2) * (sign * sin)).flatten(-2).to(x.dtype)
+    cos, sin = table.unbind()
+    # Compiled, chunks that are concatenated take twice the loads, and spill; signs computed here
+    # would have Inductor write the sum in fp32 and cast it in another pass.
+    return (x * cos + x.unflatten(-1, (2, -1)).flip(-2).flatten(-2) * sin).to(x.dtype)

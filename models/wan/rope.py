@@ -7,7 +7,9 @@ THETA = 10_000.0
 
 
 def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> Tensor:
-    """Cosines and sines of every token's angles: [2, tokens, head_dim / 2], fp32, raster order.
+    """Cosines and sines of every token's angles: [2, tokens, head_dim], fp32, raster order.
+
+    Each stands twice, for both channels of its pair, a sine with the sign that its rotation has.
 
     A third of the pairs each (rounded down) turns with height and with width, the rest with time.
     Angles are computed in fp64, as in Wan. The table is made anew in every forward, from the grid
@@ -23,12 +25,12 @@ def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device
         shape[axis] = size
         angles.append(angle.view(shape).expand(*grid, n))
     angle = torch.cat(angles, -1).flatten(0, 2)
-    return torch.stack((angle.cos(), angle.sin())).float()
+    cos, sin = angle.cos().float(), angle.sin().float()
+    return torch.stack((cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2)))
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate x [B, H, L, D] by `table` [2, L, D / 2]; computed in fp32, returned in x's dtype."""
-    cos, sin = table.unsqueeze(-1).unbind()  # [L, D / 2, 1]
-    pairs = x.unflatten(-1, (-1, 2))
-    sign = 2 * torch.arange(2, device=x.device, dtype=table.dtype) - 1
-    return (pairs * cos + pairs.flip(-1) * (sign * sin)).flatten(-2).to(x.dtype)
+    """Rotate x [B, H, L, D] by `table` [2, L, D]; computed in fp32, returned in x's dtype."""
+    cos, sin = table.unbind()
+    # Signs computed here would have Inductor write the sum in fp32 and cast it in another pass.
+    return (x * cos + x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) * sin).to(x.dtype)
