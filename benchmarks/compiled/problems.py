@@ -229,7 +229,7 @@ PROBLEMS: dict[str, Problem] = {
     "bsa_cut_mass": bsa(CUT, Mass(0.8), TILE),
     "bsa_ragged_threshold_fours": bsa(RAGGED, Threshold(3), FIT, 4),
     "bsa_ragged_large_logits": bsa(RAGGED, TopK(3), FIT, logits=64),
-    "bsa_padded_large_logits_d128": bsa(PADDED, TopK(3), WAN, logits=16, dim=128),
+    "bsa_padded_large_logits_d128": bsa(PADDED, TopK(3), WAN, logits=64, dim=128),
     "bsa_text": bsa(TEXT, TopK(3), FIT),
     "torchs_full": literal(FULL),
     "torchs_ragged": literal(ROW),

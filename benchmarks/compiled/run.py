@@ -129,6 +129,11 @@ def main(arguments: Sequence[str]) -> int:
                 row = {"problem": path.stem, "ratios": read(Path(folder), path.stem)}
                 print(json.dumps(row), flush=True)
         case names:
+            from benchmarks.compiled.problems import PROBLEMS
+
+            if unknown := [name for name in names if name not in PROBLEMS]:
+                print(f"no problem {unknown}: there are {', '.join(PROBLEMS)}", file=sys.stderr)
+                return 2
             for name, found in ratios(names).items():
                 print(f"{name:28}", *(f"{what} {ratio:.3f}" for what, ratio in found.items()))
     return 0
