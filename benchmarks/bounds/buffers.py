@@ -14,12 +14,19 @@ def sizes(source: str) -> dict[str, int]:
     made = r"(\w+) = (?:empty_strided_cuda|rand_strided)\(\(([^)]*)\), .*torch\.(\w+)\)$"
     found = {}
     for name, shape, dtype in re.findall(made, source, re.M):
-        numbers = map(int, re.findall(r"\d+", shape))
-        found[name] = prod(numbers) * getattr(torch, dtype).itemsize
-    for name, of in re.findall(r"(\w+) = (\w+); del \2  # reuse$", source, re.M):
+        found[name] = _bytes(shape, dtype)
+    told = r"assert_tensor_metadata\((\w+), \(([^)]*)\), .*?torch\.(\w+)"  # by other libraries
+    for name, shape, dtype in re.findall(told, source):
+        found[name] = _bytes(shape, dtype)
+    again = r"(\w+) = (?:reinterpret_tensor\()?(\w+)\b.*; del \2  # reuse$"
+    for name, of in re.findall(again, source, re.M):
         if of in found:
             found[name] = found[of]
     return found
+
+
+def _bytes(shape: str, dtype: str) -> int:
+    return prod(map(int, re.findall(r"\d+", shape))) * getattr(torch, dtype).itemsize
 
 
 def least_moved(given: str, text: str, known: Mapping[str, int]) -> int:
