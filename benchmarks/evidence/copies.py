@@ -1,20 +1,26 @@
 """Recurring content: does attention find the copies, and what is that worth?
 
-    python -m benchmarks.evidence.copies [--quick] [--only NAME ...] [--seeds 3] [--steps 240]
+    python -m benchmarks.evidence.copies [--quick | --all] [--seeds 3] [--steps 240]
+    python -m benchmarks.evidence.copies --data TASK ... --only NAME ...
 
 Trains a small video DiT on clips in which content recurs far away (``train/data/copies``), once for
 each attention, and places its loss between what a model can reach that sees its own tile and one
-that sees everything. --quick: the tile by itself, dense, VSA and BSA on one task, one seed. With
---scale gpu the same tasks at 60M parameters. A CPU trains a run on each of its cores. Appends rows
-to ``benchmarks/results/evidence.jsonl``; what is there is not trained again.
+that sees everything. --quick: the tile by itself, dense, VSA and BSA on one task, one seed. --all:
+the main table, arms of VSA and BSA that are no one's choice, the others on loop and pan as well,
+and two more correlations of neighbours. With --scale gpu the same tasks at 60M parameters. A CPU
+trains a run on each of its cores. Appends rows to ``benchmarks/results/evidence.jsonl``; what is
+there is not trained again.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +87,7 @@ class CopiesScale(Scale):
             "shuffle": shuffle,
             "shuffle, a little alike": replace(shuffle, alike=1.0),
             "shuffle, alike": replace(shuffle, alike=2.0),
+            "shuffle, nearly equal": replace(shuffle, alike=10.0),
             "shuffle, off the grid": replace(shuffle, offset=(half[0], half[1], half[2])),
             "shuffle, half tiles": replace(shuffle, cell=(t, h, w // 2)),
             "shuffle, quarter tiles": replace(shuffle, cell=(t // 2, h, w // 2)),
@@ -148,9 +155,32 @@ SCALES = {
 TASKS, METHODS = list(SCALES["cpu"].tasks), list(SCALES["cpu"].methods)
 FOUR = METHODS[:4]
 EVERYWHERE = *FOUR, "neighbourhood"  # tried on every task
-MAIN = "shuffle", "shuffle, alike"  # tasks on which all are
+ARMS = (
+    "vsa, no gates",
+    "vsa, its fine gate alone",
+    "vsa, its coarse gate alone",
+    "vsa, all tiles, its coarse gate alone",
+    "dense, gated",
+    "bsa, zeros for the pruned",
+)  # with --all, on MAIN
+MAIN = "shuffle", "shuffle, alike"  # tasks on which all but ARMS are
 MIXED = "shuffle, off the grid", "shuffle, half tiles", "shuffle, quarter tiles"
 POOLS = "vsa without its coarse stage", "vsa, 8 tiles", "vsa, all tiles"  # more for those
+AS_WELL = "loop", "loop, alike", "pan", "pan, alike"  # and, with --all, tasks on which they are
+MORE = "shuffle, a little alike", "shuffle, nearly equal"  # tasks of --all alone
+KEEP = "bsa, keep 1", "bsa, keep 0.75", POOLS[0]  # what the last of these tells apart
+
+
+def in_main_table(task: str, name: str) -> bool:
+    if name in EVERYWHERE:
+        return task not in MORE
+    return task in MAIN and name not in ARMS or task in MIXED and name in POOLS
+
+
+def in_all(task: str, name: str) -> bool:
+    if name in EVERYWHERE or task in MAIN or task in AS_WELL and name not in ARMS:
+        return True
+    return in_main_table(task, name) or task == MORE[-1] and name in KEEP
 
 
 def told(tile: Grid, trainer: Any) -> dict[str, Any]:
@@ -168,41 +198,65 @@ def told(tile: Grid, trainer: Any) -> dict[str, Any]:
         tile_floor=round(least.tile, 5),
         floor=round(least.everything, 5),
         others_floor={str(k): round(x, 5) for k, x in least.others.items()},
-        finds=[round(x, 4) for x in found.shares],
+        finds=_rounded(found.shares),
         looks=found.heads,
         by_chance=round(found.of_all, 4),
     )
 
 
-def runs(scale: CopiesScale, tasks: list[str], methods: list[str], seeds: int) -> list[Run]:
-    """All methods of a seed and a task one after the other."""
-    tell = partial(told, scale.tile)
+def finds(tile: Grid, trainer: Any) -> dict[str, Any]:
+    """Of a model in training: by layer, the share of the chosen tiles that hold copies."""
+    tiling, clips = trainer.model.tiling, held_out(trainer.config)
+    found = found_by(trainer.model, clips, tiling or VideoTiling(clips.grid, tile))
+    return dict(finds=_rounded(found.shares))
+
+
+def _rounded(shares: list[float | None]) -> list[float | None]:
+    return [None if x is None else round(x, 4) for x in shares]
+
+
+def runs(scale: CopiesScale, which: Iterable[tuple[str, str]], seeds: int) -> list[Run]:
+    """Of tasks and names of methods: all of a seed one after the other."""
+    given: Any = dict(tell=partial(told, scale.tile), watch=partial(finds, scale.tile))
     return [
-        Run("copies", task, name, scale.methods[name], seed, tell=tell, every_loss=False)
+        Run("copies", task, name, scale.methods[name], seed, every_loss=False, **given)
         for seed in range(seeds)
-        for task in tasks
-        for name in methods
-        if name in EVERYWHERE or task in MAIN or (task in MIXED and name in POOLS)
+        for task, name in which
     ]
 
 
+def chosen(given: argparse.Namespace) -> list[tuple[str, str]]:
+    """Tasks and methods: every one of those that the command names with every other; else those of
+    --quick, of --all, or the main table's."""
+    if given.quick:
+        return [("shuffle", name) for name in FOUR]
+    pairs = product(given.data or TASKS, given.only or METHODS)
+    if given.data or given.only:
+        return list(pairs)
+    wanted = in_all if given.all else in_main_table
+    return [pair for pair in pairs if wanted(*pair)]
+
+
 def main(argv: list[str] | None = None) -> int:
-    options = parser(__doc__, TASKS, SCALES, nargs="+", default=TASKS)
-    options.add_argument("--quick", action="store_true", help="one task, one seed, four methods")
+    options = parser(__doc__, TASKS, SCALES, nargs="+")
+    size = options.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="one task, one seed, four methods")
+    size.add_argument("--all", action="store_true", help="more arms, tasks and pairs of them")
     options.add_argument("--only", nargs="+", choices=METHODS, metavar="NAME")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--steps", type=int, help="of each run; 240 on a CPU, 2000 on a GPU")
     given = options.parse_args(argv)
+    if (given.quick or given.all) and (given.data or given.only):
+        options.error("--quick and --all say which runs: give them without --data and --only")
     gpu = torch.accelerator.is_available()
     scale = SCALES[given.scale or ("gpu" if gpu else "cpu")]
-    methods = FOUR if given.quick else given.only or METHODS
-    tasks, seeds = (["shuffle"], 1) if given.quick else (given.data, given.seeds)
+    seeds = 1 if given.quick else given.seeds
     steps, cores = given.steps or scale.steps, 1 if gpu else os.cpu_count() or 1
-    todo = runs(scale, tasks, methods, seeds)
+    todo = runs(scale, chosen(given), seeds)
     for row in side_by_side(todo, scale, steps, given.out, given.results, cores):
         loss, top = row["validation"][-1][1], row["tile_floor"]
         closed = (top - loss) / (top - row["floor"])
-        right = ", ".join(f"{x:.0%}" for x in row["finds"]) or "-"
+        right = ", ".join("-" if x is None else f"{x:.0%}" for x in row["finds"]) or "-"
         print(
             f"{row['data']:22} {row['name']:30} seed {row['seed']}  loss {loss:.3f} "
             f"({top:.3f} alone, {row['floor']:.3f} all)  closed {closed:4.0%}  copies among chosen "

@@ -175,13 +175,13 @@ def train_run(run: Run, scale: Scale, steps: int, out: Path, results: Path) -> R
     try:
         for until in (0, steps // 2, steps) if run.watch else (steps,):
             history = trainer.train(until)
+            if trainer.step < until:
+                raise KeyboardInterrupt  # told to stop: what it has is saved, but no result
             if run.watch:
                 watched.append([until, run.watch(trainer)])
         told = told_of(trainer) | (run.tell(trainer) if run.tell else {})
     finally:
         trainer.close()
-    if history.validation[-1][0] != steps:
-        raise KeyboardInterrupt  # told to stop: what it has is saved, but no result
     seconds = [record.seconds for record in history.steps]
     found: dict[str, Any] = dict(
         validation=[[step, round(loss, 6)] for step, loss in history.validation],

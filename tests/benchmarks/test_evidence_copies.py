@@ -1,6 +1,7 @@
 """The experiment on recurring content: its tasks, what it counts as found, and that it runs."""
 
 import multiprocessing
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,23 +12,27 @@ from einops import rearrange
 
 from benchmarks.evidence import copies
 from benchmarks.evidence.copies import (
+    ARMS,
     EVERYWHERE,
     FOUR,
+    KEEP,
     METHODS,
     MIXED,
     POOLS,
     SCALES,
     TASKS,
+    chosen,
     runs,
 )
 from benchmarks.evidence.page import SECTIONS
-from benchmarks.evidence.runs import side_by_side
+from benchmarks.evidence.runs import side_by_side, train_run
 from benchmarks.evidence.slots import RandomVSA
 from benchmarks.record import read
 from flexsparse import VideoTiling
 from models.attention import VSA, Dense
 from train.data.copies.floors import copies_in, tiles_of
 from train.demo.copies import floors_of, found_by, held_out, right_share
+from train.trainer import Trainer
 
 CPU = SCALES["cpu"]
 
@@ -138,9 +143,23 @@ def test_every_attention_builds_for_the_grid(scale):
         tiling = slot.tiling(of.model.grid)
         slot.build(of.model.dim, of.model.heads, tiling), slot.top_k_for(tiling)
     assert len(set(of.methods.values())) == len(METHODS) and list(of.methods) == METHODS
+
+
+def test_which_are_run():
+    def named(**options):
+        return chosen(Namespace(**dict(quick=False, all=False, data=None, only=None) | options))
+
+    main, every = named(), named(all=True)
     more = len(METHODS) - len(EVERYWHERE)
-    every = len(EVERYWHERE) * len(TASKS) + len(POOLS) * len(MIXED) + 2 * more
-    assert len(runs(of, TASKS, METHODS, 1)) == every
+    of_pools = len(POOLS) * len(MIXED)
+    assert len(set(main)) == len(EVERYWHERE) * (len(TASKS) - 2) + of_pools + 2 * (more - len(ARMS))
+    assert len(set(every)) == len(EVERYWHERE) * len(TASKS) + of_pools + 6 * more - 4 * len(
+        ARMS
+    ) + len(KEEP)
+    assert set(main) < set(every) and len(runs(CPU, main, 3)) == 3 * len(main) == 261
+    assert named(quick=True) == [("shuffle", name) for name in FOUR] and set(FOUR) < set(METHODS)
+    assert named(data=["pan"], only=["bsa, top-k"]) == [("pan", "bsa, top-k")]
+    assert named(only=["dense, gated"]) == [(task, "dense, gated") for task in TASKS]
 
 
 def test_what_counts_as_found():
@@ -179,6 +198,8 @@ def test_it_runs_once_on_two_cores_and_tells_of_floors_and_of_copies(tiny, tmp_p
         assert row["experiment"] == "copies" and row["data"] == "shuffle"
         assert row["patch_floor"] == row["tile_floor"] > row["floor"] > 0
         assert [step for step, _ in row["validation"]] == [0, 1, 2]
+        assert [step for step, _ in row["watched"]] == [0, 1, 2]
+        assert row["watched"][-1][1] == {"finds": row["finds"]}
         assert row["attention_flops"] > 0 and "losses" not in row
         assert row["device"].endswith("1 threads")
         assert len(row["finds"]) == (row["name"] in ("vsa", "bsa"))
@@ -195,6 +216,33 @@ def test_a_core_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(multiprocessing, "get_context", lambda _: forked.CONTEXT)
     file = tmp_path / "file"
     file.touch()
-    todo = runs(CPU, ["shuffle"], ["vsa", "bsa"], 1)
+    todo = runs(CPU, [("shuffle", "vsa"), ("shuffle", "bsa")], 1)
     with pytest.raises(RuntimeError, match="start again to go on"):
         side_by_side(todo, CPU, 1, tmp_path, file / "below", 2)
+
+
+def test_who_is_told_to_stop_in_the_first_half_stops(tiny, tmp_path, monkeypatch):
+    """And leaves no row: what is watched there needs all of its steps."""
+    train = Trainer.train
+    monkeypatch.setattr(Trainer, "train", lambda self, until: train(self, min(until, 1)))
+    (run,) = runs(CPU, [("shuffle", "vsa")], 1)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(run, SCALES["cpu"], 4, tmp_path, tmp_path)
+    assert not read("evidence", tmp_path)
+
+
+def test_a_layer_that_chose_no_tile_but_its_own_is_told_from_one_that_did(monkeypatch):
+    maps = torch.eye(32, dtype=torch.bool).repeat(2, 1, 1, 1)
+    maps[1, :, 0, 1] = True
+    monkeypatch.setattr("train.demo.copies.tile_maps", lambda *_: iter(enumerate(maps)))
+    config = CPU.trainer(Dense(), "shuffle", seed=0, steps=1, folder=Path())
+    clips = held_out(config)
+    found = found_by(None, clips, VideoTiling(clips.grid, CPU.tile), count=1)
+    assert found.shares[0] is None and found.shares[1] in (0.0, 1.0)
+
+
+@pytest.mark.parametrize("more", [["--all", "--only", "vsa"], ["--quick", "--data", "pan"]])
+def test_a_size_and_names_are_not_both_taken(more, capsys):
+    with pytest.raises(SystemExit):
+        copies.main(more)
+    assert "give them without --data and --only" in capsys.readouterr().err

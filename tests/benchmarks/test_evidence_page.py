@@ -3,7 +3,7 @@
 import json
 
 from benchmarks import report
-from benchmarks.evidence.copies import MIXED
+from benchmarks.evidence.copies import AS_WELL, MAIN, MIXED
 from benchmarks.evidence.page import SECTIONS
 from benchmarks.evidence.scale import METHODS
 
@@ -83,7 +83,7 @@ def test_the_page_is_what_the_results_make_of_it(tmp_path):
         assert (report.IMAGES / picture.name).is_file()
 
 
-def test_where_tiles_mix_contents_what_few_tiles_with_most_copies_allow_is_told(tmp_path):
+def test_where_tiles_mix_contents_what_few_others_allow_is_told(tmp_path):
     floors = dict(patch_floor=2.0, tile_floor=2.0, floor=1.0, others_floor={"3": 1.5, "7": 1.25})
     kind = floors | dict(experiment="copies", looks=[], by_chance=0.25)
     rows = [
@@ -96,12 +96,44 @@ def test_where_tiles_mix_contents_what_few_tiles_with_most_copies_allow_is_told(
     page = SECTIONS["copies"](tmp_path, tmp_path)
     assert page.startswith("1.0M parameters"), "of those without gates"
     _, _, mixed = page.partition("**Tiles that hold parts of several contents**")
-    assert "| the 3 others that hold most copies | the 7 others" in mixed
+    assert "| a tile and its 3 best others | a tile and its 7" in mixed
     line = "| 2.000 | 1.000 | 50% | 75% | 100% | 100% | - | 100% | - | 50% | - | 75% | 25% |"
     assert f"| shuffle {line}" in mixed and f"| {MIXED[1]} {line}" in mixed
     assert "tiles of VSA with copies, by layer | of VSA without its coarse stage |" in mixed
     (tmp_path / "evidence.jsonl").write_text("\n".join(map(json.dumps, rows[:4])))
     assert "Tiles that hold parts" not in SECTIONS["copies"](tmp_path, tmp_path)
+
+
+def test_what_is_found_is_told_by_layer_and_time_and_who_runs_on_all_tasks_by_task(tmp_path):
+    kind = dict(experiment="copies", patch_floor=2.0, tile_floor=2.0, floor=1.0, by_chance=0.25)
+    kind |= dict(others_floor={}, looks=[], finds=[])
+    seen = [[[0, [0.5, 1.0]], [8, [0.25, 0.5]], [16, [0.0, 0.5]]] for _ in range(2)]
+    seen[1][0][1] = [1.0, None]  # a layer that chose no tile but its own
+    rows = [
+        made_up(
+            name=name,
+            data=task,
+            seed=seed,
+            validation=[[16, 1.0 + seed / 2]],
+            watched=[
+                [step, {"finds": finds if name == "vsa" else []}] for step, finds in seen[seed]
+            ],
+            **kind,
+        )
+        for task in (*MAIN, *AS_WELL)
+        for name in ("dense", "vsa", "bsa, top-k")
+        for seed in range(2)
+        if (task, name) != ("pan", "bsa, top-k")
+    ]
+    (tmp_path / "evidence.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    page = SECTIONS["copies"](tmp_path, tmp_path)
+    assert "| VSA | 1.250 | 75% ± 318% | 75% / 25% / 0%; 100% / 50% / 50% | 25% |" in page
+    assert "| dense | 1.250 | 75% ± 318% | - | 25% |" in page
+    _, _, each = page.partition("**Every attention**")
+    assert f"| attention | {' | '.join((*MAIN, *AS_WELL))} |" in each
+    each, _, _ = each.partition("Losses by what")
+    assert f"| VSA |{' 75% ± 318% |' * 6}\n" in each
+    assert f"| BSA, top-k |{' 75% ± 318% |' * 4} - | 75% ± 318% |\n" in each
 
 
 def test_adaptation_on_copies_is_told_before_halfway_and_at_the_end(tmp_path):

@@ -97,13 +97,14 @@ class Found:
     """What a model's layers looked at in some held-out clips.
 
     Attributes:
-        shares: by layer, of the tiles that it chose beside each tile's own, those that hold copies.
+        shares: by layer, of the tiles that it chose beside each tile's own, those that hold copies;
+            None of one that chose no others, and none at all if no layer did.
         heads: by layer, how many heads look at each tile from the tile in the middle of a clip, the
             first one.
         of_all: of all tiles, the share that holds copies of a tile.
     """
 
-    shares: list[float]
+    shares: list[float | None]
     heads: list[list[int]]
     of_all: float
 
@@ -112,7 +113,7 @@ class Found:
 def found_by(
     model: Any, clips: RecurringClips, tiling: VideoTiling, time: float = 0.3, count: int = 4
 ) -> Found:
-    """Of `count` clips at a noise level; no shares of layers that choose no tile but their own."""
+    """Of `count` clips at a noise level."""
     shares: dict[int, list[float]] = {}
     heads: list[list[int]] = []
     of_all = 0.0
@@ -123,9 +124,11 @@ def found_by(
         for slot, tile_map in tile_maps(model, clips, number, time):
             if number == 0:
                 heads.append(tile_map[:, middle_of(tiling)].sum(0).tolist())
+            of_slot = shares.setdefault(slot, [])
             if (tile_map & ~torch.eye(len(truth), dtype=torch.bool)).any():
-                shares.setdefault(slot, []).append(right_share(tile_map, truth))
-    return Found([sum(x) / len(x) for x in shares.values()], heads, of_all)
+                of_slot.append(right_share(tile_map, truth))
+    means = [sum(x) / len(x) if x else None for x in shares.values()]
+    return Found(means if any(shares.values()) else [], heads, of_all)
 
 
 def tile_maps(

@@ -127,7 +127,7 @@ with all copies it could be $everything.
 
 def section(opened: Opened) -> str:
     """The report's first part."""
-    first, *others = opened.found.shares or [0.0]
+    first, *others = [share or 0.0 for share in opened.found.shares] or [0.0]
     layers = "".join(f", {share:.0%} in layer {i}" for i, share in enumerate(others, start=2))
     return SECTION.substitute(
         tiles=opened.tiles,
