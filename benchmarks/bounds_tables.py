@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.gpu.cases import settings
 from benchmarks.known_bounds import latest, runs_of, searches
-from benchmarks.record import NONE, RESULTS, Row, markdown
+from benchmarks.record import NONE, RESULTS, Row, markdown, read
 
 DENSE = "dense_flex"
 MAIN = DENSE, "vsa 87.5% x2", "vsa 87.5% x1", "bsa 95.0% x4"  # whose kernels the page shows
@@ -116,6 +116,29 @@ def _thousands(row: Row) -> list[str]:
 
 def _ms(row: Row) -> list[str]:
     return [f"{row[name]:.2f}" for name in ("bound_ms", "apart_ms")]
+
+
+def passes(results: Path = RESULTS) -> str:
+    """A line for each attention of ``benchmarks.bounds.passes``, a cell for each direction and kind
+    of launches: as they were first, and as they are."""
+    kinds = {"torch": "by torch", "ours": "ours", "attention": "FlexAttention"}
+    runs: dict[tuple[str, str], list[Row]] = {}
+    for row in read("passes", results):
+        runs.setdefault((row["attention"], row["graph"]), []).append(row)
+    lines = []
+    for name in dict.fromkeys(name for name, _ in runs):
+        line = [name]
+        for graph in ("forward", "backward"):
+            for kind in kinds:
+                each = [
+                    f"{row[f'{kind}_bytes'] / 1e9:.2f} ({row[f'{kind}_launches']})"
+                    for row in runs[name, graph]
+                    if f"{kind}_bytes" in row
+                ]
+                line.append(" to ".join(dict.fromkeys([*each[:1], *each[-1:]])) or NONE)
+        lines.append(line)
+    head = [f"{graph}, {kind}" for graph in ("forward", "backward") for kind in kinds.values()]
+    return markdown(["GB (launches) of a block", *head], lines)
 
 
 def short(kernel: str) -> str:

@@ -188,6 +188,7 @@ PAGES: dict[Path, Sections] = {
         "bound_padded": partial(bounds_tables.changes, case="75k-40x128"),
         "bound_d64": partial(bounds_tables.changes, case="61k-12x64"),
         "bound_configs": bounds_tables.configs,
+        "passes": bounds_tables.passes,
     },
     DOCS / "results" / "studies.md": {"columns": columns, "score_precision": score_precision},
     DOCS / "results" / "memory.md": {"traffic": traffic, "list_memory": lists},

@@ -54,9 +54,9 @@ def dit_case(attention: Any) -> Case:
     return case
 
 
-def wan_case(attention: Any) -> Case:
-    """The mean square of what two layers of Wan 2.1 1.3B say at 480p, 32,760 tokens, in bf16."""
-    config = wan_1_3b(layers=2, attention=attention)
+def wan_case(attention: Any, layers: int = 2) -> Case:
+    """The mean square of what some layers of Wan 2.1 1.3B say at 480p, 32,760 tokens, in bf16."""
+    config = wan_1_3b(layers=layers, attention=attention)
 
     def case(device: torch.device) -> Built:
         with in_bf16(device):

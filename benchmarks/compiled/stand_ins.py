@@ -125,9 +125,9 @@ def _analyse_a_kernel_once() -> None:
     parse, parsed = triton_kernel_wrap.ttir_to_functions, {}
 
     def parse_once(module: Any) -> Any:
-        if id(module) not in parsed:  # `made` holds it, so that no other has its number
-            parsed[id(module)] = parse(module)
-        return parsed[id(module)]
+        if id(module) not in parsed:  # with the module, so that no other has its number
+            parsed[id(module)] = parse(module), module
+        return parsed[id(module)][0]
 
     triton_kernel_wrap.ttir_to_functions = parse_once
 

@@ -138,7 +138,7 @@ class Block(nn.Module):
         shards: Ulysses | None = None,
         band: str | None = None,
     ) -> Tensor:
-        """x [B, L, dim], modulation [B, 6, dim], context [B, N, dim], rotary [2, L, D / 2].
+        """x [B, L, dim], modulation [B, 6, dim], context [B, N, dim], rotary [2, L, D].
 
         With `shards`, x and rotary are this rank's rows; `band` is that of the noise level.
         """

@@ -120,7 +120,7 @@ class Block(nn.Module):
         band: str | None = None,
     ) -> Tensor:
         """x [B, L, dim], modulation [B, 6, dim] in fp32 at least, text [B, N, dim], image
-        [B, M, dim] or None, rotary [2, L, D / 2]. With `shards`, x and rotary are this rank's
+        [B, M, dim] or None, rotary [2, L, D]. With `shards`, x and rotary are this rank's
         rows; `band` is that of the noise level."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + modulation).split(1, 1)
         rows = modulate(x, shift1, scale1, self.eps)

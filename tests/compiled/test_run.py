@@ -8,7 +8,7 @@ from cuda_build import needed
 
 from benchmarks.compiled import sabotage
 from benchmarks.compiled.problems import PROBLEMS
-from benchmarks.compiled.run import OutOfBounds, ratios
+from benchmarks.compiled.run import OutOfBounds, main, ratios
 from benchmarks.compiled.sabotage import SABOTAGES, Sabotage, is_red
 
 pytestmark = needed
@@ -28,6 +28,11 @@ def test_what_a_gpu_would_run_equals_fp64(found, name):
 
 def assert_right(errors):
     assert not {what: ratio for what, ratio in errors.items() if not ratio <= 1}
+
+
+def test_a_problem_that_there_is_not_is_named_in_a_line(capsys):
+    assert main(["fine_fulll"]) == 2
+    assert "no problem ['fine_fulll']: there are fine_full, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", SABOTAGES)
