@@ -173,7 +173,7 @@ class Trainer(Stateful, Configurable):
             Progress(step=self.step, steps=c.training.steps, show=self.rank == 0) as progress,
             c.profiler.build(global_step=self.step, base_folder=c.dump_folder) as profiler,
         ):
-            if self.step == 0 and self.validator:
+            if self.step == 0 and self.validator and not self.history.validation:
                 self.validate()
             self._unread.restart_clock()
             while self.step < last:

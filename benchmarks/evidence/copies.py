@@ -1,20 +1,25 @@
 """Recurring content: does attention find the copies, and what is that worth?
 
-    python -m benchmarks.evidence.copies [--quick] [--only NAME ...] [--seeds 3] [--steps 240]
+    python -m benchmarks.evidence.copies [--quick | --all] [--seeds 3] [--steps 240]
+    python -m benchmarks.evidence.copies --data TASK ... --only NAME ...
 
 Trains a small video DiT on clips in which content recurs far away (``train/data/copies``), once for
 each attention, and places its loss between what a model can reach that sees its own tile and one
-that sees everything. --quick: the tile by itself, dense, VSA and BSA on one task, one seed. With
+that sees everything. --quick: the tile by itself, dense, VSA and BSA on one task, one seed. --all:
+the main table, arms that tell gates from the coarse stage, every attention on loop and pan. With
 --scale gpu the same tasks at 60M parameters. A CPU trains a run on each of its cores. Appends rows
 to ``benchmarks/results/evidence.jsonl``; what is there is not trained again.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +86,7 @@ class CopiesScale(Scale):
             "shuffle": shuffle,
             "shuffle, a little alike": replace(shuffle, alike=1.0),
             "shuffle, alike": replace(shuffle, alike=2.0),
+            "shuffle, nearly equal": replace(shuffle, alike=10.0),
             "shuffle, off the grid": replace(shuffle, offset=(half[0], half[1], half[2])),
             "shuffle, half tiles": replace(shuffle, cell=(t, h, w // 2)),
             "shuffle, quarter tiles": replace(shuffle, cell=(t // 2, h, w // 2)),
@@ -148,9 +154,25 @@ SCALES = {
 TASKS, METHODS = list(SCALES["cpu"].tasks), list(SCALES["cpu"].methods)
 FOUR = METHODS[:4]
 EVERYWHERE = *FOUR, "neighbourhood"  # tried on every task
-MAIN = "shuffle", "shuffle, alike"  # tasks on which all are
+ARMS = tuple(METHODS[METHODS.index("vsa, no gates") : METHODS.index("bsa, no windows")])
+MAIN = "shuffle", "shuffle, alike"  # tasks on which all but those arms are
 MIXED = "shuffle, off the grid", "shuffle, half tiles", "shuffle, quarter tiles"
 POOLS = "vsa without its coarse stage", "vsa, 8 tiles", "vsa, all tiles"  # more for those
+AS_WELL = "loop", "loop, alike", "pan", "pan, alike"  # tasks on which all are, with --all
+MORE = "shuffle, a little alike", "shuffle, nearly equal"  # tasks of --all alone
+KEEP = *(name for name in METHODS if "keep" in name), POOLS[0]  # more for the last
+
+
+def in_main_table(task: str, name: str) -> bool:
+    if name in EVERYWHERE:
+        return task not in MORE
+    return task in MAIN and name not in ARMS or task in MIXED and name in POOLS
+
+
+def in_all(task: str, name: str) -> bool:
+    if name in EVERYWHERE or task in MAIN + AS_WELL:
+        return True
+    return in_main_table(task, name) or task == MORE[-1] and name in KEEP
 
 
 def told(tile: Grid, trainer: Any) -> dict[str, Any]:
@@ -174,31 +196,48 @@ def told(tile: Grid, trainer: Any) -> dict[str, Any]:
     )
 
 
-def runs(scale: CopiesScale, tasks: list[str], methods: list[str], seeds: int) -> list[Run]:
-    """All methods of a seed and a task one after the other."""
-    tell = partial(told, scale.tile)
+def finds(tile: Grid, trainer: Any) -> dict[str, Any]:
+    """Of a model in training: by layer, the share of the chosen tiles that hold copies."""
+    tiling, clips = trainer.model.tiling, held_out(trainer.config)
+    found = found_by(trainer.model, clips, tiling or VideoTiling(clips.grid, tile))
+    return dict(finds=[round(x, 4) for x in found.shares])
+
+
+def runs(scale: CopiesScale, which: Iterable[tuple[str, str]], seeds: int) -> list[Run]:
+    """Of tasks and names of methods: all of a seed one after the other."""
+    given: Any = dict(tell=partial(told, scale.tile), watch=partial(finds, scale.tile))
     return [
-        Run("copies", task, name, scale.methods[name], seed, tell=tell, every_loss=False)
+        Run("copies", task, name, scale.methods[name], seed, every_loss=False, **given)
         for seed in range(seeds)
-        for task in tasks
-        for name in methods
-        if name in EVERYWHERE or task in MAIN or (task in MIXED and name in POOLS)
+        for task, name in which
     ]
 
 
+def chosen(given: argparse.Namespace) -> list[tuple[str, str]]:
+    """Tasks and methods: those that the command names, or the main table's."""
+    if given.quick:
+        return [("shuffle", name) for name in FOUR]
+    pairs = product(given.data or TASKS, given.only or METHODS)
+    if given.data or given.only:
+        return list(pairs)
+    wanted = in_all if given.all else in_main_table
+    return [pair for pair in pairs if wanted(*pair)]
+
+
 def main(argv: list[str] | None = None) -> int:
-    options = parser(__doc__, TASKS, SCALES, nargs="+", default=TASKS)
-    options.add_argument("--quick", action="store_true", help="one task, one seed, four methods")
+    options = parser(__doc__, TASKS, SCALES, nargs="+")
+    size = options.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="one task, one seed, four methods")
+    size.add_argument("--all", action="store_true", help="more arms, and all on loop and pan")
     options.add_argument("--only", nargs="+", choices=METHODS, metavar="NAME")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--steps", type=int, help="of each run; 240 on a CPU, 2000 on a GPU")
     given = options.parse_args(argv)
     gpu = torch.accelerator.is_available()
     scale = SCALES[given.scale or ("gpu" if gpu else "cpu")]
-    methods = FOUR if given.quick else given.only or METHODS
-    tasks, seeds = (["shuffle"], 1) if given.quick else (given.data, given.seeds)
+    seeds = 1 if given.quick else given.seeds
     steps, cores = given.steps or scale.steps, 1 if gpu else os.cpu_count() or 1
-    todo = runs(scale, tasks, methods, seeds)
+    todo = runs(scale, chosen(given), seeds)
     for row in side_by_side(todo, scale, steps, given.out, given.results, cores):
         loss, top = row["validation"][-1][1], row["tile_floor"]
         closed = (top - loss) / (top - row["floor"])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.evidence import flop_tables, frontier, page_copies
+from benchmarks.evidence import flop_tables, frontier, page_copies, page_copies_adaptation
 from benchmarks.evidence.ablations import GROUPS
 from benchmarks.evidence.page_recall import recall
 from benchmarks.evidence.page_scaling import scaling
@@ -175,7 +175,7 @@ SECTIONS: dict[str, Callable[[Path, Path], str]] = {
     "scaling": scaling,
     "ablations": ablations,
     "adaptation": adaptation,
-    "copies_adaptation": page_copies.adaptation,
+    "copies_adaptation": page_copies_adaptation.adaptation,
     "flops": lambda results, images: flop_tables.section(images),
     "recall": recall,
 }

@@ -10,6 +10,7 @@ from statistics import mean, mode, stdev
 import numpy as np
 
 from benchmarks.evidence.copies import (
+    AS_WELL,
     EVERYWHERE,
     FOUR,
     MAIN,
@@ -19,7 +20,6 @@ from benchmarks.evidence.copies import (
     SCALES,
     TASKS,
 )
-from benchmarks.evidence.copies_adaptation import LOSSES
 from benchmarks.evidence.pictures import NONE, named, shown
 from benchmarks.record import Row, markdown, read
 from flexsparse import VideoTiling
@@ -58,7 +58,7 @@ def copies(results: Path, images: Path) -> str:
             task: [r for r in of_scale if r["data"] == task and r["steps"] == steps]
             for task in TASKS
         }
-        by_task = {task: _last(mine) for task, mine in by_task.items() if mine}
+        by_task = {task: last_of(mine) for task, mine in by_task.items() if mine}
         row = min(of_scale, key=lambda row: row["parameters"])  # without gates
         parts.append(
             f"{row['parameters'] / 1e6:.1f}M parameters, {row['tokens']:,} tokens a clip, "
@@ -68,6 +68,8 @@ def copies(results: Path, images: Path) -> str:
             parts.append(f"**{task}**: {_floors(by_task[task])}\n\n{_table(by_task[task])}")
         table = _by_task(by_task, EVERYWHERE, ["vsa", "bsa"])
         parts.append(f"**Every task**, of the way to everything:\n\n{table}")
+        table = _on_each(by_task, (*MAIN, *AS_WELL))
+        parts.append(f"**Every attention**, likewise:\n\n{table}")
         mixed = {task: by_task[task] for task in (MAIN[0], *MIXED) if task in by_task}
         if len(mixed) > 1:
             table = _by_task(mixed, ["dense", "vsa", *POOLS], ["vsa", *POOLS[:2]], [3, 7])
@@ -79,7 +81,7 @@ def copies(results: Path, images: Path) -> str:
     return "\n\n".join(parts) or NONE
 
 
-def _last(rows: list[Row]) -> list[Row]:
+def last_of(rows: list[Row]) -> list[Row]:
     """Of a run that was done more than once the last."""
     return list({(row["name"], row["seed"]): row for row in rows}.values())
 
@@ -89,7 +91,7 @@ def _floors(rows: list[Row]) -> str:
     others = ", ".join(f"{k} more {x:.3f}" for k, x in row["others_floor"].items())
     return (
         f"least losses {row['patch_floor']:.3f} (a token by itself), {row['tile_floor']:.3f} (its "
-        f"tile), with the tiles that hold most of its copies {others}, {row['floor']:.3f} "
+        f"tile), with the others that tell most {others}, {row['floor']:.3f} "
         f"(everything)"
     )
 
@@ -102,21 +104,40 @@ def _table(rows: list[Row]) -> str:
             continue
         losses, shares = [r["validation"][-1][1] for r in mine], list(map(closed, mine))
         starts = [begins(row) for row in mine]
-        right = [mean(layer) for layer in zip(*(row["finds"] for row in mine))]
         lines.append(
             [
                 named(name),
                 f"{mean(losses):.3f}",
                 f"{mean(shares):.0%}{_interval(shares)}",
-                ", ".join(f"{x:.0%}" for x in right) or "-",
+                _found(mine),
                 f"{mean(row['by_chance'] for row in mine):.0%}",
                 ", ".join("-" if x is None else f"{x:,}" for x in starts),
                 f"{mean(map(_flops, mine)) / 1e9:.1f}",
             ]
         )
-    head = ["attention", "loss", "of the way to everything", "chosen tiles with copies, by layer"]
+    head = ["attention", "loss", "of the way to everything"]
+    head += ["chosen tiles with copies, by layer: untrained / halfway / at the end"]
     head += ["of all tiles", "learning begins, by seed", "GFLOP a step"]
     return markdown(head, lines)
+
+
+def _found(rows: list[Row]) -> str:
+    """By layer, before training, halfway and at its end: means over seeds."""
+    seeds = [[seen["finds"] for _, seen in row.get("watched", [])] for row in rows]
+    layers = zip(*(zip(*seed) for seed in seeds))  # of each the seeds' triples
+    means = ([mean(times) for times in zip(*layer)] for layer in layers)
+    return "; ".join(" / ".join(f"{x:.0%}" for x in layer) for layer in means) or "-"
+
+
+def _on_each(by_task: dict[str, list[Row]], tasks: Sequence[str]) -> str:
+    """A line for each method, a column for each task: how much of the way it goes."""
+    lines = []
+    for name in METHODS:
+        shares = [[closed(r) for r in by_task.get(task, []) if r["name"] == name] for task in tasks]
+        if all(shares):
+            cells = [f"{mean(share):.0%}{_interval(share)}" for share in shares]
+            lines.append([named(name), *cells])
+    return markdown(["attention", *tasks], lines) if lines else NONE
 
 
 def _by_task(
@@ -126,7 +147,7 @@ def _by_task(
     more: Sequence[int] = (),
 ) -> str:
     """A line for each task, of `methods` that all have, and which tiles those `chosen` look at;
-    `more` are numbers of other tiles, of which those with most copies are known."""
+    `more` are numbers of other tiles, whose least loss is known."""
     lines = []
     for task, rows in by_task.items():
         line = [task, f"{rows[0]['tile_floor']:.3f}", f"{rows[0]['floor']:.3f}"]
@@ -141,7 +162,7 @@ def _by_task(
         of_all = mean(row["by_chance"] for row in rows if row["name"] in FOUR)
         lines.append([*line, f"{of_all:.0%}"])
     head = ["task", "least loss of a tile by itself", "of everything"]
-    head += [f"the {k} others that hold most copies" for k in more]
+    head += [f"the {k} others that tell most" for k in more]
     head += map(named, methods)
     first, *others = map(named, chosen)
     head += [f"tiles of {first} with copies, by layer"]
@@ -183,35 +204,6 @@ def draw_losses(path: Path, by_task: dict[str, list[Row]]) -> None:
     handles, labels = every[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(FOUR), frameon=False)
     save(figure, path)
-
-
-def adaptation(results: Path, images: Path) -> str:
-    """Of the last task that was tried: losses and what tiles hold before, halfway and at the
-    end."""
-    rows = [row for row in read("evidence", results) if row["experiment"] == "copies adaptation"]
-    if not any(row["name"] == "dense on" for row in rows):
-        return NONE
-    task, steps = mode((row["data"], row["steps"]) for row in rows)
-    mine = _last([row for row in rows if (row["data"], row["steps"]) == (task, steps)])
-    mine.sort(key=lambda row: list(LOSSES).index("".join(row["name"].partition(",")[1:])))
-    lines = []
-    for row in [row for row in mine if row["name"] != "dense before"]:
-        curve = row["validation"]
-        half = min(curve, key=lambda point: abs(point[0] - steps / 2))
-        losses = " / ".join(f"{loss:.3f}" for _, loss in (curve[0], half, curve[-1]))
-        line = [named(row["name"]), losses]
-        for key in ("held", "finds"):
-            layers = zip(*(seen[key] for _, seen in row.get("watched", [])))
-            shares = [" / ".join(f"{x:.0%}" for x in layer) for layer in layers]
-            line.append("; ".join(shares) or "-")
-        lines.append(line)
-    head = ["from the same dense weights", "loss: before / halfway / at the end"]
-    head += [
-        "of dense attention's weight in the chosen tiles, by layer",
-        "chosen tiles with copies",
-    ]
-    what = f"**{task}**, {steps} steps, then as many again, on {rows[-1]['device']}, one seed:"
-    return f"{what}\n\n{markdown(head, lines)}"
 
 
 def _looks(images: Path, scale: str, by_task: dict[str, list[Row]]) -> list[str]:

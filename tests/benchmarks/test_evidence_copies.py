@@ -1,6 +1,7 @@
 """The experiment on recurring content: its tasks, what it counts as found, and that it runs."""
 
 import multiprocessing
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,16 @@ from einops import rearrange
 
 from benchmarks.evidence import copies
 from benchmarks.evidence.copies import (
+    ARMS,
     EVERYWHERE,
     FOUR,
+    KEEP,
     METHODS,
     MIXED,
     POOLS,
     SCALES,
     TASKS,
+    chosen,
     runs,
 )
 from benchmarks.evidence.page import SECTIONS
@@ -138,9 +142,21 @@ def test_every_attention_builds_for_the_grid(scale):
         tiling = slot.tiling(of.model.grid)
         slot.build(of.model.dim, of.model.heads, tiling), slot.top_k_for(tiling)
     assert len(set(of.methods.values())) == len(METHODS) and list(of.methods) == METHODS
+
+
+def test_which_are_run():
+    def named(**options):
+        return chosen(Namespace(**dict(quick=False, all=False, data=None, only=None) | options))
+
+    main, every = named(), named(all=True)
     more = len(METHODS) - len(EVERYWHERE)
-    every = len(EVERYWHERE) * len(TASKS) + len(POOLS) * len(MIXED) + 2 * more
-    assert len(runs(of, TASKS, METHODS, 1)) == every
+    of_pools = len(POOLS) * len(MIXED)
+    assert len(set(main)) == len(EVERYWHERE) * (len(TASKS) - 2) + of_pools + 2 * (more - len(ARMS))
+    assert len(set(every)) == len(EVERYWHERE) * len(TASKS) + of_pools + 6 * more + len(KEEP)
+    assert set(main) < set(every) and len(runs(CPU, main, 3)) == 3 * len(main) == 261
+    assert named(quick=True) == [("shuffle", name) for name in FOUR] and set(FOUR) < set(METHODS)
+    assert named(data=["pan"], only=["bsa, top-k"]) == [("pan", "bsa, top-k")]
+    assert named(only=["dense, gated"]) == [(task, "dense, gated") for task in TASKS]
 
 
 def test_what_counts_as_found():
@@ -179,6 +195,8 @@ def test_it_runs_once_on_two_cores_and_tells_of_floors_and_of_copies(tiny, tmp_p
         assert row["experiment"] == "copies" and row["data"] == "shuffle"
         assert row["patch_floor"] == row["tile_floor"] > row["floor"] > 0
         assert [step for step, _ in row["validation"]] == [0, 1, 2]
+        assert [step for step, _ in row["watched"]] == [0, 1, 2]
+        assert row["watched"][-1][1] == {"finds": row["finds"]}
         assert row["attention_flops"] > 0 and "losses" not in row
         assert row["device"].endswith("1 threads")
         assert len(row["finds"]) == (row["name"] in ("vsa", "bsa"))
@@ -195,6 +213,6 @@ def test_a_core_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(multiprocessing, "get_context", lambda _: forked.CONTEXT)
     file = tmp_path / "file"
     file.touch()
-    todo = runs(CPU, ["shuffle"], ["vsa", "bsa"], 1)
+    todo = runs(CPU, [("shuffle", "vsa"), ("shuffle", "bsa")], 1)
     with pytest.raises(RuntimeError, match="start again to go on"):
         side_by_side(todo, CPU, 1, tmp_path, file / "below", 2)

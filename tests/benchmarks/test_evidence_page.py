@@ -96,7 +96,7 @@ def test_where_tiles_mix_contents_what_few_tiles_with_most_copies_allow_is_told(
     page = SECTIONS["copies"](tmp_path, tmp_path)
     assert page.startswith("1.0M parameters"), "of those without gates"
     _, _, mixed = page.partition("**Tiles that hold parts of several contents**")
-    assert "| the 3 others that hold most copies | the 7 others" in mixed
+    assert "| the 3 others that tell most | the 7 others" in mixed
     line = "| 2.000 | 1.000 | 50% | 75% | 100% | 100% | - | 100% | - | 50% | - | 75% | 25% |"
     assert f"| shuffle {line}" in mixed and f"| {MIXED[1]} {line}" in mixed
     assert "tiles of VSA with copies, by layer | of VSA without its coarse stage |" in mixed

@@ -13,7 +13,7 @@ from flexsparse import VideoTiling
 from models.video_dit import debug
 from train.data import VideoDataLoader
 from train.data.copies.clips import RecurringClips, drawn
-from train.data.copies.floors import copies_in, floors, tiles_of
+from train.data.copies.floors import copies_in, floors, tell_most, tiles_of
 from train.data.copies.layouts import Copies, layout
 
 GRID = 8, 4, 8
@@ -106,6 +106,26 @@ def test_who_sees_more_can_lose_less(copies, alike):
     assert found.others[15] == pytest.approx(found.everything)
     order = [found.patch, found.tile, found.others[2], found.everything]
     assert order == sorted(order, reverse=True) and order[-1] < 0.99 * order[1]
+
+
+@where
+def test_the_other_tiles_are_those_that_tell_most(copies):
+    """Beside those before them."""
+    tiling, noise = VideoTiling(GRID, (2, 2, 4)), 0.2
+    place, tiles = clips(copies).layout(0), tiles_of(tiling)
+    ids = place.ids.reshape(-1)
+
+    def left(own, others):
+        seen = np.concatenate([tiles[own], *(tiles[j] for j in others)])
+        known = (ids[tiles[own]][:, None] == ids[seen]).sum(1)
+        return (1 / (1 + known / noise)).sum()
+
+    for own, found in enumerate(tell_most(place, tiling, 3, noise)):
+        rest = set(range(len(tiles))) - {own}
+        for i, _ in enumerate(found):
+            due = [left(own, [*found[:i], j]) for j in rest - set(found[:i])]
+            assert left(own, found[: i + 1]) == pytest.approx(min(due))
+        assert len({own, *found}) == 4
 
 
 @pytest.mark.parametrize("copies", [PLACES[0], PLACES[2]], ids=lambda copies: copies.where)

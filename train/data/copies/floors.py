@@ -26,8 +26,9 @@ class Floors:
     Attributes:
         patch: of a model whose tokens see themselves alone.
         tile: the tokens of their own tile.
-        others: their own tile, and so many others, of those that hold most of its copies; in one
-            layer, and no least loss where copies overlap.
+        others: their own tile, and so many others, each the one that tells most beside those
+            before it, as if tokens told of their copies alone; in one layer. Of one other that is
+            the least loss of all, if neighbours are not alike.
         everything: the whole clip.
     """
 
@@ -51,24 +52,21 @@ def floors(
     ids = place.ids.reshape(-1)
     covariance = _Covariance(copies, place)
     tiles = tiles_of(tiling)
-    best = {k: _with_most_copies(place, tiling, k) for k in others}
-    seen = {
+    seen: dict[str | int, list[tuple[np.ndarray, np.ndarray]]] = {
         "patch": [(np.array([i]), np.array([i])) for i in range(len(ids))],
         "tile": [(tile, tile) for tile in tiles],
-        "everything": [(np.arange(len(ids)),) * 2],
-    } | {
-        k: [
-            (tile, np.concatenate([tile, *(tiles[j] for j in chosen)]))
-            for tile, chosen in zip(tiles, best[k])
-        ]
-        for k in others
+        "everything": [(np.arange(len(ids)), np.arange(len(ids)))],
     }
     if not copies.alike:  # then tokens of one content know nothing of any other
         seen["patch"] = seen["patch"][:1]
-    found = dict.fromkeys(seen, 0.0)
+    found: dict[str | int, float] = dict.fromkeys([*seen, *others], 0.0)
     times = list(times)
     for t in times:
         ratio = (t / (1 - t)) ** 2  # the noise's variance, beside content of variance 1
+        best = tell_most(place, tiling, max(others, default=0), ratio)
+        for k in others:
+            views = [np.concatenate([i, *(tiles[j] for j in js[:k])]) for i, js in zip(tiles, best)]
+            seen[k] = list(zip(tiles, views))
         for name, groups in seen.items():
             left = sum(covariance.left(ids[own], ids[view], ratio) for own, view in groups)
             count = sum(len(own) for own, _ in groups)
@@ -100,11 +98,23 @@ def copies_in(place: Layout, tiling: VideoTiling) -> np.ndarray:
     return found
 
 
-def _with_most_copies(place: Layout, tiling: VideoTiling, k: int) -> np.ndarray:
-    """Of each tile, the k others that hold most of its copies: [n, k]."""
-    found = copies_in(place, tiling)
-    np.fill_diagonal(found, -1)
-    return np.argsort(-found, axis=1, kind="stable")[:, :k]
+def tell_most(place: Layout, tiling: VideoTiling, k: int, noise: float) -> list[list[int]]:
+    """Of each tile up to k others, each the one with which least is left beside those before it,
+    under noise of a variance, as if tokens told of their copies alone."""
+    ids, tiles = place.ids.reshape(-1), tiles_of(tiling)
+    counts = np.stack([np.bincount(ids[tile], minlength=ids.max() + 1) for tile in tiles])
+    found = []
+    for own, tile in enumerate(tiles):
+        copies = counts[:, ids[tile]]  # of each token, by tile
+        known, left, chosen = copies[own], set(range(len(tiles))) - {own}, []
+        for _ in range(min(k, len(left))):
+            others = sorted(left)
+            variance = (1 / (1 + (known + copies[others]) / noise)).sum(1)
+            chosen.append(others[variance.argmin()])
+            known = known + copies[chosen[-1]]
+            left.remove(chosen[-1])
+        found.append(chosen)
+    return found
 
 
 class _Covariance:
