@@ -56,8 +56,8 @@ SLOWEST = [
 
 
 def pytest_xdist_auto_num_workers():
-    """Two more than there are cores, up to four: some tests wait for other processes."""
-    return min(4, (os.cpu_count() or 1) + 2)
+    """One more than there are cores, up to four: some tests wait for other processes."""
+    return min(4, (os.cpu_count() or 1) + 1)
 
 
 def pytest_collection_finish():
