@@ -108,9 +108,12 @@ def test_who_sees_more_can_lose_less(copies, alike):
     assert order == sorted(order, reverse=True) and order[-1] < 0.99 * order[1]
 
 
-@where
+OVERLAP = Copies(where="shuffle", copies=4, cell=(2, 2, 4), offset=(1, 1, 2))
+
+
+@pytest.mark.parametrize("copies", [*PLACES, OVERLAP])
 def test_the_other_tiles_are_those_that_tell_most(copies):
-    """Beside those before them."""
+    """Beside those before them: of copies that overlap, not those that tell most by themselves."""
     tiling, noise = VideoTiling(GRID, (2, 2, 4)), 0.2
     place, tiles = clips(copies).layout(0), tiles_of(tiling)
     ids = place.ids.reshape(-1)
