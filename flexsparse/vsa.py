@@ -159,7 +159,9 @@ def vsa_attention(
     if rule is not None:  # once, for all that reads them
         q, k, v = tiling.zero_each((q, k, v), text_lengths)
     of_video = [video_rows(x, tiling) for x in (raw, k, v)]
-    pooled = None if gate_coarse is None else pool_each(of_video, tiling.of_video)
+    # Where attention saves k and v as they are here, compiled training saves no mean of theirs.
+    again = rule is not None and torch.is_grad_enabled()
+    pooled = None if gate_coarse is None else _pool(of_video, tiling.of_video, again)
     words = None
     if rule is None:
         fine = dense_attention(q, k, v, tiling, enable_gqa=enable_gqa, text_lengths=text_lengths)
@@ -179,7 +181,7 @@ def vsa_attention(
             words = attend_zeroed(split(scaled, tiling)[1], k, v, chosen, **options)
     gates = gate_coarse, gate_fine
     of_video_gates = [gate if gate is None else video_rows(gate, tiling) for gate in gates]
-    coarse = None if pooled is None else _coarse(pooled, (q, k, v), tiling)
+    coarse = None if pooled is None else _coarse(pooled, (q, k, v), tiling, again)
     of_tiles, of_words = coarse, None
     if coarse is not None and tiling.parts:
         of_tiles, of_words = coarse.split(
@@ -198,7 +200,17 @@ def vsa_attention(
     return join(out, zero_text_padding(words, tiling, text_lengths))
 
 
-def _coarse(pooled: Sequence[Tensor], rows: Sequence[Tensor], tiling: VideoTiling) -> Tensor:
+def _pool(xs: Sequence[Tensor], tiling: VideoTiling, again: bool) -> Sequence[Tensor]:
+    """Means of q, k and v; ``again``: of k and v once more in the backward, but never of q, which
+    is here as it was before it was scaled, and not saved."""
+    if not again:
+        return pool_each(xs, tiling)
+    return [*pool_each(xs[:1], tiling), *pool_each(xs[1:], tiling, again=True)]
+
+
+def _coarse(
+    pooled: Sequence[Tensor], rows: Sequence[Tensor], tiling: VideoTiling, again: bool
+) -> Tensor:
     """The coarse output of the video's tiles, then of those of the text's parts."""
     if tiling.parts:
         words = [pool_parts(split(x, tiling)[1], tiling) for x in rows]
@@ -206,7 +218,7 @@ def _coarse(pooled: Sequence[Tensor], rows: Sequence[Tensor], tiling: VideoTilin
     q, k, v = pooled
     if k.shape[1] < q.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    return coarse_attention(q, k, v)
+    return coarse_attention(q, k, v, again=again)
 
 
 def _gated(

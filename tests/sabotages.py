@@ -133,7 +133,7 @@ def sum_for_mean(real):
 
 
 def sums_for_means(real):
-    return lambda xs, tiling: [x * (1 + 1e-3) for x in real(xs, tiling)]
+    return lambda xs, tiling, **given: [x * (1 + 1e-3) for x in real(xs, tiling, **given)]
 
 
 # What is broken, the check that must see it, and results that it must name, all of them or some.

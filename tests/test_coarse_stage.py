@@ -41,7 +41,8 @@ def choose(q, k, rule, *, counts, query_tiles):
 
 def with_kernels(patch):
     """Tensors on a CPU go the way of those on a GPU."""
-    patch.setattr(vsa, "pool_each", lambda xs, t: pool_tiles.pool_tiles(xs, *shape(t)).unbind())
+    pool = pool_tiles.pool_tiles
+    patch.setattr(vsa, "pool_each", lambda xs, t, again=False: pool(xs, *shape(t), again).unbind())
     patch.setattr(vsa, "choose_tiles", choose)
     patch.setattr(
         lists,
@@ -49,7 +50,11 @@ def with_kernels(patch):
         lambda bits, t, *a: tile_lists.tile_lists(bits, *shape(t), t.text_tiles, *a),
     )
     attend = coarse_kernels.coarse_attention
-    patch.setattr(vsa, "coarse_attention", lambda q, k, v: attend(q, k, v, q.shape[-1] ** -0.5)[0])
+    patch.setattr(
+        vsa,
+        "coarse_attention",
+        lambda q, k, v, again: attend(q, k, v, q.shape[-1] ** -0.5, again)[0],
+    )
     patch.setattr(vsa, "combine", lambda *a: combine_kernels.combine(*a[:-1], *shape(a[-1])))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from flexsparse.derivatives import set_forward_mode, set_once
+from flexsparse.kernels.recompute import computed_again
 
 
 @triton.jit
@@ -168,19 +169,23 @@ def _stages(x: Tensor) -> int:
 
 
 @triton_op("flexsparse::coarse_attention", mutates_args={})
-def coarse_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def coarse_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, again: bool = False
+) -> tuple[Tensor, Tensor]:
     """Attention of every query to every key.
 
     q, k, v fp32 ``[B, H, n, D]``; returns out, alike and differentiable in q, k and v, and the
-    log-sum-exp of the scores, fp32 ``[B, H, n]``.
+    log-sum-exp of the scores, fp32 ``[B, H, n]``. ``again``: a compiled graph computes both once
+    more in its backward.
     """
     B, H, n, D = q.shape
     blocks = _blocks(q, backward=False)
     out, lse = q.new_empty(q.shape), q.new_empty((B, H, n))
-    wrap_triton(_coarse_forward)[(triton.cdiv(n, blocks["BLOCK_I"]), B * H)](
-        q.contiguous(), k.contiguous(), v.contiguous(), out, lse, n,
-        SCALE=scale, num_stages=_stages(q), **blocks,
-    )  # fmt: skip
+    with computed_again(again):
+        wrap_triton(_coarse_forward)[(triton.cdiv(n, blocks["BLOCK_I"]), B * H)](
+            q.contiguous(), k.contiguous(), v.contiguous(), out, lse, n,
+            SCALE=scale, num_stages=_stages(q), **blocks,
+        )  # fmt: skip
     return out, lse
 
 
@@ -200,13 +205,13 @@ def coarse_attention_backward(
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    *qkv, ctx.scale = inputs
+    *qkv, ctx.scale, _ = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*qkv, *output)
 
 
 def _backward(ctx: Any, dout: Tensor, _: Any) -> tuple:
-    return *coarse_attention_backward(dout, *ctx.saved_tensors, scale=ctx.scale), None
+    return *coarse_attention_backward(dout, *ctx.saved_tensors, scale=ctx.scale), None, None
 
 
 coarse_attention.register_autograd(_backward, setup_context=_save)

@@ -19,6 +19,7 @@ from torch.library import triton_op, wrap_triton
 
 from flexsparse.derivatives import set_forward_mode
 from flexsparse.kernels.geometry import grid_of, tile_tokens
+from flexsparse.kernels.recompute import computed_again
 from flexsparse.tiling import VideoTiling
 
 _BLOCK_R = 64
@@ -55,11 +56,14 @@ def _pool(
 
 
 @triton_op("flexsparse::pool_tiles", mutates_args={})
-def pool_tiles(xs: list[Tensor], video: list[int], tile: list[int], rows: int) -> Tensor:
+def pool_tiles(
+    xs: list[Tensor], video: list[int], tile: list[int], rows: int, again: bool = False
+) -> Tensor:
     """Means over the tokens of each tile, of one to three tensors of one shape and dtype.
 
     xs ``[B, H, n * rows, D]`` each, tile-major, of any strides with D contiguous; returns
-    ``[len(xs), B, H, n, D]`` in fp32 (fp64 for fp64). Differentiable in xs.
+    ``[len(xs), B, H, n, D]`` in fp32 (fp64 for fp64). Differentiable in xs. ``again``: a compiled
+    graph computes them once more in its backward.
     """
     B, H, L, D = xs[0].shape
     xs = [x if x.stride(3) == 1 else x.contiguous() for x in xs]
@@ -67,23 +71,24 @@ def pool_tiles(xs: list[Tensor], video: list[int], tile: list[int], rows: int) -
     n = L // rows
     out = xs[0].new_empty((len(xs), B, H, n, D), dtype=dtype)
     three = (*xs, *xs[-1:] * 2)[:3]
-    wrap_triton(_pool)[(n, B * H, len(xs))](
-        *three, out, H, n, D, *(s for x in three for s in x.stride()[:3]),
-        ROWS=rows, BLOCK_R=min(_BLOCK_R, triton.next_power_of_2(rows)),
-        BLOCK_D=triton.next_power_of_2(D), **grid_of(video, tile),
-    )  # fmt: skip
+    with computed_again(again):
+        wrap_triton(_pool)[(n, B * H, len(xs))](
+            *three, out, H, n, D, *(s for x in three for s in x.stride()[:3]),
+            ROWS=rows, BLOCK_R=min(_BLOCK_R, triton.next_power_of_2(rows)),
+            BLOCK_D=triton.next_power_of_2(D), **grid_of(video, tile),
+        )  # fmt: skip
     return out
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    xs, ctx.video, ctx.tile, ctx.rows = inputs
+    xs, ctx.video, ctx.tile, ctx.rows, _ = inputs
     ctx.dtype = xs[0].dtype
 
 
 def _backward(ctx: Any, dout: Tensor) -> tuple:
     tiling = VideoTiling(tuple(ctx.video), tuple(ctx.tile), ctx.rows)
     dout = (dout / tiling.counts(dout.device)[:, None]).to(ctx.dtype)
-    return [tiling.spread(dx) for dx in dout.unbind()], None, None, None
+    return [tiling.spread(dx) for dx in dout.unbind()], None, None, None, None
 
 
 pool_tiles.register_autograd(_backward, setup_context=_save)

@@ -11,17 +11,14 @@ but for the first, which kernels read before they look at the count.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.fx import traceback
 from torch.library import triton_op, wrap_triton
-from torch.utils.checkpoint import CheckpointPolicy
 
 from flexsparse.kernels.geometry import grid_of, tile_tokens
+from flexsparse.kernels.recompute import computed_again
 
 _BLOCK_C = 64  # query blocks that a program of the key side reads at a time
 _VALUES = 2048  # bits that a program of the query side holds
@@ -109,23 +106,6 @@ def _lists(
         )  # fmt: skip
 
 
-@contextmanager
-def _counted_again() -> Iterator[None]:
-    """What torch.compile traces here is computed once more in the backward, from the bits, and not
-    kept for it: marked as torch's own selective checkpointing marks nodes as it traces."""
-    if not traceback.has_preserved_node_meta():  # nothing is traced
-        yield
-        return
-    meta, key = traceback.current_meta, "recompute"
-    before = {key: meta[key]} if key in meta else {}
-    meta[key] = CheckpointPolicy.MUST_RECOMPUTE
-    try:
-        yield
-    finally:
-        del meta[key]
-        meta.update(before)
-
-
 @triton_op("flexsparse::tile_lists", mutates_args={})
 def tile_lists(
     bits: Tensor,
@@ -158,7 +138,7 @@ def tile_lists(
         outs += [bits.new_empty((2, B, H, n)), bits.new_empty((B, H, n, blocks))]
     by_key_outs = outs[2:] if by_key else (None, None)  # a tensor given twice would be cloned
     q_programs = triton.cdiv(blocks, block_r)
-    with _counted_again():
+    with computed_again():
         wrap_triton(_lists)[(q_programs + (words if by_key else 0), B * H)](
             bits, *outs[:2], *by_key_outs, n, video_tiles, blocks, words, width, q_programs,
             ROWS=rows, KINDS=kinds, FIRST=0 if some_partial else 1, BY_KEY=by_key,

@@ -14,11 +14,15 @@ if sys.platform == "linux":  # where the package depends on triton
     from flexsparse.kernels import coarse_attention as kernels
 
 
-def coarse_attention(q_pooled: Tensor, k_pooled: Tensor, v_pooled: Tensor) -> Tensor:
+def coarse_attention(
+    q_pooled: Tensor, k_pooled: Tensor, v_pooled: Tensor, *, again: bool = False
+) -> Tensor:
     """``softmax(Qc Kc^T / sqrt(D)) Vc`` (VSA, arXiv 2505.13389, coarse stage).
 
     Args:
         q_pooled, k_pooled, v_pooled: ``[B, H, n, D]``, as pool_tiles returns them.
+        again: a compiled graph of CUDA computes the result once more in its backward, and saves it
+            not.
 
     Returns:
         ``[B, H, n, D]``, one row per query tile, computed and returned in fp32; on the CPU in fp64
@@ -41,7 +45,8 @@ def coarse_attention(q_pooled: Tensor, k_pooled: Tensor, v_pooled: Tensor) -> Te
     if not q_pooled.is_cuda:
         return coarse_attention_twin(q_pooled, k_pooled, v_pooled)
     scale = 1 / math.sqrt(q_pooled.shape[-1])
-    return kernels.coarse_attention(q_pooled.float(), k_pooled.float(), v_pooled.float(), scale)[0]
+    q, k, v = (x.float() for x in (q_pooled, k_pooled, v_pooled))
+    return kernels.coarse_attention(q, k, v, scale, again)[0]
 
 
 def coarse_attention_twin(q_pooled: Tensor, k_pooled: Tensor, v_pooled: Tensor) -> Tensor:

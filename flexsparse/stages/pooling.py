@@ -32,15 +32,21 @@ def pool_tiles(x: Tensor, tiling: VideoTiling) -> Tensor:
     return pool_each([x], tiling)[0]
 
 
-def pool_each(xs: Sequence[Tensor], tiling: VideoTiling) -> Sequence[Tensor]:
-    """:func:`pool_tiles` of up to three tensors, in one pass over memory if they are alike."""
+def pool_each(
+    xs: Sequence[Tensor], tiling: VideoTiling, *, again: bool = False
+) -> Sequence[Tensor]:
+    """:func:`pool_tiles` of up to three tensors, in one pass over memory if they are alike.
+
+    ``again``: a compiled graph of CUDA saves xs for its backward, not the means.
+    """
     for x in xs:
         tiling.check_tiled(x)
     if any(x.shape != xs[0].shape for x in xs):
-        return [pool_tiles(x, tiling) for x in xs]
+        return [pool_each([x], tiling, again=again)[0] for x in xs]
     if xs[0].is_cuda:
         shape = list(tiling.video), list(tiling.tile), tiling.rows
-        return kernels.pool_tiles(list(xs), *shape).unbind()
+        means = kernels.pool_tiles(list(xs), *shape, again)
+        return [means[i] for i in range(len(xs))]  # torch.compile would save what is unbound
     return pool_each_twin(xs, tiling)
 
 
