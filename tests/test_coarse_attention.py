@@ -120,7 +120,7 @@ def test_scores_far_below_those_of_nothing(attend, n, dim):
 def test_blocks_of_hopper_compute_the_same(n, dim, monkeypatch):
     from flexsparse.kernels import coarse_attention as kernels
 
-    monkeypatch.setattr(kernels, "_is_hopper", lambda x: True)
+    monkeypatch.setattr(kernels, "is_hopper", lambda x: True)
     generator = torch.Generator().manual_seed(n)
     inputs = [torch.randn(1, 2, n, dim, generator=generator) for _ in range(4)]
     assert_right(with_gradients(kernel, *inputs), *inputs)

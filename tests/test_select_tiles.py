@@ -111,9 +111,13 @@ def test_infinities_order_and_nan_stays_visible():
     q[..., 0] = 1.0
     assert kernel(q, k, TopK(1))[0, 0, 0].nonzero().flatten().tolist() == [1]
     assert kernel(q, k, TopK(3))[0, 0, 0].nonzero().flatten().tolist() == [1, 3, 4]
-    k[0, 0, 2, 0] = torch.nan
-    for rule in TopK(1), Threshold(1), Mass(0.5):
-        assert kernel(q, k, rule)[0, 0, :, 2].all()
+    for bits in 0x7FC00000, 0x7FFFFFFF, -1:  # all ones are what a GPU makes
+        k[0, 0, 2, 0] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+        for rule in TopK(1), Threshold(1), Mass(0.5):
+            assert kernel(q, k, rule)[0, 0, :, 2].all()
+    q[0, 0, 1] = k[0, 0, 2, 0]  # a query that is nothing else, whatever it meets
+    k[..., 0] = torch.where(row.isinf(), 0.0, row)
+    assert kernel(q, k, TopK(2))[0, 0, 1].nonzero().flatten().tolist() == [0, 1]
 
 
 def test_one_batch_of_keys_serves_all_and_heads_must_fit():

@@ -9,7 +9,7 @@ from benchmarks.record import markdown
 
 SETTINGS = [s for s in settings() if s.key == "75k-40x128"]
 SETTINGS += [s for s in settings() if s.key == "153k-12x128"]
-ROWS, COLUMNS = 16, 64  # that a program of select_tiles scores at a time
+ROWS, COLUMNS = 16, 128  # that a program of select_tiles scores at a time, on Hopper
 PROGRAMS = 132  # of select_tiles, each with scratch: one to a multiprocessor of an H200
 GOAL = 50e6  # bytes that the lists of a layer should take at most
 
@@ -42,7 +42,7 @@ def list_memory(setting: Setting, query_tiles: int, most: int) -> Lists:
         by_query=4 * heads * blocks * (2 + most),
         by_key=4 * heads * n * (2 + blocks),
         means=2 * 4 * heads * n * dim,
-        scratch=4 * programs * ROWS * (dim + -(-n // COLUMNS) * COLUMNS),
+        scratch=4 * programs * ROWS * (2 * dim + -(-n // COLUMNS) * COLUMNS),
     )
 
 

@@ -96,7 +96,7 @@ def _choose(setting: Setting, query_tiles: int) -> Traffic:
     n, heads, dim = setting.tiling.num_tiles, setting.heads, setting.dim
     blocks, means = -(-n // query_tiles), 4 * heads * n * dim
     tasks, steps = -(-blocks // ROWS), -(-n // COLUMNS)
-    scratch = 4 * heads * tasks * ROWS * ((1 + steps) * dim + steps * COLUMNS + n)
+    scratch = 4 * heads * tasks * ROWS * (2 * (1 + steps) * dim + steps * COLUMNS + n)
     bits = 4 * heads * blocks * -(-n // 32)
     return Traffic(2 * means, bits, (tasks - 1) * means + scratch)
 

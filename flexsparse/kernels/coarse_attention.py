@@ -12,13 +12,13 @@ for dk, dq and dv; it reads its own rows anew for each block, since they would f
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from flexsparse.derivatives import set_forward_mode, set_once
+from flexsparse.kernels.launch import is_hopper, stages
 from flexsparse.kernels.recompute import computed_again
 
 
@@ -148,24 +148,12 @@ def _blocks(x: Tensor, backward: bool) -> dict[str, int]:
     D = x.shape[-1]
     if D > 128:
         block_i, block_j, warps = 16, 32, 8
-    elif _is_hopper(x):
+    elif is_hopper(x):
         block_i, block_j, warps = (64, 32, 4) if backward else (128, 32, 8)
     else:
         block_i, block_j, warps = 32, 64, 8
     block_d = max(16, triton.next_power_of_2(D))
     return {"D": D, "BLOCK_I": block_i, "BLOCK_J": block_j, "BLOCK_D": block_d, "num_warps": warps}
-
-
-def _is_hopper(x: Tensor) -> bool:
-    return x.is_cuda and torch.cuda.get_device_properties(x.device).major == 9
-
-
-def _stages(x: Tensor) -> int:
-    """Two where shared memory holds the next block of keys and values: not on a GeForce."""
-    if not x.is_cuda:
-        return 1
-    properties = torch.cuda.get_device_properties(x.device)
-    return 2 if properties.shared_memory_per_block_optin >= 1 << 17 else 1
 
 
 @triton_op("flexsparse::coarse_attention", mutates_args={})
@@ -184,7 +172,7 @@ def coarse_attention(
     with computed_again(again):
         wrap_triton(_coarse_forward)[(triton.cdiv(n, blocks["BLOCK_I"]), B * H)](
             q.contiguous(), k.contiguous(), v.contiguous(), out, lse, n,
-            SCALE=scale, num_stages=_stages(q), **blocks,
+            SCALE=scale, num_stages=stages(q), **blocks,
         )  # fmt: skip
     return out, lse
 

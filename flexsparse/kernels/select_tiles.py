@@ -8,8 +8,9 @@
               the fewest whose weights exp(score - max) reach amount of all    mass
     kept within least and most
 
-Scores are products on tensor cores in three parts of tf32, which order as fp32 does. A program has
-16 rows at a time, whose scores go through scratch of its own: it stays in cache, however many tiles
+Scores are products on tensor cores in three parts of tf32, which order as fp32 does: a query is
+split once, a key, whose scores are a row of a product, once for 16 queries. So many does a program
+have at a time, whose scores go through scratch of its own: it stays in cache, however many tiles
 there are. The want-th best score is found by bisection on integers that sort as floats do, in at
 most 32 counts of a row; sums that decide are of integers or in fp64, so no order of adding shows.
 """
@@ -25,9 +26,9 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from flexsparse.kernels.bisection import between, kth_largest, sort_key
+from flexsparse.kernels.launch import is_hopper, stages
 
-_BLOCK_M = 16  # rows of a program, the least that tensor cores take
-_BLOCK_N = 64
+_BLOCK_M = 16  # queries of a program, the fewest columns that Triton's products take
 _VALUES = {
     "top": 8192,
     "threshold": 4096,
@@ -79,6 +80,15 @@ def _choose(key, valid, want, i_s, n):
 
 
 @triton.jit
+def _split(x):
+    """x as a sum: x rounded to tf32, and the rest, of which tf32 holds all but a bit. Of NaN the
+    first may be a number, the second never is; of infinities it is the other way round."""
+    high = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+    high = high.to(tl.float32, bitcast=True)
+    return high, x - high
+
+
+@triton.jit
 def _select(
     q, k, weights, amounts, always, scratch, bits, tasks, H, GROUP, n, blocks, words, D,
     SCALE: tl.constexpr, RULE: tl.constexpr, AMOUNT: tl.constexpr, AT_RUN_TIME: tl.constexpr,
@@ -91,8 +101,8 @@ def _select(
     o_w = tl.arange(0, BLOCK_S // 32)
     i_s, valid = o_s[None, :], (o_s < n)[None, :]
     width = tl.cdiv(n, BLOCK_N) * BLOCK_N
-    p_mean = scratch + tl.program_id(0).to(tl.int64) * BLOCK_M * (BLOCK_D + width)
-    p_scratch = p_mean + BLOCK_M * BLOCK_D
+    p_mean = scratch + tl.program_id(0).to(tl.int64) * BLOCK_M * (2 * BLOCK_D + width)
+    p_scratch = p_mean + 2 * BLOCK_M * BLOCK_D
     each = tl.cdiv(blocks, BLOCK_M)
     if AT_RUN_TIME:
         amount = tl.load(amounts)
@@ -114,20 +124,29 @@ def _select(
                 b_q += tl.load(p_q, mask=m_q, other=0.0) * weight[:, None]
                 if d == 0:
                     total += weight
-            tl.store(p_mean + o_m[:, None] * BLOCK_D + d + o_k[None, :], b_q * SCALE)
+            b_q, b_rest = _split(b_q * SCALE)
+            p_q = p_mean + o_m[:, None] * BLOCK_D + d + o_k[None, :]
+            tl.store(p_q, b_q)
+            tl.store(p_q + BLOCK_M * BLOCK_D, b_rest)
         tl.debug_barrier()  # what is in scratch is read by other threads than wrote it
         for start in range(0, n, BLOCK_N):
             i_k = start + o_n
-            b_s = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+            b_s = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
+            b_small = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
             for d in tl.static_range(0, BLOCK_D, BLOCK_K):
-                b_q = tl.load(p_mean + o_m[:, None] * BLOCK_D + d + o_k[None, :])
-                p_block = p_k + i_k[None, :] * D + (d + o_k)[:, None]
-                m_k = (i_k < n)[None, :] & (d + o_k < D)[:, None]
+                p_high = p_mean + o_m[None, :] * BLOCK_D + (d + o_k)[:, None]
+                b_high, b_low = tl.load(p_high), tl.load(p_high + BLOCK_M * BLOCK_D)
+                p_block = p_k + i_k[:, None] * D + (d + o_k)[None, :]
+                m_k = (i_k < n)[:, None] & (d + o_k < D)[None, :]
                 b_k = tl.load(p_block, mask=m_k, other=0.0)
-                b_s = tl.dot(b_q, b_k, b_s, input_precision="tf32x3")
+                b_k_high, b_k_low = _split(b_k)
+                b_small = tl.dot(b_k_low, b_high, b_small, input_precision="tf32")
+                b_small = tl.dot(b_k_high, b_low, b_small, input_precision="tf32")
+                b_s = tl.dot(b_k_high, b_high, b_s, input_precision="tf32")
+            b_s += tl.where(tl.abs(b_s) == float("inf"), 0.0, b_small)
             if QUERY_TILES > 1:
-                b_s = tl.div_rn(b_s, tl.maximum(total, 1.0)[:, None])
-            tl.store(p_scratch + o_m[:, None] * width + i_k[None, :], b_s)
+                b_s = tl.div_rn(b_s, tl.maximum(total, 1.0)[None, :])
+            tl.store(p_scratch + o_m[None, :] * width + i_k[:, None], b_s)
         tl.debug_barrier()
         for row in range(0, BLOCK_M, BLOCK_R):
             p_row = p_scratch + (row + o_r)[:, None] * width + o_s[None, :]
@@ -175,8 +194,8 @@ def select_tiles(
     block_d = max(16, triton.next_power_of_2(D))
     block_s = max(32, triton.next_power_of_2(n))
     values = _VALUES[rule] // (1 if D <= 128 else 2)
-    block_k = 32 if D <= 64 else 64 if D <= 128 else 16  # by what spills least
-    scratch = q.new_empty(programs * _BLOCK_M * (block_d + -(-n // _BLOCK_N) * _BLOCK_N))
+    block_n, block_k, num_stages = _blocks(q, block_d)
+    scratch = q.new_empty(programs * _BLOCK_M * (2 * block_d + -(-n // block_n) * block_n))
     wrap_triton(_select)[(programs,)](
         q, k, bits if weights is None else weights, q if amount_tensor is None else amount_tensor,
         bits if always is None else always, scratch, bits, tasks, H, H // k.shape[1], n, blocks,
@@ -184,11 +203,19 @@ def select_tiles(
         QUERY_TILES=query_tiles,
         WEIGHTED=weights is not None and query_tiles > 1, AT_RUN_TIME=amount_tensor is not None,
         ALWAYS=always is not None,
-        BLOCK_M=_BLOCK_M, BLOCK_N=_BLOCK_N, BLOCK_R=max(1, min(_BLOCK_M, values // block_s)),
-        BLOCK_S=block_s, BLOCK_D=block_d, BLOCK_K=min(block_k, block_d),
-        num_warps=8, num_stages=2,
+        BLOCK_M=_BLOCK_M, BLOCK_N=block_n, BLOCK_R=max(1, min(_BLOCK_M, values // block_s)),
+        BLOCK_S=block_s, BLOCK_D=block_d, BLOCK_K=block_k,
+        num_warps=8, num_stages=num_stages,
     )  # fmt: skip
     return bits
+
+
+def _blocks(x: Tensor, block_d: int) -> tuple[int, int, int]:
+    """Keys and columns at a time, and stages: by what spills least. On Hopper 64 keys are a
+    warpgroup's, and two of them share what is loaded of queries."""
+    if is_hopper(x):
+        return 128, block_d if block_d <= 128 else 16, 2
+    return 64, min(block_d, 64), 2 if block_d <= 128 else stages(x)
 
 
 def _programs(device: torch.device) -> int:

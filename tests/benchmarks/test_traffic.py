@@ -116,7 +116,8 @@ def test_kernels_between_tiles_ask_for_so_many_bytes(asked, monkeypatch):
     from flexsparse.kernels import coarse_attention as coarse
     from flexsparse.kernels import select_tiles, tile_lists
 
-    monkeypatch.setattr(coarse, "_is_hopper", lambda x: True)
+    for kernels in coarse, select_tiles:
+        monkeypatch.setattr(kernels, "is_hopper", lambda x: True)
     tiling, p, moved = FULL.tiling, problem(FULL), traffic.traffic(FULL)
     for x in (1, 4):
         most = p.most[x]
@@ -165,8 +166,9 @@ def test_sizes_are_the_kernels_own(monkeypatch):
     pytest.importorskip("triton")
     from flexsparse.kernels import coarse_attention, select_tiles
 
-    assert (ROWS, COLUMNS) == (select_tiles._BLOCK_M, select_tiles._BLOCK_N)
-    monkeypatch.setattr(coarse_attention, "_is_hopper", lambda x: True)
+    for kernels in coarse_attention, select_tiles:
+        monkeypatch.setattr(kernels, "is_hopper", lambda x: True)
+    assert (ROWS, COLUMNS) == (select_tiles._BLOCK_M, select_tiles._blocks(torch.empty(1), 128)[0])
     for step, own in traffic.OWN.items():
         blocks = coarse_attention._blocks(torch.empty(1, 1, 1, 128), step == "backward")
         assert (own, traffic.OTHER) == (blocks["BLOCK_I"], blocks["BLOCK_J"])
