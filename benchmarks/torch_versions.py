@@ -68,8 +68,8 @@ def _interpreter(version: str, venvs: Path) -> str:
         print(f"making {venvs / version}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", venvs / version], check=True)
         pip = [python, "-m", "pip", "install", "--progress-bar", "off"]
-        also = ALSO.get(version, [])
-        subprocess.run([*pip, f"torch=={version}", f"{ROOT}[diffusers]", *also], check=True)
+        wanted = f"torch=={version}", f"{ROOT}[diffusers]", "einops", *ALSO.get(version, [])
+        subprocess.run([*pip, *wanted], check=True)
         whole.touch()
     return str(python)
 

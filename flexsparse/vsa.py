@@ -159,9 +159,11 @@ def vsa_attention(
     if rule is not None:  # once, for all that reads them
         q, k, v = tiling.zero_each((q, k, v), text_lengths)
     of_video = [video_rows(x, tiling) for x in (raw, k, v)]
-    # Where attention saves k and v as they are here, compiled training saves no mean of theirs.
+    # Compiled training saves no mean of k and v where attention saves both as they are here. (It
+    # saves q as it is scaled.)
     again = rule is not None and torch.is_grad_enabled()
-    pooled = None if gate_coarse is None else _pool(of_video, tiling.of_video, again)
+    kept = 1 if again else 3
+    pooled = None if gate_coarse is None else pool_each(of_video, tiling.of_video, kept=kept)
     words = None
     if rule is None:
         fine = dense_attention(q, k, v, tiling, enable_gqa=enable_gqa, text_lengths=text_lengths)
@@ -200,14 +202,6 @@ def vsa_attention(
     return join(out, zero_text_padding(words, tiling, text_lengths))
 
 
-def _pool(xs: Sequence[Tensor], tiling: VideoTiling, again: bool) -> Sequence[Tensor]:
-    """Means of q, k and v; ``again``: of k and v once more in the backward, but never of q, which
-    is here as it was before it was scaled, and not saved."""
-    if not again:
-        return pool_each(xs, tiling)
-    return [*pool_each(xs[:1], tiling), *pool_each(xs[1:], tiling, again=True)]
-
-
 def _coarse(
     pooled: Sequence[Tensor], rows: Sequence[Tensor], tiling: VideoTiling, again: bool
 ) -> Tensor:
@@ -215,10 +209,7 @@ def _coarse(
     if tiling.parts:
         words = [pool_parts(split(x, tiling)[1], tiling) for x in rows]
         pooled = [torch.cat(pair, -2) for pair in zip(pooled, words)]
-    q, k, v = pooled
-    if k.shape[1] < q.shape[1]:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    return coarse_attention(q, k, v, again=again)
+    return coarse_attention(*pooled, again=again)
 
 
 def _gated(

@@ -83,6 +83,16 @@ def test_values_and_gradients_are_those_of_dense_attention(attend, inputs, order
     assert_right(ours, *inputs)
 
 
+@implementations
+def test_heads_that_share_keys_are_as_if_each_had_its_own(attend):
+    q, g = (torch.randn(2, 6, 5, 16, device=device) for _ in range(2))
+    k, v = (torch.randn(2, 2, 5, 16, device=device) for _ in range(2))
+    own = lambda q, k, v: attend(q, *(x.repeat_interleave(3, 1) for x in (k, v)))  # noqa: E731
+    found, due = (with_gradients(f, q, k, v, g) for f in (attend, own))
+    assert [x.shape for x in found] == [x.shape for x in (q, q, k, v)]
+    assert all(torch.equal(a, b) for a, b in zip(found, due, strict=True))
+
+
 @linux
 @settings(max_examples=3)
 @given(problems())
@@ -152,9 +162,12 @@ def test_the_device_decides(monkeypatch):
 
 
 def test_tiles_that_differ_are_refused():
-    q, k = torch.randn(1, 4, 6, 16), torch.randn(1, 2, 6, 16)
-    with pytest.raises(ValueError, match=r"\(1, 2, 6, 16\).*repeat"):
-        coarse_attention(q, k, k)
+    q = torch.randn(1, 4, 6, 16)
+    for shape in (1, 3, 6, 16), (1, 0, 6, 16), (1, 2, 5, 16), (2, 2, 6, 16):
+        k = torch.randn(shape)
+        for found in (q, k, k), (q, q, k), (q, k, q):
+            with pytest.raises(ValueError, match="are .*: pool the same tiles, and give k and v a"):
+                coarse_attention(*found)
 
 
 @linux

@@ -42,7 +42,7 @@ def choose(q, k, rule, *, counts, query_tiles):
 def with_kernels(patch):
     """Tensors on a CPU go the way of those on a GPU."""
     pool = pool_tiles.pool_tiles
-    patch.setattr(vsa, "pool_each", lambda xs, t, again=False: pool(xs, *shape(t), again).unbind())
+    patch.setattr(vsa, "pool_each", lambda xs, t, kept=3: pool(xs, *shape(t), kept))
     patch.setattr(vsa, "choose_tiles", choose)
     patch.setattr(
         lists,

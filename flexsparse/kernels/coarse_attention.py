@@ -162,16 +162,17 @@ def coarse_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attention of every query to every key.
 
-    q, k, v fp32 ``[B, H, n, D]``; returns out, alike and differentiable in q, k and v, and the
-    log-sum-exp of the scores, fp32 ``[B, H, n]``. ``again``: a compiled graph computes both once
-    more in its backward.
+    q fp32 ``[B, H, n, D]``, k and v alike, with as many heads or a divisor; returns out, like q and
+    differentiable in q, k and v, and the log-sum-exp of the scores, fp32 ``[B, H, n]``. A compiled
+    graph computes both once more in its backward if ``again``.
     """
     B, H, n, D = q.shape
     blocks = _blocks(q, backward=False)
     out, lse = q.new_empty(q.shape), q.new_empty((B, H, n))
     with computed_again(again):
+        k, v = (_for_heads(x, H) for x in (k, v))
         wrap_triton(_coarse_forward)[(triton.cdiv(n, blocks["BLOCK_I"]), B * H)](
-            q.contiguous(), k.contiguous(), v.contiguous(), out, lse, n,
+            q.contiguous(), k, v, out, lse, n,
             SCALE=scale, num_stages=stages(q), **blocks,
         )  # fmt: skip
     return out, lse
@@ -181,15 +182,24 @@ def coarse_attention(
 def coarse_attention_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`coarse_attention` in q, k and v: fp32 ``[B, H, n, D]``."""
+    """Gradients of :func:`coarse_attention` in q, k and v, each like its own."""
     B, H, n, D = q.shape
-    blocks = _blocks(q, backward=True)
+    blocks, heads = _blocks(q, backward=True), k.shape[1]
     dq, dk, dv = q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
+    k, v = (_for_heads(x, H) for x in (k, v))
     wrap_triton(_coarse_backward)[(3 * triton.cdiv(n, blocks["BLOCK_I"]), B * H)](
-        dout.contiguous(), q.contiguous(), k.contiguous(), v.contiguous(), out, lse, dq, dk, dv,
+        dout.contiguous(), q.contiguous(), k, v, out, lse, dq, dk, dv,
         n, SCALE=scale, BLOCK_C=16, num_stages=3, **blocks,
     )  # fmt: skip
+    if heads < H:
+        dk, dv = (x.unflatten(1, (heads, -1)).sum(2) for x in (dk, dv))
     return dq, dk, dv
+
+
+def _for_heads(x: Tensor, heads: int) -> Tensor:
+    """x for each of so many heads, of which some share one of its own."""
+    groups = heads // x.shape[1]
+    return (x.repeat_interleave(groups, 1) if groups > 1 else x).contiguous()
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

@@ -27,68 +27,77 @@ _BLOCK_R = 64
 
 @triton.jit
 def _pool(
-    x0, x1, x2, out, H, n, D,
+    x0, x1, x2, out0, out1, out2, H, n, D,
     b0, h0, l0, b1, h1, l1, b2, h2, l2,
     VIDEO_T: tl.constexpr, VIDEO_H: tl.constexpr, VIDEO_W: tl.constexpr,
     TILE_T: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     i_n, i_bh, i_s = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     i_b, i_h = i_bh // H, i_bh % H
     tokens = tile_tokens(i_n, VIDEO_T, VIDEO_H, VIDEO_W, TILE_T, TILE_H, TILE_W)
-    if i_s == 0:
-        p_x, stride_l = x0 + i_b * b0 + i_h * h0, l0
-    elif i_s == 1:
-        p_x, stride_l = x1 + i_b * b1 + i_h * h1, l1
-    else:
-        p_x, stride_l = x2 + i_b * b2 + i_h * h2, l2
+    p_x, stride_l, out = x0 + i_b * b0 + i_h * h0, l0, out0
+    if COUNT > 1:  # others are None
+        if i_s == 1:
+            p_x, stride_l, out = x1 + i_b * b1 + i_h * h1, l1, out1
+    if COUNT > 2:
+        if i_s == 2:
+            p_x, stride_l, out = x2 + i_b * b2 + i_h * h2, l2, out2
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < D
-    total = tl.zeros([BLOCK_D], dtype=out.dtype.element_ty)
+    total = tl.zeros([BLOCK_D], dtype=out0.dtype.element_ty)
     for start in tl.static_range(0, ROWS, BLOCK_R):  # pyright: ignore[reportGeneralTypeIssues]
         o_r = start + tl.arange(0, BLOCK_R)
         m_x = (o_r < tokens)[:, None] & m_d[None, :]
         o_l = (i_n.to(tl.int64) * ROWS + o_r) * stride_l
         b_x = tl.load(p_x + o_l[:, None] + o_d[None, :], mask=m_x, other=0.0)
         total += tl.sum(b_x.to(total.dtype), 0)
-    p_out = out + ((i_s * tl.num_programs(1) + i_bh) * n + i_n) * D + o_d
-    tl.store(p_out, total / tokens.to(total.dtype), mask=m_d)
+    tl.store(out + (i_bh * n + i_n) * D + o_d, total / tokens.to(total.dtype), mask=m_d)
 
 
 @triton_op("flexsparse::pool_tiles", mutates_args={})
 def pool_tiles(
-    xs: list[Tensor], video: list[int], tile: list[int], rows: int, again: bool = False
-) -> Tensor:
+    xs: list[Tensor], video: list[int], tile: list[int], rows: int, kept: int = 3
+) -> list[Tensor]:
     """Means over the tokens of each tile, of one to three tensors of one shape and dtype.
 
-    xs ``[B, H, n * rows, D]`` each, tile-major, of any strides with D contiguous; returns
-    ``[len(xs), B, H, n, D]`` in fp32 (fp64 for fp64). Differentiable in xs. ``again``: a compiled
-    graph computes them once more in its backward.
+    xs ``[B, H, n * rows, D]`` each, tile-major, of any strides with D contiguous; returns as many
+    ``[B, H, n, D]`` in fp32 (fp64 for fp64). Differentiable in xs. For its backward a compiled
+    graph keeps the means of the first ``kept``, and computes the others' once more.
     """
     B, H, L, D = xs[0].shape
     xs = [x if x.stride(3) == 1 else x.contiguous() for x in xs]
     dtype = torch.promote_types(xs[0].dtype, torch.float32)
-    n = L // rows
-    out = xs[0].new_empty((len(xs), B, H, n, D), dtype=dtype)
-    three = (*xs, *xs[-1:] * 2)[:3]
-    with computed_again(again):
-        wrap_triton(_pool)[(n, B * H, len(xs))](
-            *three, out, H, n, D, *(s for x in three for s in x.stride()[:3]),
-            ROWS=rows, BLOCK_R=min(_BLOCK_R, triton.next_power_of_2(rows)),
-            BLOCK_D=triton.next_power_of_2(D), **grid_of(video, tile),
-        )  # fmt: skip
-    return out
+    outs = [x.new_empty((B, H, L // rows, D), dtype=dtype) for x in xs]
+    for part, again in ((slice(kept), False), (slice(kept, None), True)):
+        if xs[part]:
+            with computed_again(again):
+                _launch(xs[part], outs[part], video, tile, rows)
+    return outs
 
 
-def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _launch(
+    xs: list[Tensor], outs: list[Tensor], video: list[int], tile: list[int], rows: int
+) -> None:
+    B, H, L, D = xs[0].shape
+    strides = [stride for x in (*xs, *xs[-1:] * 2)[:3] for stride in x.stride()[:3]]
+    wrap_triton(_pool)[(L // rows, B * H, len(xs))](
+        *(*xs, None, None)[:3], *(*outs, None, None)[:3], H, L // rows, D, *strides,
+        COUNT=len(xs), ROWS=rows, BLOCK_R=min(_BLOCK_R, triton.next_power_of_2(rows)),
+        BLOCK_D=triton.next_power_of_2(D), **grid_of(video, tile),
+    )  # fmt: skip
+
+
+def _save(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
     xs, ctx.video, ctx.tile, ctx.rows, _ = inputs
     ctx.dtype = xs[0].dtype
 
 
-def _backward(ctx: Any, dout: Tensor) -> tuple:
+def _backward(ctx: Any, douts: list[Tensor]) -> tuple:
     tiling = VideoTiling(tuple(ctx.video), tuple(ctx.tile), ctx.rows)
-    dout = (dout / tiling.counts(dout.device)[:, None]).to(ctx.dtype)
-    return [tiling.spread(dx) for dx in dout.unbind()], None, None, None, None
+    # stacked, or Inductor would divide where it adds up, for each token
+    dout = torch.stack(douts) / tiling.counts(douts[0].device)[:, None]
+    return [tiling.spread(dx) for dx in dout.to(ctx.dtype).unbind()], None, None, None, None
 
 
 pool_tiles.register_autograd(_backward, setup_context=_save)

@@ -20,7 +20,8 @@ def coarse_attention(
     """``softmax(Qc Kc^T / sqrt(D)) Vc`` (VSA, arXiv 2505.13389, coarse stage).
 
     Args:
-        q_pooled, k_pooled, v_pooled: ``[B, H, n, D]``, as pool_tiles returns them.
+        q_pooled: ``[B, H, n, D]``, as pool_tiles returns it.
+        k_pooled, v_pooled: alike, with as many heads or a divisor.
         again: a compiled graph of CUDA computes the result once more in its backward, and saves it
             not.
 
@@ -29,18 +30,19 @@ def coarse_attention(
         for fp64. Differentiable. On CUDA the scores never reach memory.
 
     Raises:
-        ValueError: inputs of different shapes.
+        ValueError: shapes that do not fit.
 
     >>> means = torch.eye(16).expand(1, 2, 16, 16)
     >>> rows = coarse_attention(means, means, means)
     >>> rows.shape, rows.argmax(-1)[0, 0, :4]
     (torch.Size([1, 2, 16, 16]), tensor([0, 1, 2, 3]))
     """
-    if not q_pooled.shape == k_pooled.shape == v_pooled.shape:
+    (B, H, *tiles), heads = q_pooled.shape, max(k_pooled.shape[1], 1)
+    if H % heads or not (B, heads, *tiles) == k_pooled.shape == v_pooled.shape:
         shapes = [tuple(x.shape) for x in (q_pooled, k_pooled, v_pooled)]
         raise ValueError(
-            f"q_pooled, k_pooled and v_pooled are {shapes}: pool the same tiles, and repeat the "
-            "key and value heads where they are fewer"
+            f"q_pooled, k_pooled and v_pooled are {shapes}: pool the same tiles, and give k and v "
+            "a divisor of q's heads"
         )
     if not q_pooled.is_cuda:
         return coarse_attention_twin(q_pooled, k_pooled, v_pooled)
@@ -52,6 +54,8 @@ def coarse_attention(
 def coarse_attention_twin(q_pooled: Tensor, k_pooled: Tensor, v_pooled: Tensor) -> Tensor:
     """:func:`coarse_attention` in plain PyTorch, on any device."""
     wide = torch.promote_types(q_pooled.dtype, torch.float32)
+    groups = q_pooled.shape[1] // k_pooled.shape[1]
     q, k, v = (x.to(wide) for x in (q_pooled, k_pooled, v_pooled))
+    v = v.repeat_interleave(groups, 1) if groups > 1 else v
     with torch.autocast(q.device.type, enabled=False):  # it would round the weights to bf16
         return coarse_scores(q, k).softmax(-1) @ v

@@ -32,21 +32,20 @@ def pool_tiles(x: Tensor, tiling: VideoTiling) -> Tensor:
     return pool_each([x], tiling)[0]
 
 
-def pool_each(
-    xs: Sequence[Tensor], tiling: VideoTiling, *, again: bool = False
-) -> Sequence[Tensor]:
+def pool_each(xs: Sequence[Tensor], tiling: VideoTiling, *, kept: int = 3) -> Sequence[Tensor]:
     """:func:`pool_tiles` of up to three tensors, in one pass over memory if they are alike.
 
-    ``again``: a compiled graph of CUDA saves xs for its backward, not the means.
+    For its backward a compiled graph of CUDA keeps the means of the first ``kept``, and computes
+    those of the others again, in a pass of their own.
     """
     for x in xs:
         tiling.check_tiled(x)
-    if any(x.shape != xs[0].shape for x in xs):
-        return [pool_each([x], tiling, again=again)[0] for x in xs]
+    if any(x.shape != xs[0].shape for x in xs):  # q has more heads
+        rest = pool_each(xs[1:], tiling, kept=max(kept - 1, 0))
+        return [*pool_each(xs[:1], tiling, kept=kept), *rest]
     if xs[0].is_cuda:
         shape = list(tiling.video), list(tiling.tile), tiling.rows
-        means = kernels.pool_tiles(list(xs), *shape, again)
-        return [means[i] for i in range(len(xs))]  # torch.compile would save what is unbound
+        return kernels.pool_tiles(list(xs), *shape, kept)
     return pool_each_twin(xs, tiling)
 
 
