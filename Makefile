@@ -6,11 +6,14 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test check laws lint docs dist gpu clean
 
+# Not to bytecode: Python does that with what it imports, pip with all that there is.
+PIP := $(BIN)/pip install --progress-bar off --no-compile -c constraints.txt
+
 # torch first and by itself: a machine that has a build of it at hand keeps that one.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --progress-bar off -c constraints.txt torch
-	$(BIN)/pip install --progress-bar off -c constraints.txt -e '.[dev]'
+	$(PIP) torch
+	$(PIP) -e '.[dev]'
 	touch $@
 
 demo: $(VENV)/installed
@@ -43,7 +46,7 @@ docs: $(VENV)/with_docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/with_docs: $(VENV)/installed
-	$(BIN)/pip install --progress-bar off -c constraints.txt -e '.[docs]'
+	$(PIP) -e '.[docs]'
 	touch $@
 
 # Wheel and sdist, into out/dist, each tried in an environment of torch and triton alone.

@@ -253,38 +253,6 @@ def write(folder, *rows):
         append("bounds", row, folder)
 
 
-def test_what_is_measured_finds_its_bound(tmp_path):
-    flex, case = "triton_tem_fused_flex_attention", "a"
-    write(tmp_path, (case, "vsa 87.5% x2", "forward", flex, 9.0))  # of an earlier run
-    write(tmp_path, (case, "vsa 87.5% x2", "backward", f"{flex}_backward", 9.0))
-    for method in ("vsa 87.5% x2", "dense_flex"):
-        write(tmp_path, (case, method, "forward", flex, 2.0))
-        write(tmp_path, (case, method, "forward", "_select", 0.25))
-        write(tmp_path, (case, method, "backward", f"{flex}_backward", 4.0))
-        write(tmp_path, (case, method, "backward", "_coarse_backward", 0.5))
-    due = {
-        ("vsa 87.5% x2", "forward"): 2.25,
-        ("vsa 87.5% x2", "forward_backward"): 6.75,
-        ("fine 87.5% x2", "forward"): 2.0,
-        ("fine 87.5% x2", "forward_backward"): 6.0,
-        ("choose TopK x2", "forward"): 0.25,
-        ("coarse attention", "backward"): 0.5,
-        ("coarse attention", "forward"): None,
-        ("vsa 87.5% x1", "forward"): None,
-    }
-    for (method, step), ms in due.items():
-        assert known.least_ms(case, method, step, tmp_path) == ms, method
-    write(tmp_path, (case, "bsa_top 95.0% x4", "forward", flex, 1.0))
-    write(tmp_path, ("other", "vsa_ungated 87.5% x2", "forward", "_pool", 0.125))
-    assert known.least_ms(case, "bsa_top 95.0% x4", "forward", tmp_path) == 1.0
-    assert known.least_ms("other", "pool q, k", "forward", tmp_path) == 0.125
-    assert known.least_ms("b", "vsa 87.5% x2", "forward", tmp_path) is None
-    said = known.shown(case, "vsa 87.5% x2", "forward", 4.5, tmp_path)
-    assert said == "  training's bound 2.250 ms, x2.00"
-    assert known.shown(case, "vsa 87.5% x2", "backward", 9, tmp_path).startswith("  bound ")
-    assert known.shown("b", "vsa 87.5% x2", "forward", 4.5, tmp_path) == ""
-
-
 def test_the_first_run_of_a_layer_stands_beside_the_last(tmp_path):
     flex, names = "triton_tem_fused_flex_attention", ("issue", "half-rate units", "shared memory")
     for issued in (436, 410, 404):
