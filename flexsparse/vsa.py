@@ -159,10 +159,8 @@ def vsa_attention(
     if rule is not None:  # once, for all that reads them
         q, k, v = tiling.zero_each((q, k, v), text_lengths)
     of_video = [video_rows(x, tiling) for x in (raw, k, v)]
-    # Compiled training saves no mean of k and v where attention saves both as they are here. (It
-    # saves q as it is scaled.)
-    again = rule is not None and torch.is_grad_enabled()
-    kept = 1 if again else 3
+    again = rule is not None and _saves_as_it_is(k, tiling)
+    kept = 1 if again else 3  # attention saves q as it is scaled
     pooled = None if gate_coarse is None else pool_each(of_video, tiling.of_video, kept=kept)
     words = None
     if rule is None:
@@ -200,6 +198,16 @@ def vsa_attention(
         gate = zero_text_padding(split(gate_coarse, tiling)[1], tiling, text_lengths)
         words = (words + spread_parts(of_words, tiling) * gate).to(dtype)
     return join(out, zero_text_padding(words, tiling, text_lengths))
+
+
+def _saves_as_it_is(k: Tensor, tiling: VideoTiling) -> bool:
+    """Whether compiled training has k and v in its backward, to pool them there once more: it has
+    what autocast makes of them for attention. (Means that are joined with those of text are saved.)
+    """
+    if not (k.is_cuda and torch.compiler.is_compiling() and torch.is_grad_enabled()):
+        return False
+    cast = torch.is_autocast_enabled("cuda") and k.dtype != torch.get_autocast_dtype("cuda")
+    return not cast and not tiling.parts
 
 
 def _coarse(

@@ -65,6 +65,26 @@ def test_half_inputs_are_summed_in_fp32_and_any_strides_do(pool):
     assert pool(x.double(), tiling).dtype == torch.float64
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
+@pytest.mark.parametrize("kept", range(4))
+def test_tensors_of_unlike_strides_are_pooled_side_by_side(kept):
+    from flexsparse.kernels.pool_tiles import pool_tiles as op
+
+    tiling = VideoTiling((3, 4, 5), (2, 4, 4))
+    whole = lambda *size: torch.randint(-4, 5, size, device=device).float()  # noqa: E731
+    length = tiling.padded_tokens
+    fused = whole(2, length, 3, 2, 16)[:, :, 1].transpose(1, 2)  # a third of what q, k and v are in
+    three = fused, whole(2, 2, length, 16), whole(2, length, 2, 16).transpose(1, 2)
+    for order in (0, 1, 2), (1, 2, 0), (2, 0, 1):
+        xs = [three[i].detach().requires_grad_() for i in order]
+        found = op(xs, tiling.video, tiling.tile, tiling.rows, kept)
+        due = pool_each_twin(xs, tiling)
+        assert all(torch.equal(a, b) for a, b in zip(found, due, strict=True))
+        sums = [sum(i * x.sum() for i, x in enumerate(means, 1)) for means in (found, due)]
+        found, due = (torch.autograd.grad(x, xs) for x in sums)
+        assert all(torch.equal(a, b) for a, b in zip(found, due))
+
+
 def test_the_device_decides(monkeypatch):
     tiling = VideoTiling((2, 4, 4), (2, 2, 2))
     x = torch.randn(1, 1, tiling.padded_tokens, 16, device=device)

@@ -14,7 +14,11 @@ from flexsparse.choice.selection import pack_bits, unpack_bits
 
 if sys.platform != "linux":
     pytest.skip("triton is for Linux", allow_module_level=True)
-from flexsparse.kernels.select_tiles import select_tiles
+import triton
+import triton.language as tl
+
+from flexsparse.kernels import select_tiles as kernels
+from flexsparse.kernels.select_tiles import _split, select_tiles
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -101,6 +105,38 @@ def test_any_number_of_tiles(n):
     scores = pool_scores(coarse_scores(q, k), counts, query_tiles)
     for rule in TopK(max(1, n // 8)), TopK(n), Threshold(max(1, n / 8)), Mass(0.9):
         assert torch.equal(kernel(q, k, rule, None, query_tiles), rule(scores))
+
+
+@pytest.mark.skipif(device == "cuda", reason="a GPU has its own blocks")
+@pytest.mark.parametrize("n, dim, query_tiles", [(131, 16, 1), (260, 64, 2), (40, 256, 4)])
+def test_blocks_of_hopper_choose_the_same(n, dim, query_tiles, monkeypatch):
+    monkeypatch.setattr(kernels, "is_hopper", lambda x: True)
+    generator = torch.Generator().manual_seed(n)
+    q, k = (torch.randint(-4, 5, (1, 2, n, dim), generator=generator).float() for _ in range(2))
+    scores = pool_scores(coarse_scores(q, k), None, query_tiles)
+    assert torch.equal(kernel(q, k, TopK(n // 8), None, query_tiles), TopK(n // 8)(scores))
+
+
+@triton.jit
+def _split_all(x, high, low, BLOCK: tl.constexpr):
+    o = tl.arange(0, BLOCK)
+    b_high, b_low = _split(tl.load(x + o))
+    tl.store(high + o, b_high)
+    tl.store(low + o, b_low)
+
+
+def test_two_parts_of_tf32_are_a_number_but_for_a_bit():
+    """The interpreter, whose products are of fp32, shows it nowhere else."""
+    generator = torch.Generator().manual_seed(0)
+    exponents = torch.randint(-60, 60, (4096,), generator=generator)
+    x = torch.ldexp(torch.randn(4096, generator=generator), exponents).to(device)
+    high, low = torch.empty_like(x), torch.empty_like(x)
+    _split_all[(1,)](x, high, low, BLOCK=4096)
+    cut = lambda x: (x.view(torch.int32) & -0x2000).view(torch.float32)  # noqa: E731
+    assert torch.equal(cut(high), high)
+    assert torch.equal(high.double() + low.double(), x.double())
+    assert (low.abs() <= x.abs() * 2.0**-11).all()
+    assert ((low - cut(low)).abs() <= x.abs() * 2.0**-22).all()
 
 
 def test_infinities_order_and_nan_stays_visible():

@@ -82,7 +82,7 @@ def _choose(key, valid, want, i_s, n):
 @triton.jit
 def _split(x):
     """x as a sum: x rounded to tf32, and the rest, of which tf32 holds all but a bit. Of NaN the
-    first may be a number, the second never is; of infinities it is the other way round."""
+    first may be any number, the second never is one; of infinities it is the other way round."""
     high = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
     high = high.to(tl.float32, bitcast=True)
     return high, x - high
@@ -215,7 +215,7 @@ def _blocks(x: Tensor, block_d: int) -> tuple[int, int, int]:
     warpgroup's, and two of them share what is loaded of queries."""
     if is_hopper(x):
         return 128, block_d if block_d <= 128 else 16, 2
-    return 64, min(block_d, 64), 2 if block_d <= 128 else stages(x)
+    return 64, 16 if block_d <= 64 else 64, 2 if block_d <= 128 else stages(x)
 
 
 def _programs(device: torch.device) -> int:

@@ -23,16 +23,17 @@ from benchmarks.compiled.capture import graphs
 from benchmarks.compiled.layers import long_case
 from flexsparse import VideoTiling, vsa_attention
 
-def shared(device):
-    "VSA of 8 heads, which share 2 of keys and values."
+def gated(heads, dtype, device):
+    "VSA of 8 heads, of which some may share those of keys and values, under autocast."
     tiling = VideoTiling((16, 16, 16), (4, 4, 4))
+    @torch.autocast("cuda", torch.bfloat16)
     def attend(q, k, v, gate):
         return vsa_attention(q, k, v, tiling, top_k=8, gate_coarse=gate, enable_gqa=True)
-    options = dict(device=device, dtype=torch.bfloat16, requires_grad=True)
-    return attend, [torch.empty(1, heads, 4096, 128, **options) for heads in (8, 2, 2, 8)]
+    options = dict(device=device, dtype=getattr(torch, dtype), requires_grad=True)
+    return attend, [torch.empty(1, of, 4096, 128, **options) for of in (8, heads, heads, 8)]
 
-case = shared if sys.argv[1] == "shared" else long_case(*json.loads(sys.argv[1]))
-found = graphs(case)
+given = json.loads(sys.argv[1])
+found = graphs(long_case(*given) if len(given) > 2 else lambda device: gated(*given, device))
 if found.error:
     raise found.error
 print(json.dumps(inputs(found.sources[1])))
@@ -43,7 +44,7 @@ print(json.dumps(inputs(found.sources[1])))
 @pytest.mark.parametrize(("kind", "query_tiles", "kept"), [("vsa", 1, 1), ("bsa", 4, 0.5)])
 def test_beside_attentions_own_tensors_a_layer_saves_at_most_50_mb(kind, query_tiles, kept):
     s = SETTING
-    saved = inputs(json.dumps([s.video, s.tile, s.heads, kind, s.dim, query_tiles]))
+    saved = inputs(s.video, s.tile, s.heads, kind, s.dim, query_tiles)
     keys = 2 * s.heads * s.tiling.padded_tokens * s.dim
     means = 4 * s.heads * s.tiling.num_tiles * s.dim
     of_queries = round(keys * kept)
@@ -57,17 +58,24 @@ def test_beside_attentions_own_tensors_a_layer_saves_at_most_50_mb(kind, query_t
 
 @needed
 def test_where_heads_share_keys_their_means_are_not_saved_either():
-    saved, means = inputs("shared"), 4 * 64 * 128  # of a head
+    saved, means = inputs(2, "bfloat16"), 4 * 64 * 128  # of a head
     assert 8 * means in saved.values()  # of q
     tokens = 2 * 4096 * 128, 4 * 4096  # and lse
     rest = [x for x in saved.values() if x // 8 not in tokens and x // 2 not in tokens]
     assert sum(rest) < 9 * means, saved
 
 
-def inputs(given):
+@needed
+def test_what_autocast_casts_for_attention_is_saved_once():
+    saved, tokens = inputs(8, "float32"), 8 * 4096 * 128
+    assert sum(x == 4 * tokens for x in saved.values()) == 1, saved  # the gate
+    assert sum(x == 2 * tokens for x in saved.values()) == 5  # q, k, v, the output, its gradient
+
+
+def inputs(*given):
     """Bytes of each tensor that the backward of a case is given."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-c", TRACED, given]
+    command = [sys.executable, "-W", "ignore", "-c", TRACED, json.dumps(given)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
