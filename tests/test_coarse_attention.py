@@ -21,7 +21,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux"
 def operator(q, k, v):
     from flexsparse.kernels.coarse_attention import coarse_attention
 
-    return coarse_attention(q, k, v, 1 / math.sqrt(q.shape[-1]))
+    return coarse_attention(q, k, v, 1 / math.sqrt(q.shape[-1]), False)
 
 
 def kernel(q, k, v):
@@ -178,8 +178,8 @@ def test_the_kernels_are_well_formed_operators():
     checks = ["test_schema", "test_autograd_registration"]
     if device == "cuda":  # Triton's interpreter cannot run on fake tensors
         checks += ["test_faketensor", "test_aot_dispatch_static"]
-    torch.library.opcheck(coarse_attention, (q, k, v, 0.25), test_utils=checks)
+    torch.library.opcheck(coarse_attention, (q, k, v, 0.25, False), test_utils=checks)
     with torch.no_grad():
         q, k, v = q.detach(), k.detach(), v.detach()
-        arguments = q, q, k, v, *coarse_attention(q, k, v, 0.25), 0.25
+        arguments = q, q, k, v, *coarse_attention(q, k, v, 0.25, False), 0.25
     torch.library.opcheck(coarse_attention_backward, arguments, test_utils=checks[:1] + checks[2:])

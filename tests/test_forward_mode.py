@@ -257,11 +257,11 @@ def test_kernels_refuse_tangents():
     index = torch.zeros(1, 1, 1, 16, dtype=torch.int32)
     ops = torch.ops.flexsparse
     calls = {
-        "coarse_attention": lambda x: ops.coarse_attention(x, x, x, 1.0),
+        "coarse_attention": lambda x: ops.coarse_attention(x, x, x, 1.0, False),
         "coarse_attention_backward": lambda x: ops.coarse_attention_backward(
             x, x, x, x, x, x[..., 0], 1.0
         ),
-        "pool_tiles": lambda x: ops.pool_tiles([x], *shape),
+        "pool_tiles": lambda x: ops.pool_tiles([x], *shape, 1),
         "combine": lambda x: ops.combine(x, x, x, None, *shape),
         "combine_backward": lambda x: ops.combine_backward(x, x, x, x, None, *shape),
         "restore_rows": lambda x: ops.restore_rows(x, index, *shape, [2, 2, 4], 16, False),

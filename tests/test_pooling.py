@@ -21,7 +21,7 @@ def twin(x, tiling):
 def kernel(x, tiling):
     from flexsparse.kernels import pool_tiles
 
-    return pool_tiles.pool_tiles([x], tiling.video, tiling.tile, tiling.rows)[0]
+    return pool_tiles.pool_tiles([x], tiling.video, tiling.tile, tiling.rows, 1)[0]
 
 
 implementations = pytest.mark.parametrize(
@@ -102,4 +102,4 @@ def test_the_kernel_is_a_well_formed_operator():
     checks = ["test_schema", "test_autograd_registration"]
     if device == "cuda":  # Triton's interpreter cannot run on fake tensors
         checks += ["test_faketensor", "test_aot_dispatch_static"]
-    torch.library.opcheck(op, ([x], tiling.video, tiling.tile, tiling.rows), test_utils=checks)
+    torch.library.opcheck(op, ([x], tiling.video, tiling.tile, tiling.rows, 1), test_utils=checks)

@@ -158,7 +158,7 @@ def _blocks(x: Tensor, backward: bool) -> dict[str, int]:
 
 @triton_op("flexsparse::coarse_attention", mutates_args={})
 def coarse_attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, again: bool = False
+    q: Tensor, k: Tensor, v: Tensor, scale: float, again: bool
 ) -> tuple[Tensor, Tensor]:
     """Attention of every query to every key.
 

@@ -57,7 +57,7 @@ def _pool(
 
 @triton_op("flexsparse::pool_tiles", mutates_args={})
 def pool_tiles(
-    xs: list[Tensor], video: list[int], tile: list[int], rows: int, kept: int = 3
+    xs: list[Tensor], video: list[int], tile: list[int], rows: int, kept: int
 ) -> list[Tensor]:
     """Means over the tokens of each tile, of one to three tensors of one shape and dtype.
 
@@ -93,6 +93,7 @@ def _save(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
     ctx.dtype = xs[0].dtype
 
 
+# No argument has a default: one that equals its default has no place in what torch 2.11 takes back.
 def _backward(ctx: Any, douts: list[Tensor]) -> tuple:
     tiling = VideoTiling(tuple(ctx.video), tuple(ctx.tile), ctx.rows)
     # stacked, or Inductor would divide where it adds up, for each token

@@ -130,7 +130,7 @@ def test_kernels_between_tiles_ask_for_so_many_bytes(asked, monkeypatch):
         lists, found = asked(tile_lists.tile_lists, *given, True)
         empty = int((lists[2].sum(0) == 0).sum())  # tiles that none chose: one index each
         assert found == sum(moved[f"lists x{x}"]["training"]) + 4 * empty
-    (out, lse), found = asked(coarse.coarse_attention, *p.means, 0.25)
+    (out, lse), found = asked(coarse.coarse_attention, *p.means, 0.25, False)
     assert found == sum(moved["coarse attention"]["forward"])
     _, found = asked(coarse.coarse_attention_backward, out, *p.means, out, lse, 0.25)
     assert found == sum(moved["coarse attention"]["backward"])
@@ -143,7 +143,7 @@ def test_kernels_on_tokens_ask_for_so_many_bytes(setting, asked):
     tiling, moved = setting.tiling, traffic.traffic(setting)
     shape = list(tiling.video), list(tiling.tile), tiling.rows
     q, k, v, *gates = draw(setting, CPU, torch.bfloat16)
-    means, found = asked(pool_tiles.pool_tiles, [q, k, v], *shape)
+    means, found = asked(pool_tiles.pool_tiles, [q, k, v], *shape, 3)
     assert found == sum(moved["pool q, k, v"]["forward"])
     joined, found = asked(combine.combine, v, means[0], *gates, *shape)
     assert found == sum(moved["combine"]["forward"])
